@@ -1,0 +1,276 @@
+"""The command line: every command calls one function of the engine, the trainer or the loop.
+
+Exit codes: 0 done; 1 the work failed on the way (what is done stays; start it again); 2 the command or its input is wrong;
+130 interrupted (start it again to go on).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import rich.table
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="""Turn natural recordings into clean separated tracks and a better separator.
+
+`clearsep demo` shows the whole loop on sounds it makes itself. `clearsep run` does it on yours: clips that name their
+sounds are separated, scored and filtered, and a better separator is distilled from the tracks, iteration after iteration.
+Every command can be stopped and started again; it goes on where it was.
+
+Exit codes: 0 done, 1 failed on the way (what is done stays), 2 wrong command or input, 130 interrupted.""",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as distil.steps=200; repeatable."),
+]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; started again, it goes on there.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone.")]
+
+
+def _say(text: str) -> None:
+    """Progress goes to standard error, so that standard output holds the result alone."""
+    Console(stderr=True).print(text, highlight=False, markup=False)
+
+
+def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        return
+    console = Console()
+    for table in tables():
+        shown = rich.table.Table(title=table.title, title_justify="left")
+        for column in table.columns:
+            shown.add_column(column, overflow="fold")
+        for row in table.rows:
+            shown.add_row(*row)
+        console.print(shown)
+
+
+@app.command()
+def demo(out: Out = Path("runs/demo"), set_: Set = None, as_json: Json = False, address: Address = None) -> None:
+    """Synthesise a corpus, train a seed on little of it, run two iterations and show what they gained."""
+    from cluster.session import connected
+    from tune import recipes, report
+    from tune.demo import demo_settings
+    from tune.loop import RunConfig, run
+
+    settings = demo_settings(out, say=_say)
+    config = recipes.build(RunConfig, recipes.override(settings, set_ or []))
+    with connected(address):
+        summary = run(config, out / "run", say=_say)
+    _print(lambda: [report.iterations_table(summary), report.labels_table(summary)], summary, as_json)
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name (laptop, clearsep) or a YAML file of settings.")],
+    out: Out,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Take a corpus through all iterations: separate, score, filter, distil, evaluate.
+
+    Example: `clearsep run laptop -o runs/first --set corpus=natural.csv --set clean=clips.csv`
+    """
+    from cluster.session import connected
+    from tune import recipes, report
+    from tune.loop import run as run_loop
+
+    config = recipes.run_config(recipe, set_ or [])
+    with connected(address):
+        summary = run_loop(config, out, say=_say)
+    _print(lambda: [report.iterations_table(summary), report.labels_table(summary)], summary, as_json)
+
+
+@app.command("separate-corpus")
+def separate_corpus(
+    manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
+    separator: Annotated[Path, typer.Option(help="Checkpoint folder of the separator.")],
+    out: Out,
+    class_map: Annotated[Path | None, typer.Option(help="AudioSet's class_labels_indices.csv.")] = None,
+    audio_root: Annotated[Path | None, typer.Option(help="Where AudioSet's audio files are.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """One engine pass: every stem of every clip, scored, into OUT/stems; what failed into OUT/failures."""
+    from cluster.session import connected
+    from engine.corpus import read_corpus
+    from engine.iteration import run_pass
+    from engine.stages import PassConfig
+    from tune import recipes, report
+
+    config = recipes.build(PassConfig, recipes.override({}, set_ or []))
+    corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
+    with connected(address):
+        summary = run_pass(corpus, out, separator=separator, config=config)
+    _print(lambda: [report.pass_table(summary)], summary, as_json)
+
+
+@app.command("filter")
+def filter_(
+    stems: Annotated[Path, typer.Argument(help="A finished pass: its folder or the stems folder in it.")],
+    out: Out,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Decide again from stored scores which stems become tracks; opens no audio.
+
+    Example: `clearsep filter runs/first/iterations/1 -o strict --set min_re_sdr_db=15`
+    """
+    from engine.filter import Thresholds
+    from engine.shards import write_tracks
+    from tune import recipes, report
+
+    thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
+    folder = stems / "stems" if (stems / "stems").is_dir() else stems
+    tracks = write_tracks(folder, out, thresholds)
+    _print(lambda: [report.tracks_table(tracks)], tracks, as_json)
+
+
+@app.command()
+def distil(
+    out: Out,
+    from_: Annotated[str, typer.Option("--from", help="Checkpoint folder to go on from, or `scratch`.")],
+    clean: Annotated[Path | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
+    folds: Annotated[list[int] | None, typer.Option(help="Folds of the clean clips; repeatable.")] = None,
+    tracks: Annotated[Path | None, typer.Option(help="Tracks that `filter` or an iteration selected.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Train a separator from tracks and single-source clips.
+
+    Settings are those of `distil` and `network` in a run's config, such as `--set distil.steps=400`, and `validation.clips`.
+    """
+    from cluster.session import connected
+    from train.distil import Material
+    from train.distil import distil as train
+    from tune import recipes
+
+    material = Material(
+        clean=str(clean) if clean else None,
+        clean_folds=tuple(folds) if folds else None,
+        tracks=str(tracks) if tracks else None,
+    )
+    settings = recipes.build(recipes.Training, recipes.override({}, set_ or []))
+    with connected(address):
+        entry = train(
+            out,
+            material=material,
+            config=settings.distil,
+            start=None if from_ == "scratch" else from_,
+            network=settings.network,
+            validation=settings.validation,
+        )
+    _print(lambda: [_curve_table(entry)], entry, as_json)
+
+
+def _curve_table(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - report is imported late
+    from tune.report import Table
+
+    names = ("step", "loss_db", "sdri_db", "si_sdri_db")
+    rows = [[f"{point[name]:.6g}" if name in point else "" for name in names] for point in entry["curve"]]
+    return Table(title=f"Learning curve, {entry['steps']} steps", columns=names, rows=rows)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of the separator.")],
+    clips: Annotated[Path, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder by label.")],
+    folds: Annotated[list[int] | None, typer.Option(help="Folds to draw from; repeatable.")] = None,
+    num_mixtures: Annotated[int, typer.Option(help="Mixtures to draw.")] = 300,
+    num_sources: Annotated[int, typer.Option(help="Sources in each.")] = 2,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a separator on seeded mixtures of single-source clips, levels equal over the active parts."""
+    from engine.separators import load
+    from train.evaluate import ValidationConfig, draw_mixtures, estimator
+    from train.evaluate import evaluate as measure
+    from tune import report
+
+    config = ValidationConfig(
+        clips=str(clips),
+        folds=tuple(folds) if folds else None,
+        num_mixtures=num_mixtures,
+        num_sources=num_sources,
+        seed=seed,
+    )
+    separator = load(checkpoint)
+    mixtures = draw_mixtures(config, sample_rate_hz=separator.sample_rate_hz)
+    result = measure(estimator(separator), mixtures)
+    _print(lambda: [report.evaluation_table(result)], result, as_json)
+
+
+@app.command()
+def score(
+    mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture.")],
+    stems: Annotated[list[Path], typer.Argument(help="Audio files of its stems, made by any tool.")],
+    labels: Annotated[str | None, typer.Option(help="Labels of the stems, comma-separated.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Score the stems of a mixture, and say which would be kept (thresholds by --set min_re_sdr_db=10 and the like)."""
+    from engine.filter import Thresholds
+    from engine.stages import score_files
+    from tune import recipes, report
+
+    thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
+    names = [label.strip() for label in labels.split(",")] if labels else [stem.stem for stem in stems]
+    if len(set(names)) != len(stems):
+        raise ValueError(f"{len(stems)} stems need as many different labels, not {names}; give --labels")
+    result = {"stems": score_files(mixture, dict(zip(names, map(str, stems), strict=True)), thresholds)}
+    _print(lambda: [report.scores_table(result)], result, as_json)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
+    as_json: Json = False,
+) -> None:
+    """Say what is in a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
+    from tune.report import inspect as look
+
+    tables, value = look(path)
+    _print(lambda: tables, value, as_json)
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    """Turn what went wrong into one line on standard error and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _say("interrupted; start the same command again to go on")
+        sys.exit(130)
+    except ValueError as error:
+        _say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        _say(f"error: {error}; what was done stays, start the same command again to go on")
+        sys.exit(1)
+
+
+def main() -> None:
+    """Entry point of the ``clearsep`` command."""
+    with _exit_codes():
+        app()
+
+
+if __name__ == "__main__":
+    main()

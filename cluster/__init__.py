@@ -1,0 +1,1 @@
+"""Where the work runs; imports no other package of the project."""

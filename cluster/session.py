@@ -1,0 +1,39 @@
+"""Connecting to Ray: a cluster that was named, or one started on this machine for the length of a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # reporting is the user's to switch on
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the pass shows its own
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_DEDUP_LOGS": "1",
+}
+
+
+@contextmanager
+def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the length of a ``with`` block; a cluster that is already connected is used and left running.
+
+    ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else this machine alone,
+    reachable from this machine alone.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()

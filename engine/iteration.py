@@ -1,0 +1,197 @@
+"""One engine pass over a corpus with Ray Data: CPU tasks decode, actors separate, CPU tasks score and write."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engine.corpus import Corpus
+from engine.separators import Separator, load, read_description
+from engine.shards import done_parts
+from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
+from engine.storage import fingerprint, read_json, write_json, write_parquet
+
+_STEPS = ("decode", "separate", "score", "write")
+
+
+def run_pass(
+    corpus: Corpus,
+    out: str | Path,
+    *,
+    separator: str | Path,
+    config: PassConfig | None = None,
+    open_separator: Callable[[str], Separator] | None = None,
+    sample_rate_hz: int | None = None,
+) -> dict[str, Any]:
+    """Separate and score every clip of a corpus into ``out``; returns the summary, which is also written there.
+
+    ``separator`` is a checkpoint folder, whose fingerprint guards against mixing results. Another kind of separator is
+    given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. Started again, the pass
+    does only what is missing. Raises ``ValueError`` where ``out`` holds a pass of other settings, corpus or separator.
+    """
+    config, out = config or PassConfig(), Path(out).resolve()
+    if open_separator is None:
+        description = read_description(separator)
+        separator_fingerprint, sample_rate_hz = description["fingerprint"], description["sample_rate_hz"]
+        folder = str(Path(separator).resolve())
+        open_separator = functools.partial(_open, folder)
+    else:
+        separator_fingerprint = str(separator)
+    if sample_rate_hz is None:
+        raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
+    rows = _rows(corpus.clips, config.min_labels)
+    _claim(out, config, separator_fingerprint, [row["clip_id"] for row in rows])
+    manifest_path = out / "stems" / "manifest.json"
+    if not manifest_path.is_file():
+        started = time.perf_counter()
+        write_parquet(out / "failures" / "manifest.parquet", corpus.failures)
+        _stream(rows, out, corpus.root, config, open_separator, sample_rate_hz)
+        _close(out, corpus, len(rows), separator_fingerprint, time.perf_counter() - started)
+    summary: dict[str, Any] = read_json(manifest_path)
+    summary.pop("shards")
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _open(folder: str, device: str) -> Separator:
+    return load(folder, device=device)
+
+
+def _rows(clips: pa.Table, min_labels: int) -> list[dict[str, Any]]:
+    """The rows of a pass in the order of their ids, so that parts are the same on every machine."""
+    rows = clips.sort_by("clip_id").to_pylist()
+    return [row for row in rows if len(row["labels"]) >= min_labels]
+
+
+def _claim(out: Path, config: PassConfig, separator_fingerprint: str, clip_ids: list[str]) -> None:
+    """Mark ``out`` as the place of this very pass, or refuse if it is another's."""
+    identity = {
+        "settings": config.identity(),
+        "separator": separator_fingerprint,
+        "corpus": fingerprint(clip_ids),
+    }
+    path = out / "stems" / "pass.json"
+    if not path.is_file():
+        write_json(path, identity)
+        return
+    found = read_json(path)
+    changed = [name for name in identity if found.get(name) != identity[name]]
+    if changed:
+        raise ValueError(
+            f"{out} holds a pass of another {' and '.join(changed)}; give another folder, or delete this one to redo it"
+        )
+
+
+def _missing(rows: list[dict[str, Any]], out: Path, config: PassConfig) -> tuple[pa.Table, frozenset[str]]:
+    """The decoding tasks that are not wholly done, and the names of the parts that are."""
+    size = config.rows_per_task
+    tasks = [{"task": i // size, "rows": rows[i : i + size]} for i in range(0, len(rows), size)]
+    done = done_parts(out)
+    seen: dict[int, int] = {}
+    expected: dict[int, int] = {}
+    for record in done.values():
+        seen[record["task"]] = seen.get(record["task"], 0) + 1
+        expected[record["task"]] = record["num_parts"]
+    missing = [task for task in tasks if seen.get(task["task"], 0) < expected.get(task["task"], 1)]
+    return pa.Table.from_pylist(missing), frozenset(done)
+
+
+def _stream(
+    rows: list[dict[str, Any]],
+    out: Path,
+    root: str,
+    config: PassConfig,
+    open_separator: Callable[[str], Separator],
+    sample_rate_hz: int,
+) -> None:
+    tasks, done = _missing(rows, out, config)
+    if not len(tasks):
+        return
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    num_gpus, num_actors = _placement(config)
+    results = (
+        ray.data.from_arrow(tasks)
+        .repartition(len(tasks))
+        .map_batches(Decode(root, sample_rate_hz, config, done), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        .map_batches(
+            Separate,
+            fn_constructor_args=(open_separator, config, num_gpus > 0),
+            compute=ray.data.ActorPoolStrategy(min_size=min(config.min_actors, num_actors), max_size=num_actors),
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=config.num_cpus_per_actor,
+            num_gpus=num_gpus,
+        )
+        .map_batches(ScoreAndWrite(str(out), sample_rate_hz), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    )
+    _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
+
+
+def _placement(config: PassConfig) -> tuple[float, int]:
+    """GPU share of an actor and the largest pool that the cluster holds."""
+    resources = ray.cluster_resources()
+    available_gpus = resources.get("GPU", 0.0)
+    num_gpus = config.num_gpus_per_actor
+    if num_gpus is None:
+        num_gpus = 1.0 if available_gpus else 0.0
+    if num_gpus > available_gpus:
+        raise ValueError(f"num_gpus_per_actor is {num_gpus}, the cluster has {available_gpus:g}; set it to 0")
+    room = available_gpus / num_gpus if num_gpus else resources.get("CPU", 1.0)
+    return num_gpus, max(1, config.max_actors or int(room))
+
+
+def _show(results: ray.data.Dataset, *, total_clips: int) -> None:
+    """Run the pass, its progress on standard error (a line now and then where that is no terminal)."""
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    started, audio_s, clips, said = time.perf_counter(), 0.0, 0, 0.0
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("separating clips", total=total_clips)
+        for row in results.iter_rows():
+            audio_s += row["audio_s"]
+            clips += row["num_clips"]
+            elapsed = time.perf_counter() - started
+            speed = f"separating clips, {audio_s / elapsed:.0f} s of audio per second"
+            progress.update(bar, completed=clips, total=max(total_clips, clips), description=speed)
+            if not console.is_terminal and elapsed - said > 30:
+                said = elapsed
+                console.print(f"{speed}, {clips} of about {total_clips} clips", highlight=False)
+
+
+def _close(out: Path, corpus: Corpus, num_rows: int, separator_fingerprint: str, wall_s: float) -> None:
+    """Add up the parts and write the manifest that closes the pass."""
+    done = done_parts(out)
+    total = {key: sum(record[key] for record in done.values()) for key in ("num_stems", "num_clips", "num_queries")}
+    audio_s = sum(record["audio_s"] for record in done.values())
+    step_s = {step: sum(record[f"{step}_s"] for record in done.values()) for step in _STEPS}
+    all_s = sum(step_s.values()) or 1.0
+    in_manifest = len(corpus.failures)
+    unread_queries = sum(corpus.failures["num_queries"].to_pylist())
+    manifest = {
+        "num_clips": total["num_clips"] + in_manifest,
+        "num_set_aside": len(corpus.clips) - num_rows,
+        "num_queries": total["num_queries"] + unread_queries,
+        "num_stems": total["num_stems"],
+        "num_failed": sum(record["num_failures"] for record in done.values()) + in_manifest,
+        "audio_h": audio_s / 3600.0,
+        "wall_s": wall_s,
+        "audio_s_per_s": audio_s / wall_s,
+        "step_cpu_s": step_s,
+        "step_fraction": {step: seconds / all_s for step, seconds in step_s.items()},
+        "separator_fingerprint": separator_fingerprint,
+        "shards": {part: record["sha256"] for part, record in done.items()},
+    }
+    manifest["fingerprint"] = fingerprint([separator_fingerprint, manifest["shards"]])
+    write_json(out / "stems" / "manifest.json", manifest)

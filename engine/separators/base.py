@@ -1,0 +1,68 @@
+"""What every separator offers, and separation of any length by overlap-add."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@runtime_checkable
+class Separator(Protocol):
+    """A query-conditioned separator; any object with these members can drive the engine."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the audio it takes and returns."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels it knows."""
+
+    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+        """Stems ``[B, T]`` (float32) of mixtures ``[B, T]``, one query a row, any length.
+
+        A query is a label or ClearSep's sentence for it, "The sound of dog bark". Rows may be padded with zeros to a
+        common length; ``lengths`` says how many samples of each row are real. Raises ``ValueError`` for an unknown label.
+        """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known names, nearest first where one is near."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(options[:30]) + (f" and {len(options) - 30} more" if len(options) > 30 else "")
+
+
+def overlap_add(
+    separate: Callable[[Tensor, Tensor], Tensor],
+    mix_BT: Tensor,
+    lengths_B: Tensor,
+    *,
+    chunk_samples: int,
+    overlap_samples: int,
+) -> Tensor:
+    """Separate chunk by chunk, cross-fading linearly where chunks overlap; one call where the mixture fits in a chunk.
+
+    ``separate`` takes a chunk ``[B, T]`` and the lengths ``[B]`` inside it. Memory is that of one chunk.
+    """
+    num_samples = mix_BT.shape[1]
+    if num_samples <= chunk_samples:
+        return separate(mix_BT, lengths_B)
+    step = chunk_samples - overlap_samples
+    fade_T = torch.linspace(0.0, 1.0, overlap_samples + 2, device=mix_BT.device)[1:-1]
+    stems_BT = torch.zeros_like(mix_BT)
+    for first in range(0, num_samples - overlap_samples, step):
+        end = min(first + chunk_samples, num_samples)
+        chunk_BT = separate(mix_BT[:, first:end], (lengths_B - first).clamp(0, end - first))
+        if first:
+            chunk_BT[:, :overlap_samples] *= fade_T
+        if end < num_samples:
+            chunk_BT[:, -overlap_samples:] *= fade_T.flip(0)
+        stems_BT[:, first:end] += chunk_BT
+    return stems_BT

@@ -1,0 +1,102 @@
+"""The built-in separator as a whole: a vocabulary of queries and the network they steer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from engine.separators.base import nearest, overlap_add
+from engine.separators.network import MaskNetwork, NetworkConfig
+
+_SENTENCE = "the sound of "
+_CHUNK_S, _OVERLAP_S = 12.0, 1.0
+
+
+def _plain(query: str) -> str:
+    """A query as its words: lower case, spaces for underscores, without ClearSep's "The sound of"."""
+    words = query.strip().lower().replace("_", " ")
+    return words.removeprefix(_SENTENCE)
+
+
+class QueryEncoder(nn.Module):
+    """A closed vocabulary of labels, one learned vector ``[Q]`` each, that can grow."""
+
+    def __init__(self, labels: Sequence[str], query_features: int) -> None:
+        super().__init__()
+        self.labels: tuple[str, ...] = ()
+        self.vectors_LQ = nn.Parameter(torch.zeros(0, query_features))
+        self.grow(labels)
+
+    def grow(self, labels: Sequence[str]) -> None:
+        """Add the labels that are new; what is known keeps its place and its vector."""
+        if not labels and not self.labels:
+            raise ValueError("a separator needs at least one label; give it labelled clips")
+        new = [label for label in dict.fromkeys(labels) if label not in self.labels]
+        fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
+        self.vectors_LQ = nn.Parameter(torch.cat([self.vectors_LQ.data, fresh_LQ]))
+        self.labels = (*self.labels, *new)
+        self._index = {_plain(label): i for i, label in enumerate(self.labels)}
+        if len(self._index) != len(self.labels):
+            raise ValueError(f"labels differ only in case or underscores: {sorted(self.labels)}; rename one")
+
+    def index(self, query: str) -> int:
+        """The row of a query's vector; an unknown label is a ``ValueError`` that names the nearest."""
+        found = self._index.get(_plain(query))
+        if found is None:
+            raise ValueError(f"the separator does not know {query!r}; {nearest(query, self.labels)}")
+        return found
+
+    def forward(self, index_B: Tensor) -> Tensor:
+        """Vectors ``[B, Q]``."""
+        return self.vectors_LQ[index_B]
+
+
+class QuerySeparator(nn.Module):
+    """The built-in :class:`~engine.separators.base.Separator`."""
+
+    def __init__(self, config: NetworkConfig, labels: Sequence[str]) -> None:
+        super().__init__()
+        self.network = MaskNetwork(config)
+        self.queries = QueryEncoder(labels, config.query_features)
+
+    @property
+    def config(self) -> NetworkConfig:
+        return self.network.config
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.config.sample_rate_hz
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return self.queries.labels
+
+    def forward(self, mix_BT: Tensor, index_B: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Stems ``[B, T]`` for rows of the vocabulary; differentiable, no chunking."""
+        stems_BT: Tensor = self.network(mix_BT, self.queries(index_B), lengths_B)
+        return stems_BT
+
+    @torch.inference_mode()
+    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+        """See :meth:`Separator.separate`; mixtures over 12 s are cut into chunks that overlap by 1 s."""
+        if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
+            raise ValueError(
+                f"mixtures have shape {tuple(mix_BT.shape)} for {len(queries)} queries; give [B, T] and B queries"
+            )
+        if not torch.isfinite(mix_BT).all():
+            raise ValueError("the mixture has NaN or infinite samples; repair or drop the clip")
+        device = self.queries.vectors_LQ.device
+        index_B = torch.tensor([self.queries.index(query) for query in queries], device=device, dtype=torch.long)
+        mix_BT = mix_BT.to(device, torch.float32)
+        lengths_B = torch.tensor(lengths or [mix_BT.shape[1]] * len(queries), device=device, dtype=torch.long)
+        if mix_BT.numel() == 0:
+            return torch.zeros_like(mix_BT)
+        return overlap_add(
+            lambda chunk_BT, inside_B: self(chunk_BT, index_B, inside_B),
+            mix_BT,
+            lengths_B,
+            chunk_samples=round(_CHUNK_S * self.sample_rate_hz),
+            overlap_samples=round(_OVERLAP_S * self.sample_rate_hz),
+        )

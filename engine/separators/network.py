@@ -1,0 +1,199 @@
+"""The built-in separator: a query-conditioned band-split masking network.
+
+Follows the band-split family (Luo & Yu 2023, arXiv 2209.15174): the spectrogram is cut into bands, wide where hearing is
+coarse, and each band is projected to a few features by its own weights and back to a mask by its own weights. Between
+the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 1809.07454) mix all bands, because they cost a CPU a
+tenth of band-wise recurrence; every block is modulated by the query (FiLM, Perez et al. 2018, arXiv 1709.07871).
+
+Shape legend: B batch, T samples, F bins, N frames, K bands, W bins of the widest band, C channels, Q query features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+_GROUPS = 8
+_FLOOR = 1e-4  # of a bin's power in a mixture of unit power
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Architecture of the built-in network; ``channels`` and ``num_blocks`` are the size dial."""
+
+    sample_rate_hz: int = 16000
+    """Rate of the audio it separates."""
+    num_fft: int = 1024
+    """Window of the short-time Fourier transform, in samples."""
+    hop_samples: int = 256
+    """Step between frames, in samples."""
+    num_bands: int = 64
+    """Overlapping mel-spaced bands of the split."""
+    band_features: int = 8
+    """Features per band after the split."""
+    channels: int = 256
+    """Width of the trunk."""
+    num_blocks: int = 10
+    """Dilated convolutions of the trunk; dilation doubles and starts again after five."""
+    query_features: int = 64
+    """Width of a query's embedding."""
+    mask: str = "magnitude"
+    """``magnitude`` keeps the mixture's phase, ``complex`` also rotates it."""
+
+    def __post_init__(self) -> None:
+        if self.mask not in ("magnitude", "complex"):
+            raise ValueError(f"mask is 'magnitude' or 'complex', not {self.mask!r}")
+        for name, value in asdict(self).items():
+            if name != "mask" and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} is a positive whole number, not {value!r}")
+        if self.num_fft % self.hop_samples or self.num_fft < 2 * self.hop_samples:
+            raise ValueError(f"hop_samples {self.hop_samples} must divide num_fft {self.num_fft} at least twice")
+
+
+def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
+    """First bin and end bin of each overlapping mel band; together they cover every bin."""
+    num_bins = config.num_fft // 2 + 1
+    mel = 2595.0 * math.log10(1.0 + config.sample_rate_hz / 2 / 700.0)
+    points_hz = [
+        700.0 * (10.0 ** (mel * i / (config.num_bands + 1) / 2595.0) - 1.0) for i in range(config.num_bands + 2)
+    ]
+    bins = [hz * config.num_fft / config.sample_rate_hz for hz in points_hz]
+    edges, covered = [], 0
+    for low, high in zip(bins[:-2], bins[2:], strict=True):
+        first = min(math.floor(low), covered)
+        end = min(max(math.ceil(high), first + 1, covered), num_bins)
+        edges.append((first, end))
+        covered = max(covered, end)
+    edges[-1] = (edges[-1][0], num_bins)
+    return edges
+
+
+class BandSplit(nn.Module):
+    """Maps between bins and band features: a band's energy and learned detail in, its gain and learned detail out."""
+
+    index_KW: Tensor
+    valid_KW: Tensor
+    overlap_F: Tensor
+
+    def __init__(self, config: NetworkConfig, num_masks: int) -> None:
+        super().__init__()
+        edges = band_edges(config)
+        num_bins, width = config.num_fft // 2 + 1, max(end - first for first, end in edges)
+        index_KW = torch.zeros(len(edges), width, dtype=torch.long)
+        valid_KW = torch.zeros(len(edges), width)
+        for band, (first, end) in enumerate(edges):
+            index_KW[band, : end - first] = torch.arange(first, end)
+            valid_KW[band, : end - first] = 1.0
+        overlap_F = torch.zeros(num_bins).index_add_(0, index_KW.flatten(), valid_KW.flatten())
+        self.register_buffer("index_KW", index_KW, persistent=False)
+        self.register_buffer("valid_KW", valid_KW, persistent=False)
+        self.register_buffer("overlap_F", overlap_F, persistent=False)
+        detail, scale = config.band_features - 1, width**-0.5
+        self.split_KWD = nn.Parameter(torch.randn(len(edges), width, detail) * scale)
+        self.merge_MKDW = nn.Parameter(torch.randn(num_masks, len(edges), detail, width) * 0.1)
+        self.merge_bias_MF = nn.Parameter(torch.zeros(num_masks, num_bins))
+
+    def split(self, power_BNF: Tensor, frames_BN1: Tensor) -> Tensor:
+        """Power ``[B, N, F]`` to band features ``[B, N, K * D]``: log band energy, then detail within the band."""
+        power_BNKW = power_BNF[..., self.index_KW] * self.valid_KW
+        energy_BNK1 = torch.log(power_BNKW.sum(-1, keepdim=True) / self.valid_KW.sum(-1)[:, None] + _FLOOR)
+        detail_BNKW = (torch.log(power_BNKW + _FLOOR) - energy_BNK1) * self.valid_KW
+        detail_BNKD = torch.einsum("bnkw,kwd->bnkd", detail_BNKW, self.split_KWD)
+        count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK1.shape[2]
+        mean_B = (energy_BNK1[..., 0] * frames_BN1).sum((1, 2)) / count_B
+        return torch.cat([energy_BNK1 - mean_B[:, None, None, None], detail_BNKD], dim=-1).flatten(2)
+
+    def merge(self, features_BNC: Tensor) -> Tensor:
+        """Band features ``[B, N, K * D]`` to mask logits ``[M, B, N, F]``, averaged where bands overlap."""
+        num_masks, num_bands = self.merge_MKDW.shape[:2]
+        bands_BNMKD = features_BNC.unflatten(-1, (num_masks, num_bands, -1))
+        parts = torch.einsum("bnmkd,mkdw->mbnkw", bands_BNMKD[..., 1:], self.merge_MKDW)
+        parts = (parts + bands_BNMKD[..., :1].permute(2, 0, 1, 3, 4)) * self.valid_KW
+        merged = parts.new_zeros(*parts.shape[:3], self.overlap_F.shape[0])
+        merged = merged.index_add(3, self.index_KW.flatten(), parts.flatten(3))
+        return merged / self.overlap_F + self.merge_bias_MF[:, None, None, :]
+
+
+class Block(nn.Module):
+    """Residual dilated convolution over frames, normalised over the whole mixture and modulated by the query."""
+
+    def __init__(self, channels: int, query_features: int, dilation: int) -> None:
+        super().__init__()
+        self.dilation = dilation
+        self.conv = nn.Linear(3 * channels, channels)
+        self.norm = nn.Parameter(torch.ones(channels))
+        self.film = nn.Linear(query_features, 2 * channels)
+
+    def forward(self, hidden_BNC: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
+        """Frames outside ``frames_BN1`` count as zero padding, so that padding a batch changes nothing."""
+        padded = nn.functional.pad(hidden_BNC * frames_BN1, (0, 0, self.dilation, self.dilation))
+        num = hidden_BNC.shape[1]
+        taps = torch.cat([padded[:, i * self.dilation : i * self.dilation + num] for i in range(3)], dim=-1)
+        inner = group_norm(self.conv(taps).unflatten(-1, (_GROUPS, -1)), frames_BN1[..., None]).flatten(2)
+        inner = inner * self.norm
+        scale, shift = self.film(query_BQ)[:, None, :].chunk(2, dim=-1)
+        return hidden_BNC + nn.functional.gelu(inner * (1.0 + scale) + shift)
+
+
+def group_norm(hidden_BNGC: Tensor, frames_BN11: Tensor) -> Tensor:
+    """Zero mean and unit variance over each group of channels and the frames that count (Wu & He 2018)."""
+    hidden_BNGC = hidden_BNGC.float()
+    count_B = frames_BN11.sum((1, 2, 3)).clamp(min=1.0) * hidden_BNGC.shape[-1]
+    inside_BNGC = hidden_BNGC * frames_BN11
+    mean_BG = inside_BNGC.sum((1, 3)) / count_B[:, None]
+    variance_BG = inside_BNGC.square().sum((1, 3)) / count_B[:, None] - mean_BG.square()
+    scale_BG = (variance_BG.clamp(min=0.0) + 1e-5).rsqrt()
+    return (hidden_BNGC - mean_BG[:, None, :, None]) * scale_BG[:, None, :, None]
+
+
+class MaskNetwork(nn.Module):
+    """Mixture and query embedding to the named source, by a mask on the mixture's spectrogram."""
+
+    window_F: Tensor
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bands = BandSplit(config, num_masks=2 if config.mask == "complex" else 1)
+        split_features = config.num_bands * config.band_features
+        self.inward = nn.Linear(split_features, config.channels)
+        self.blocks = nn.ModuleList(
+            Block(config.channels, config.query_features, 2 ** (i % 5)) for i in range(config.num_blocks)
+        )
+        num_masks = 2 if config.mask == "complex" else 1
+        self.outward = nn.Linear(config.channels, num_masks * split_features)
+        self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
+
+    def forward(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Stems ``[B, T]`` of mixtures right-padded with zeros beyond ``lengths_B`` samples.
+
+        Scale-equivariant: the mixture is brought to unit power first and the stem is scaled back.
+        """
+        num_samples, hop, size = mix_BT.shape[-1], self.config.hop_samples, self.config.num_fft
+        if lengths_B is None:
+            lengths_B = torch.full((len(mix_BT),), num_samples, device=mix_BT.device)
+        level_B1 = (mix_BT.square().sum(1) / lengths_B.clamp(min=1)).sqrt().clamp(min=1e-8)[:, None]
+        padded_BT = nn.functional.pad(mix_BT / level_B1, (0, size))
+        mix_BFN = torch.stft(padded_BT, size, hop, window=self.window_F, pad_mode="constant", return_complex=True)
+        frames = torch.arange(mix_BFN.shape[-1], device=mix_BT.device)
+        frames_BN1 = (frames < (lengths_B[:, None] + size) // hop)[..., None].to(mix_BT.dtype)
+        mask_BFN = self.mask(mix_BFN.abs().transpose(1, 2), query_BQ, frames_BN1)
+        stems_BT = torch.istft(mix_BFN * mask_BFN, size, hop, window=self.window_F, length=num_samples)
+        inside_BT = torch.arange(num_samples, device=mix_BT.device) < lengths_B[:, None]
+        return stems_BT * level_B1 * inside_BT
+
+    def mask(self, magnitude_BNF: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
+        """Mask ``[B, F, N]``, real in 0..1 or complex within the unit disc."""
+        features_BNC = self.bands.split(magnitude_BNF.square(), frames_BN1)
+        hidden_BNC = self.inward(features_BNC)
+        for block in self.blocks:
+            hidden_BNC = block(hidden_BNC, query_BQ, frames_BN1)
+        logits_MBNF = self.bands.merge(self.outward(hidden_BNC))
+        gain_BFN = logits_MBNF[0].sigmoid().transpose(1, 2)
+        if self.config.mask == "magnitude":
+            return gain_BFN
+        return torch.polar(gain_BFN.float(), math.pi * logits_MBNF[1].float().tanh().transpose(1, 2))

@@ -1,0 +1,226 @@
+"""The three stages of a pass, as callables over Arrow batches that know no Ray: decode, separate, score and write.
+
+A batch has one row, a *part*: some minutes of clips that travel together and end as one stem shard. A part is written
+whole or not at all and then recorded as done, so a pass that is started again does only the parts that are missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from engine.audio import decode, decode_flac24, encode_flac24, probe
+from engine.decode import cut_rows, decode_rows, parts
+from engine.filter import Thresholds, judge
+from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
+from engine.score import score_clip
+from engine.separate import separate_clips
+from engine.separators import Separator
+from engine.shards import write_done, write_part
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassConfig:
+    """How a corpus is cut, packed and placed; the first five settings decide what comes out, the rest how fast."""
+
+    clip_s: float = 10.0
+    """Longer recordings are cut into clips of this length."""
+    min_clip_s: float = 1.0
+    """A remainder shorter than this is dropped when a recording is cut."""
+    min_labels: int = 2
+    """Clips with fewer labels are set aside (and counted): there is nothing to separate them from."""
+    rows_per_task: int = 64
+    """Rows of the manifest that one decoding task owns."""
+    part_s: float = 320.0
+    """Audio of a stem shard, in seconds of mixture: what travels together and is redone together."""
+    batch_s: float = 80.0
+    """Audio in one call of the separator, in seconds, padding included."""
+    min_actors: int = 1
+    """Separator actors to start with."""
+    max_actors: int | None = None
+    """Separator actors at the most; null: as many as the GPUs, or without any the CPUs, can hold."""
+    num_gpus_per_actor: float | None = None
+    """GPU share of an actor; null: a whole one where the cluster has GPUs."""
+    num_cpus_per_actor: float = 0.5
+    """CPU share of an actor; below 1 leaves CPUs for reading and writing on small machines."""
+    autocast: bool = True
+    """Separate in 16 bits on a GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("clip_s", "part_s", "batch_s", "rows_per_task", "min_actors", "num_cpus_per_actor"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what comes out."""
+        names = ("clip_s", "min_clip_s", "min_labels", "rows_per_task", "part_s")
+        return {name: getattr(self, name) for name in names}
+
+
+_CLIP = pa.struct([*CLIPS, pa.field("samples", pa.large_binary())])
+_SEPARATED = pa.struct([*_CLIP, pa.field("stem_labels", pa.list_(pa.string())), pa.field("stems", pa.large_binary())])
+
+
+def _row(values: dict[str, Any], clip_type: pa.DataType) -> pa.Table:
+    types = {"clips": pa.list_(clip_type), "failures": pa.list_(pa.struct(list(FAILURES)))}
+    return pa.table({key: pa.array([value], types.get(key)) for key, value in values.items()})
+
+
+def _samples(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, dtype=np.float32)
+
+
+def _clip(entry: dict[str, Any]) -> DecodedClip:
+    row = {name: entry[name] for name in CLIPS.names}
+    return DecodedClip(row=row, samples_T=_samples(entry["samples"]))
+
+
+class Decode:
+    """Task: rows of the manifest to parts of decoded clips, one at a time."""
+
+    def __init__(self, root: str, sample_rate_hz: int, config: PassConfig, done: frozenset[str]) -> None:
+        self.root, self.sample_rate_hz, self.config, self.done = root, sample_rate_hz, config, done
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for task in batch.to_pylist():
+            yield from self._parts(task["task"], task["rows"])
+
+    def _parts(self, task: int, rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        config = self.config
+        pieces, failures = cut_rows(rows, root=self.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s)
+        groups = parts(pieces, clip_s=config.clip_s, part_s=config.part_s)
+        for number, group in enumerate(groups):
+            name = f"part-{task:06d}-{number:04d}"
+            if name in self.done:
+                continue
+            started = time.perf_counter()
+            clips, failed = decode_rows(group, root=self.root, sample_rate_hz=self.sample_rate_hz, clip_s=config.clip_s)
+            entries = [{**clip.row, "samples": clip.samples_T.tobytes()} for clip in clips]
+            values = {
+                "part": name,
+                "task": task,
+                "num_parts": len(groups),
+                "num_clips": len(group) + (len(failures) if number == 0 else 0),
+                "num_queries": sum(len(row["labels"]) for row in group)
+                + (sum(row["num_queries"] for row in failures) if number == 0 else 0),
+                "audio_s": sum(len(clip.samples_T) for clip in clips) / self.sample_rate_hz,
+                "clips": entries,
+                "failures": failed + (failures if number == 0 else []),
+                "decode_s": time.perf_counter() - started,
+            }
+            yield _row(values, _CLIP)
+
+
+class Separate:
+    """Actor: holds one separator and turns parts of decoded clips into parts of stems."""
+
+    def __init__(self, open_separator: Callable[[str], Separator], config: PassConfig, on_gpu: bool) -> None:
+        torch.set_num_threads(max(1, int(config.num_cpus_per_actor)))
+        self.device = "cuda" if on_gpu else "cpu"
+        self.separator = open_separator(self.device)
+        self.config = config
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        part = batch.to_pylist()[0]
+        started = time.perf_counter()
+        clips = [_clip(entry) for entry in part["clips"]]
+        separated, failures = separate_clips(
+            clips,
+            self.separator,
+            batch_s=self.config.batch_s,
+            device=self.device,
+            autocast=self.config.autocast and self.device == "cuda",
+        )
+        part["clips"] = [
+            {
+                **item.clip.row,
+                "samples": item.clip.samples_T.tobytes(),
+                "stem_labels": item.labels,
+                "stems": np.ascontiguousarray(item.stems_ST, dtype=np.float32).tobytes(),
+            }
+            for item in separated
+        ]
+        part["failures"] += failures
+        part["separate_s"] = time.perf_counter() - started
+        return _row(part, _SEPARATED)
+
+
+class ScoreAndWrite:
+    """Task: stores the stems of a part, scores what is stored, writes the shard and then the record that it is done."""
+
+    def __init__(self, out: str, sample_rate_hz: int) -> None:
+        self.out, self.sample_rate_hz = Path(out), sample_rate_hz
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        torch.set_num_threads(1)
+        part = batch.to_pylist()[0]
+        name, clips, failures = part.pop("part"), part.pop("clips"), part.pop("failures")
+        started = time.perf_counter()
+        coded = [self._encode(entry) for entry in clips]
+        encoded = time.perf_counter()
+        stems: list[dict[str, Any]] = []
+        for item, audio in coded:
+            try:
+                stems.extend(self._score(item, audio))
+            except (ValueError, RuntimeError) as error:
+                row = item.clip.row
+                failures.append(
+                    failure(
+                        clip_id=row["clip_id"],
+                        path=row["path"],
+                        num_queries=len(item.labels),
+                        step="score",
+                        error=error,
+                    )
+                )
+        part["score_s"] = time.perf_counter() - encoded
+        written = write_part(self.out, name, stems=stems, failures=failures)
+        part["write_s"] = time.perf_counter() - started - part["score_s"]
+        write_done(self.out, name, part | written)
+        return pa.table({key: [part[key]] for key in ("num_clips", "audio_s")})
+
+    def _encode(self, entry: dict[str, Any]) -> tuple[SeparatedClip, list[dict[str, Any]]]:
+        clip, labels = _clip(entry), entry["stem_labels"]
+        item = SeparatedClip(clip=clip, labels=labels, stems_ST=_samples(entry["stems"]).reshape(len(labels), -1))
+        coded = [encode_flac24(stem_T, sample_rate_hz=self.sample_rate_hz) for stem_T in item.stems_ST]
+        return item, [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
+
+    def _score(self, item: SeparatedClip, audio: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        stored_ST = np.stack([decode_flac24(entry["audio_flac"], entry["audio_exponent"]) for entry in audio])
+        scores = score_clip(
+            mixture_T=torch.from_numpy(item.clip.samples_T.copy()),
+            stems_ST=torch.from_numpy(stored_ST),
+            sample_rate_hz=self.sample_rate_hz,
+        )
+        common = {
+            **item.clip.row,
+            "sample_rate_hz": self.sample_rate_hz,
+            "num_samples": len(item.clip.samples_T),
+        }
+        return [
+            {**common, "label": label, **entry, **score}
+            for label, entry, score in zip(item.labels, audio, scores, strict=True)
+        ]
+
+
+def score_files(mixture: str | Path, stems: dict[str, str], thresholds: Thresholds) -> list[dict[str, Any]]:
+    """Scores and verdict of stems in audio files (``{label: path}``), at the mixture's rate and cut to the shortest."""
+    rate = probe(mixture).sample_rate_hz
+    audio = [decode(path, sample_rate_hz=rate) for path in (mixture, *stems.values())]
+    num_samples = min(len(samples_T) for samples_T in audio)
+    mixture_T, *stems_T = (torch.from_numpy(samples_T[:num_samples]) for samples_T in audio)
+    scores = score_clip(mixture_T=mixture_T, stems_ST=torch.stack(stems_T), sample_rate_hz=rate)
+    verdicts = judge(pa.Table.from_pylist(scores, schema=SCORES), thresholds).to_pylist()
+    return [
+        {"label": label, **verdict, "scores": score}
+        for label, verdict, score in zip(stems, verdicts, scores, strict=True)
+    ]

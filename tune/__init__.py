@@ -1,0 +1,1 @@
+"""Across iterations: a run, its schedule of thresholds, and what came of it."""

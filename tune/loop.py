@@ -1,0 +1,181 @@
+"""A run: a seed separator, a corpus and a schedule, taken through all iterations; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine.corpus import read_corpus
+from engine.filter import Thresholds
+from engine.iteration import run_pass
+from engine.separators import NetworkConfig, load, read_description, save
+from engine.shards import write_tracks
+from engine.stages import PassConfig
+from engine.storage import read_json, write_bytes, write_json
+from train.distil import DistilConfig, Material, distil
+from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does."""
+
+    corpus: str
+    """Natural clips with their labels: a manifest, or a folder of folders by label."""
+    clean: str | None = None
+    """Single-source clips, CSV ``path,label[,fold]``: they train the seed and are mixed into every distillation."""
+    clean_folds: tuple[int, ...] | None = None
+    """Folds of ``clean``; null: all."""
+    separator: str | None = None
+    """Checkpoint folder of the seed; null: a seed is trained from the clean clips."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    """Shape of a seed that is trained here."""
+    seed_training: DistilConfig = field(default_factory=lambda: DistilConfig(steps=1600))
+    """How that seed is trained."""
+    engine: PassConfig = field(default_factory=PassConfig)
+    """How every iteration separates the corpus."""
+    schedule: tuple[Thresholds, ...] = (Thresholds(min_re_sdr_db=10.0), Thresholds(min_re_sdr_db=15.0))
+    """Thresholds of every iteration; their number is the number of iterations."""
+    distil: DistilConfig = field(default_factory=DistilConfig)
+    """How every student is trained from its teacher."""
+    validation: ValidationConfig | None = None
+    """Mixtures on which every separator is measured; null: none."""
+
+    def __post_init__(self) -> None:
+        if not self.corpus:
+            raise ValueError("corpus is missing; name the manifest or folder of natural clips: --set corpus=PATH")
+        if self.separator is None and self.clean is None:
+            raise ValueError("a run starts from a separator, or from clean clips to train one; set separator or clean")
+
+
+Say = Callable[[str], None]
+
+
+def run(config: RunConfig, out: str | Path, *, say: Say = print) -> dict[str, Any]:
+    """Take a run through all its iterations in folder ``out``; returns the summary that is kept in ``summary.json``.
+
+    Every step leaves its result on disk; the same call again goes on after the last one that is whole. Raises
+    ``ValueError`` where ``out`` holds a run of another config, other than one whose schedule this one continues.
+    """
+    out = Path(out).resolve()
+    _claim(config, out)
+    mixtures: list[Mixture] = []
+    _seed(config, out, mixtures, say)
+    for number, thresholds in enumerate(config.schedule, 1):
+        _iteration(config, out, number, thresholds, mixtures, say)
+    return summarise(out)
+
+
+def _claim(config: RunConfig, out: Path) -> None:
+    """Store the resolved config, or compare it with the one that is there."""
+    path = out / "config.yaml"
+    wanted = yaml.safe_load(yaml.safe_dump(_plain(asdict(config))))
+    if path.is_file():
+        found = yaml.safe_load(path.read_text())
+        done = len(found.get("schedule", []))
+        comparable = wanted | {"schedule": wanted["schedule"][:done]}
+        changed = [key for key in wanted if found.get(key) != comparable[key]]
+        if changed:
+            raise ValueError(f"{out} holds a run with another {', '.join(changed)}; give another folder")
+    write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> None:
+    """Iteration 0: a separator and its validation."""
+    folder = out / "iterations" / "0"
+    if (folder / "iteration.json").is_file():
+        return
+    started = time.perf_counter()
+    if config.separator is not None:
+        history = read_description(config.separator)["history"]
+        save(load(config.separator), folder / "separator", history=history)
+    else:
+        say(f"iteration 0: training the seed for {config.seed_training.steps} steps")
+        distil(
+            folder / "separator",
+            material=Material(clean=config.clean, clean_folds=config.clean_folds),
+            config=config.seed_training,
+            network=config.network,
+        )
+    counts = {
+        "num_clips": 0,
+        "num_stems": 0,
+        "num_kept": 0,
+        "num_rejected": {},
+        "num_failed": 0,
+        "kept_h": 0.0,
+    }
+    _finish(config, out, 0, counts | {"thresholds": {}}, mixtures, started, say)
+
+
+def _iteration(
+    config: RunConfig, out: Path, number: int, thresholds: Thresholds, mixtures: list[Mixture], say: Say
+) -> None:
+    """Separate, score, filter, distil, evaluate."""
+    folder, teacher = out / "iterations" / str(number), out / "iterations" / str(number - 1) / "separator"
+    if (folder / "iteration.json").is_file():
+        return
+    started = time.perf_counter()
+    say(f"iteration {number}: separating {config.corpus}")
+    engine = run_pass(read_corpus(config.corpus), folder, separator=teacher, config=config.engine)
+    tracks = write_tracks(folder / "stems", folder / "tracks", thresholds)
+    say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
+    if not tracks["num_kept"]:
+        raise ValueError(
+            f"iteration {number} kept none of {tracks['num_stems']} stems (rejected: {tracks['num_rejected']}, failed: "
+            f"{engine['num_failed']}); loosen its thresholds in a new run, or look with `clearsep inspect {folder}`"
+        )
+    distil(
+        folder / "separator",
+        material=Material(clean=config.clean, clean_folds=config.clean_folds, tracks=str(folder / "tracks")),
+        config=config.distil,
+        start=teacher,
+    )
+    counts = {
+        key: engine[key] for key in ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
+    }
+    names = ("num_kept", "num_rejected", "kept_h", "kept_by_label", "thresholds")
+    counts |= {key: tracks[key] for key in names}
+    _finish(config, out, number, counts, mixtures, started, say)
+
+
+def _finish(
+    config: RunConfig,
+    out: Path,
+    number: int,
+    counts: dict[str, Any],
+    mixtures: list[Mixture],
+    started: float,
+    say: Say,
+) -> None:
+    """Evaluate the iteration's separator and record that the iteration is whole."""
+    folder = out / "iterations" / str(number)
+    entry = {"iteration": number, **counts, "validation": None}
+    if config.validation is not None:
+        separator = load(folder / "separator")
+        if not mixtures:
+            mixtures.extend(draw_mixtures(config.validation, sample_rate_hz=separator.sample_rate_hz))
+        entry["validation"] = evaluate(estimator(separator), mixtures)
+        say(f"iteration {number}: validation SDRi {entry['validation']['sdri_db']:.2f} dB")
+    entry["wall_s"] = time.perf_counter() - started
+    write_json(folder / "iteration.json", entry)
+    summarise(out)
+
+
+def summarise(out: Path) -> dict[str, Any]:
+    """Gather the finished iterations of a run into its ``summary.json``."""
+    folders = sorted((out / "iterations").glob("*/iteration.json"), key=lambda path: int(path.parent.name))
+    summary = {"iterations": [read_json(path) for path in folders]}
+    write_json(out / "summary.json", summary)
+    return summary

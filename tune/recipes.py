@@ -1,0 +1,145 @@
+"""Complete run configs by name, and how a YAML file and ``--set`` change them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from engine.separators import NetworkConfig, nearest
+from train.distil import DistilConfig
+from train.evaluate import ValidationConfig
+from tune.loop import RunConfig
+
+Tree = dict[str, Any]
+T = TypeVar("T")
+
+
+def _clearsep() -> Tree:
+    """The published baseline: Re-SDR thresholds of 10 and then 15 dB, two iterations, 32 kHz, 10 s clips."""
+    network = {"sample_rate_hz": 32000, "num_fft": 2048, "hop_samples": 512}
+    return {"network": network, "schedule": [{"min_re_sdr_db": 10.0}, {"min_re_sdr_db": 15.0}]}
+
+
+def _laptop() -> Tree:
+    """Small network at 16 kHz, two iterations that keep all but what is certainly wrong; hours on two cores."""
+    gate = {"min_remix_snr_db": 3.0, "min_stem_level_db": -20.0, "max_coherence_fraction": 0.8}
+    return {"schedule": [gate, gate]}
+
+
+RECIPES: Mapping[str, Callable[[], Tree]] = {"clearsep": _clearsep, "laptop": _laptop}
+
+
+def tree(source: str, overrides: Iterable[str] = ()) -> Tree:
+    """The settings of a recipe's name or a YAML file (which may name its ``recipe``), with ``key.sub=value`` overrides."""
+    if source in RECIPES:
+        settings = RECIPES[source]()
+    elif Path(source).is_file():
+        settings = _from_yaml(Path(source))
+    else:
+        raise ValueError(f"{source!r} is neither a recipe nor a YAML file; {nearest(source, RECIPES)}")
+    return override(settings, overrides)
+
+
+def _from_yaml(path: Path) -> Tree:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must be a mapping of settings, such as `corpus: clips.csv`")
+    recipe = settings.pop("recipe", None)
+    if recipe is None:
+        return settings
+    if recipe not in RECIPES:
+        raise ValueError(f"{path}: there is no recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
+    return _merge(RECIPES[recipe](), settings)
+
+
+def _merge(base: Tree, over: Tree) -> Tree:
+    both = dict(base)
+    for key, value in over.items():
+        inner = both.get(key)
+        both[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return both
+
+
+def override(settings: Tree, overrides: Iterable[str]) -> Tree:
+    """Settings with each ``key.sub=value`` applied; the value is read as YAML, a list index is a number."""
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set takes key=value, such as distil.steps=200, not {text!r}")
+        _put(settings, key.strip().split("."), yaml.safe_load(value), text)
+    return settings
+
+
+def _put(node: Any, keys: list[str], value: object, text: str) -> None:  # noqa: ANN401 - walks any JSON-like value
+    for key in keys[:-1]:
+        if isinstance(node, list):
+            node = node[_position(node, key, text)]
+        else:
+            if not isinstance(node.get(key), (dict, list)):
+                node[key] = {}
+            node = node[key]
+    if isinstance(node, list):
+        node[_position(node, keys[-1], text)] = value
+    else:
+        node[keys[-1]] = value
+
+
+def _position(node: list[Any], key: str, text: str) -> int:
+    if not key.isdigit() or int(key) >= len(node):
+        raise ValueError(f"--set {text}: {key!r} is not a position from 0 to {len(node) - 1}")
+    return int(key)
+
+
+def build(kind: type[T], settings: Tree) -> T:
+    """A config dataclass from plain settings, checked in type and range; an unknown key is a ``ValueError`` naming the nearest."""
+    _check_keys(kind, settings, "")
+    try:
+        return pydantic.TypeAdapter(kind).validate_python(settings)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = str(first["msg"]).removeprefix("Value error, ")
+        raise ValueError(f"{where}: {reason}" if where else reason) from None
+
+
+def _check_keys(kind: Any, settings: object, where: str) -> None:  # noqa: ANN401 - any type annotation
+    """Walk settings beside the annotations of the dataclasses they are for."""
+    for inner in typing.get_args(kind):
+        if typing.get_origin(kind) is tuple and isinstance(settings, (list, tuple)):
+            for number, item in enumerate(settings):
+                _check_keys(inner, item, f"{where}{number}.")
+        else:
+            _check_keys(inner, settings, where)
+    if not dataclasses.is_dataclass(kind) or not isinstance(settings, dict):
+        return
+    hints = typing.get_type_hints(kind)
+    for key, value in settings.items():
+        if key not in hints:
+            raise ValueError(f"there is no setting {where}{key}; {nearest(str(key), hints)}")
+        _check_keys(hints[key], value, f"{where}{key}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """Settings of a single training, named as in a run."""
+
+    distil: DistilConfig = dataclasses.field(default_factory=DistilConfig)
+    """How the student is trained."""
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    """Shape of a network that is trained from scratch."""
+    validation: ValidationConfig | None = None
+    """Mixtures on which it is validated as it learns."""
+
+
+def run_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run config of a recipe or YAML file with overrides."""
+    return build(RunConfig, {"corpus": "", **tree(source, overrides)})

@@ -1,0 +1,186 @@
+"""Tables of a run: the same rows for the terminal, for Markdown and for JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from engine.corpus import read_corpus
+from engine.schema import SCORES
+from engine.separators import read_description
+from engine.shards import done_parts, read_failures, verify
+from engine.storage import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Named columns of text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """As a Markdown table."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _counts(rejected: dict[str, int]) -> str:
+    return ", ".join(f"{rule} {count}" for rule, count in sorted(rejected.items())) or "0"
+
+
+def _limits(thresholds: dict[str, Any]) -> str:
+    return ", ".join(f"{rule} {limit:g}" for rule, limit in thresholds.items() if limit is not None) or "none"
+
+
+def iterations_table(summary: dict[str, Any]) -> Table:
+    """One row an iteration: what came in, what became of it, and the separator that came out."""
+    rows = []
+    for entry in summary["iterations"]:
+        validation = entry["validation"] or {}
+        rows.append(
+            [
+                str(entry["iteration"]),
+                str(entry["num_clips"]),
+                str(entry["num_stems"]),
+                str(entry["num_kept"]),
+                _counts(entry["num_rejected"]),
+                str(entry["num_failed"]),
+                f"{entry['kept_h']:.2f}",
+                _limits(entry["thresholds"]),
+                _db(validation.get("sdri_db")),
+                _db(validation.get("si_sdri_db")),
+                f"{entry['wall_s']:.0f}",
+            ]
+        )
+    columns = ["iteration", "clips", "stems", "kept", "rejected", "failed", "kept h", "thresholds"]
+    return Table(title="Iterations", columns=[*columns, "SDRi dB", "SI-SDRi dB", "wall s"], rows=rows)
+
+
+def labels_table(summary: dict[str, Any]) -> Table:
+    """Validation SDRi / SI-SDRi in dB by label, a column an iteration."""
+    entries = [entry for entry in summary["iterations"] if entry["validation"]]
+    labels = sorted({label for entry in entries for label in entry["validation"]["by_label"]})
+    rows = [[label, *(_pair(entry["validation"]["by_label"].get(label)) for entry in entries)] for label in labels]
+    columns = ["label", *(f"iteration {entry['iteration']}" for entry in entries)]
+    return Table(title="Validation SDRi / SI-SDRi dB by label", columns=columns, rows=rows)
+
+
+def _pair(figures: dict[str, Any] | None) -> str:
+    return "" if figures is None else f"{figures['sdri_db']:.1f} / {figures['si_sdri_db']:.1f}"
+
+
+def evaluation_table(report: dict[str, Any]) -> Table:
+    """One row a label and one for all."""
+    entries = [("all", report), *report["by_label"].items()]
+    names = ("sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db")
+    rows = [[label, str(row["num_stems"]), *(_db(row[name]) for name in names)] for label, row in entries]
+    columns = ["label", "stems", "SDR dB", "SDRi dB", "SI-SDR dB", "SI-SDRi dB"]
+    return Table(title=f"{report['num_mixtures']} mixtures", columns=columns, rows=rows)
+
+
+def tracks_table(manifest: dict[str, Any]) -> Table:
+    """What the filter did, rule by rule."""
+    rows = [["kept", str(manifest["num_kept"]), f"{manifest['kept_h']:.3f} h"]]
+    limits = manifest["thresholds"]
+    rows += [
+        [f"rejected by {rule}", str(count), f"limit {limits[rule]:g}"]
+        for rule, count in sorted(manifest["num_rejected"].items())
+    ]
+    rows += [[f"kept of {label}", str(count), ""] for label, count in manifest["kept_by_label"].items()]
+    return Table(title=f"{manifest['num_stems']} stems", columns=["outcome", "stems", ""], rows=rows)
+
+
+def pass_table(summary: dict[str, Any]) -> Table:
+    """What a pass did and where its time went."""
+    rows = [
+        ["clips", str(summary["num_clips"])],
+        ["clips set aside (too few labels)", str(summary["num_set_aside"])],
+        ["stems", str(summary["num_stems"])],
+        ["failures", str(summary["num_failed"])],
+        ["audio", f"{summary['audio_h']:.3f} h"],
+        ["throughput", f"{summary['audio_s_per_s']:.1f} s of audio per second"],
+    ]
+    rows += [
+        [f"time in {step}", f"{share:.0%} ({summary['step_cpu_s'][step]:.1f} s)"]
+        for step, share in summary["step_fraction"].items()
+    ]
+    return Table(title="Engine pass", columns=["", ""], rows=rows)
+
+
+def scores_table(result: dict[str, Any]) -> Table:
+    """Every score of every stem, and the verdict."""
+    stems = result["stems"]
+    names = list(stems[0]["scores"])
+    rows = [
+        [
+            stem["label"],
+            *("" if stem["scores"][name] is None else f"{stem['scores'][name]:.2f}" for name in names),
+        ]
+        + ["yes" if stem["kept"] else f"no: {stem['rejected_by']}"]
+        for stem in stems
+    ]
+    return Table(title="Scores", columns=["stem", *names, "kept"], rows=rows)
+
+
+def inspect(path: Path) -> tuple[list[Table], dict[str, Any]]:
+    """Tables and plain values of whatever a path holds; ``ValueError`` if it is nothing that is known here."""
+    if (path / "iterations").is_dir():
+        summary = read_json(path / "summary.json") if (path / "summary.json").is_file() else {"iterations": []}
+        return [iterations_table(summary), labels_table(summary)], {"kind": "run", **summary}
+    if (path / "separator.json").is_file():
+        return _values("checkpoint", read_description(path))
+    if (path / "kept.parquet").is_file():
+        manifest = read_json(path / "manifest.json")
+        return [tracks_table(manifest)], {"kind": "tracks", **manifest}
+    stems = path / "stems" if (path / "stems").is_dir() else path
+    if (stems / "pass.json").is_file():
+        return _pass(stems)
+    if path.suffix == ".parquet" and path.is_file() and "audio_flac" in pq.read_schema(path).names:
+        return _shard(path)
+    corpus = read_corpus(path)
+    labels: dict[str, int] = {}
+    for label in corpus.clips["labels"].combine_chunks().flatten().to_pylist():
+        labels[label] = labels.get(label, 0) + 1
+    value = {
+        "num_rows": len(corpus.clips),
+        "num_failed": len(corpus.failures),
+        "labels": dict(sorted(labels.items())),
+    }
+    return _values("corpus", value)
+
+
+def _values(kind: str, value: dict[str, Any]) -> tuple[list[Table], dict[str, Any]]:
+    rows = [[key, json.dumps(item)[:300]] for key, item in value.items()]
+    return [Table(title=kind, columns=["", ""], rows=rows)], {"kind": kind, **value}
+
+
+def _pass(stems: Path) -> tuple[list[Table], dict[str, Any]]:
+    if not (stems / "manifest.json").is_file():
+        return _values("unfinished pass", {"num_parts_done": len(done_parts(stems.parent))})
+    summary = read_json(stems / "manifest.json")
+    summary.pop("shards")
+    failures = read_failures(stems.parent).to_pylist()
+    rows = [[row["step"], row["path"], row["label"] or "", row["error_class"], row["message"]] for row in failures]
+    listed = Table(title="Failures", columns=["step", "path", "label", "error", "message"], rows=rows[:50])
+    value = {"kind": "pass", **summary, "failures": failures, "damaged_shards": verify(stems)}
+    return [pass_table(summary), listed], value
+
+
+def _shard(path: Path) -> tuple[list[Table], dict[str, Any]]:
+    names = [name for name in pq.read_schema(path).names if name != "audio_flac"]
+    rows = pq.read_table(path, columns=names).to_pylist()
+    columns = ("clip_id", "label", "num_samples", *SCORES.names)
+    text = [["" if row[name] is None else f"{row[name]:.6g}" if isinstance(row[name], float) else str(row[name])
+             for name in columns] for row in rows]  # fmt: skip
+    return [Table(title=f"{len(rows)} stems", columns=columns, rows=text)], {"kind": "stems", "stems": rows}
