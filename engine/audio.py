@@ -31,6 +31,7 @@ _BLOCK_SAMPLES = 8192
 _PADDING_SAMPLES = 4096  # an encoder's last frame may run this far past the stated length
 _FILTER_SAMPLES = 400  # reach of soxr's filter to each side, at the lower rate
 _PREROLL_S = 0.5  # decoded and dropped before a sought segment: AAC and Opus need up to 80 ms
+_OGG_TAIL_S = 60.0  # longer than any Ogg page
 _RATES_HZ = (100, 1_000_000)
 _UNTIMED = frozenset({"aac", "mp3"})  # raw streams: FFmpeg guesses their length and seeks inexactly
 _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3"
@@ -52,19 +53,38 @@ class AudioInfo:
 
 
 class _SndfileReader:
-    """Reads what libsndfile knows (WAV, FLAC, Ogg, MP3, …); its seeks are exact to the sample."""
+    """Reads what libsndfile knows (WAV, FLAC, Ogg, MP3, …)."""
 
     def __init__(self, source: Source) -> None:
         self._file = sf.SoundFile(source)
         self.rate_hz, self.num_channels = int(self._file.samplerate), int(self._file.channels)
         self.promised_samples: int | None = self._file.frames if self._file.frames < 2**62 else None
 
+    def _safe_start(self, start_samples: int) -> int:
+        """Where to begin so that the sample asked is right: a seek into an Ogg's last page misses by a block."""
+        if self._file.format != "OGG":
+            return start_samples
+        last_page = (self.promised_samples or 0) - round(_OGG_TAIL_S * self.rate_hz)
+        return max(0, min(start_samples - self.rate_hz, last_page))
+
     def blocks(self, start_samples: int) -> Iterator[Samples]:
-        """Mono blocks from ``start_samples`` to the end or the first damage."""
+        """Mono blocks from ``start_samples`` to the end or the first damage.
+
+        soundfile seeks after every read, and an MP3 frame borrows bits from earlier ones: MP3 blocks overlap.
+        """
+        is_mp3 = self._file.format == "MP3"
+        overlap, size = (self.rate_hz, 30 * self.rate_hz) if is_mp3 else (0, _BLOCK_SAMPLES)
+        position = self._safe_start(start_samples)
         try:
-            self._file.seek(start_samples)
-            while len(block_TC := self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                yield block_TC.mean(axis=1, dtype=np.float32)
+            while True:
+                begin = self._file.seek(max(0, position - overlap))
+                block_TC = self._file.read(position - begin + size, dtype="float32", always_2d=True)
+                block_T = block_TC[position - begin :].mean(axis=1, dtype=np.float32)
+                if not len(block_T):
+                    return
+                if position + len(block_T) > start_samples:
+                    yield block_T[max(0, start_samples - position) :]
+                position += len(block_T)
         except sf.LibsndfileError:  # also a start after the end: the caller sees how much there was
             return
 

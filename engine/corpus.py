@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import itertools
@@ -163,15 +164,13 @@ def _failure_row(row: _Row | Exception, number: int, error: Exception) -> _Row:
     """The failure of a row; without path or labels its number stands in for its id."""
     known = {} if isinstance(row, Exception) else row
     path = str(known.get("path") or "").encode("utf-8", "replace").decode()
-    try:
+    labels, identity = [], clip_id(f"row {number}", [path], None, None)
+    with contextlib.suppress(ValueError):
         labels = _labels(known)
-        times = (_seconds(known, "start_s"), _seconds(known, "end_s"))
-        identity = clip_id(path, labels, *times) if path and labels else clip_id(f"row {number}", [path], *times)
-    except ValueError:
-        labels, identity = [], clip_id(f"row {number}", [path], None, None)
-    return failure(
-        clip_id=identity, path=path, num_queries=len(labels), step="manifest", error=error
-    )  # fmt: skip
+    with contextlib.suppress(ValueError):
+        if path and labels:
+            identity = clip_id(path, labels, _seconds(known, "start_s"), _seconds(known, "end_s"))
+    return failure(clip_id=identity, path=path, num_queries=len(labels), step="manifest", error=error)
 
 
 def _path(row: _Row) -> str:

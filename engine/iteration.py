@@ -21,6 +21,7 @@ from engine.shards import done_parts
 from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
 from engine.storage import fingerprint, read_json, write_json, write_parquet
 
+_TASK_CPUS = 0.25  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
 _STEPS = ("decode", "separate", "score", "write")
 
 
@@ -124,7 +125,9 @@ def _stream(
     results = (
         ray.data.from_arrow(tasks)
         .repartition(len(tasks))
-        .map_batches(Decode(root, sample_rate_hz, config, done), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        .map_batches(
+            Decode(root, sample_rate_hz, config, done), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
+        )
         .map_batches(
             Separate,
             fn_constructor_args=(open_separator, config, num_gpus > 0),
@@ -134,7 +137,7 @@ def _stream(
             num_cpus=config.num_cpus_per_actor,
             num_gpus=num_gpus,
         )
-        .map_batches(ScoreAndWrite(str(out), sample_rate_hz), batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+        .map_batches(ScoreAndWrite(str(out), sample_rate_hz), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS)
     )
     _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
 

@@ -31,9 +31,9 @@ class NetworkConfig:
     """Window of the short-time Fourier transform, in samples."""
     hop_samples: int = 256
     """Step between frames, in samples."""
-    num_bands: int = 64
+    num_bands: int = 80
     """Overlapping mel-spaced bands of the split."""
-    band_features: int = 8
+    band_features: int = 2
     """Features per band after the split."""
     channels: int = 256
     """Width of the trunk."""
@@ -52,6 +52,8 @@ class NetworkConfig:
                 raise ValueError(f"{name} is a positive whole number, not {value!r}")
         if self.num_fft % self.hop_samples or self.num_fft < 2 * self.hop_samples:
             raise ValueError(f"hop_samples {self.hop_samples} must divide num_fft {self.num_fft} at least twice")
+        if self.channels % _GROUPS:
+            raise ValueError(f"channels is {self.channels}; give a multiple of {_GROUPS}")
 
 
 def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
@@ -73,49 +75,44 @@ def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
 
 
 class BandSplit(nn.Module):
-    """Maps between bins and band features: a band's energy and learned detail in, its gain and learned detail out."""
+    """Maps between bins and band features: a band's energy and learned detail in, its gain and learned detail out.
 
-    index_KW: Tensor
-    valid_KW: Tensor
-    overlap_F: Tensor
+    Weights are dense matrices that are masked to each band's bins: on every device that is faster than gathering.
+    """
+
+    inside_FK: Tensor
 
     def __init__(self, config: NetworkConfig, num_masks: int) -> None:
         super().__init__()
-        edges = band_edges(config)
-        num_bins, width = config.num_fft // 2 + 1, max(end - first for first, end in edges)
-        index_KW = torch.zeros(len(edges), width, dtype=torch.long)
-        valid_KW = torch.zeros(len(edges), width)
-        for band, (first, end) in enumerate(edges):
-            index_KW[band, : end - first] = torch.arange(first, end)
-            valid_KW[band, : end - first] = 1.0
-        overlap_F = torch.zeros(num_bins).index_add_(0, index_KW.flatten(), valid_KW.flatten())
-        self.register_buffer("index_KW", index_KW, persistent=False)
-        self.register_buffer("valid_KW", valid_KW, persistent=False)
-        self.register_buffer("overlap_F", overlap_F, persistent=False)
-        detail, scale = config.band_features - 1, width**-0.5
-        self.split_KWD = nn.Parameter(torch.randn(len(edges), width, detail) * scale)
-        self.merge_MKDW = nn.Parameter(torch.randn(num_masks, len(edges), detail, width) * 0.1)
+        num_bins, num_bands, detail = config.num_fft // 2 + 1, config.num_bands, config.band_features - 1
+        inside_FK = torch.zeros(num_bins, num_bands)
+        for band, (first, end) in enumerate(band_edges(config)):
+            inside_FK[first:end, band] = 1.0
+        self.register_buffer("inside_FK", inside_FK, persistent=False)
+        self.split_FKD = nn.Parameter(torch.randn(num_bins, num_bands, detail) * inside_FK.sum(0)[:, None] ** -0.5)
+        self.merge_MKDF = nn.Parameter(torch.randn(num_masks, num_bands, detail, num_bins) * 0.1)
         self.merge_bias_MF = nn.Parameter(torch.zeros(num_masks, num_bins))
 
     def split(self, power_BNF: Tensor, frames_BN1: Tensor) -> Tensor:
         """Power ``[B, N, F]`` to band features ``[B, N, K * D]``: log band energy, then detail within the band."""
-        power_BNKW = power_BNF[..., self.index_KW] * self.valid_KW
-        energy_BNK1 = torch.log(power_BNKW.sum(-1, keepdim=True) / self.valid_KW.sum(-1)[:, None] + _FLOOR)
-        detail_BNKW = (torch.log(power_BNKW + _FLOOR) - energy_BNK1) * self.valid_KW
-        detail_BNKD = torch.einsum("bnkw,kwd->bnkd", detail_BNKW, self.split_KWD)
-        count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK1.shape[2]
-        mean_B = (energy_BNK1[..., 0] * frames_BN1).sum((1, 2)) / count_B
-        return torch.cat([energy_BNK1 - mean_B[:, None, None, None], detail_BNKD], dim=-1).flatten(2)
+        energy_BNK = torch.log(power_BNF @ (self.inside_FK / self.inside_FK.sum(0)) + _FLOOR)
+        weights_FKD = self.split_FKD * self.inside_FK[..., None]
+        detail_BNKD = (torch.log(power_BNF + _FLOOR) @ weights_FKD.flatten(1)).unflatten(-1, weights_FKD.shape[1:])
+        detail_BNKD = detail_BNKD - energy_BNK[..., None] * weights_FKD.sum(0)
+        count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK.shape[2]
+        mean_B = (energy_BNK * frames_BN1).sum((1, 2)) / count_B
+        return torch.cat([energy_BNK - mean_B[:, None, None], detail_BNKD.flatten(2)], dim=-1)
 
     def merge(self, features_BNC: Tensor) -> Tensor:
-        """Band features ``[B, N, K * D]`` to mask logits ``[M, B, N, F]``, averaged where bands overlap."""
-        num_masks, num_bands = self.merge_MKDW.shape[:2]
-        bands_BNMKD = features_BNC.unflatten(-1, (num_masks, num_bands, -1))
-        parts = torch.einsum("bnmkd,mkdw->mbnkw", bands_BNMKD[..., 1:], self.merge_MKDW)
-        parts = (parts + bands_BNMKD[..., :1].permute(2, 0, 1, 3, 4)) * self.valid_KW
-        merged = parts.new_zeros(*parts.shape[:3], self.overlap_F.shape[0])
-        merged = merged.index_add(3, self.index_KW.flatten(), parts.flatten(3))
-        return merged / self.overlap_F + self.merge_bias_MF[:, None, None, :]
+        """Band features ``[B, N, M * K * D]`` to mask logits ``[M, B, N, F]``, averaged where bands overlap."""
+        inside_KF = self.inside_FK.T / self.inside_FK.sum(1)
+        detail_MKDF = self.merge_MKDF * inside_KF[:, None]
+        weights_MKDF = torch.cat(
+            [inside_KF.expand(len(detail_MKDF), 1, *inside_KF.shape), detail_MKDF.transpose(1, 2)], 1
+        )
+        features_BNMC = features_BNC.unflatten(-1, (len(detail_MKDF), -1))
+        logits_MBNF = torch.einsum("bnmc,mcf->mbnf", features_BNMC, weights_MKDF.flatten(1, 2))
+        return logits_MBNF + self.merge_bias_MF[:, None, None, :]
 
 
 class Block(nn.Module):
@@ -125,7 +122,7 @@ class Block(nn.Module):
         super().__init__()
         self.dilation = dilation
         self.conv = nn.Linear(3 * channels, channels)
-        self.norm = nn.Parameter(torch.ones(channels))
+        self.norm_C = nn.Parameter(torch.ones(channels))
         self.film = nn.Linear(query_features, 2 * channels)
 
     def forward(self, hidden_BNC: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
@@ -133,21 +130,23 @@ class Block(nn.Module):
         padded = nn.functional.pad(hidden_BNC * frames_BN1, (0, 0, self.dilation, self.dilation))
         num = hidden_BNC.shape[1]
         taps = torch.cat([padded[:, i * self.dilation : i * self.dilation + num] for i in range(3)], dim=-1)
-        inner = group_norm(self.conv(taps).unflatten(-1, (_GROUPS, -1)), frames_BN1[..., None]).flatten(2)
-        inner = inner * self.norm
-        scale, shift = self.film(query_BQ)[:, None, :].chunk(2, dim=-1)
-        return hidden_BNC + nn.functional.gelu(inner * (1.0 + scale) + shift)
+        inner_BNC = self.conv(taps).float()
+        mean_BC, deviation_BC = group_statistics(inner_BNC, frames_BN1)
+        scale_BC, shift_BC = self.film(query_BQ).float().chunk(2, dim=-1)
+        gain_BC = self.norm_C * (1.0 + scale_BC) / deviation_BC
+        offset_BC = shift_BC - mean_BC * gain_BC
+        return hidden_BNC + nn.functional.gelu(torch.addcmul(offset_BC[:, None], inner_BNC, gain_BC[:, None]))
 
 
-def group_norm(hidden_BNGC: Tensor, frames_BN11: Tensor) -> Tensor:
-    """Zero mean and unit variance over each group of channels and the frames that count (Wu & He 2018)."""
-    hidden_BNGC = hidden_BNGC.float()
-    count_B = frames_BN11.sum((1, 2, 3)).clamp(min=1.0) * hidden_BNGC.shape[-1]
-    inside_BNGC = hidden_BNGC * frames_BN11
-    mean_BG = inside_BNGC.sum((1, 3)) / count_B[:, None]
-    variance_BG = inside_BNGC.square().sum((1, 3)) / count_B[:, None] - mean_BG.square()
-    scale_BG = (variance_BG.clamp(min=0.0) + 1e-5).rsqrt()
-    return (hidden_BNGC - mean_BG[:, None, :, None]) * scale_BG[:, None, :, None]
+def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation ``[B, C]`` over each group of channels and the frames that count (Wu & He 2018)."""
+    size = hidden_BNC.shape[-1] // _GROUPS
+    count_B1 = frames_BN1.sum((1, 2)).clamp(min=1.0)[:, None] * size
+    frames_B1N = frames_BN1.transpose(1, 2).float()
+    sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
+    mean_BG, square_BG = (total.unflatten(1, (_GROUPS, size)).sum(2) / count_B1 for total in (sums_BC, squares_BC))
+    deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
+    return mean_BG.repeat_interleave(size, dim=1), deviation_BG.repeat_interleave(size, dim=1)
 
 
 class MaskNetwork(nn.Module):
@@ -180,7 +179,7 @@ class MaskNetwork(nn.Module):
         padded_BT = nn.functional.pad(mix_BT / level_B1, (0, size))
         mix_BFN = torch.stft(padded_BT, size, hop, window=self.window_F, pad_mode="constant", return_complex=True)
         frames = torch.arange(mix_BFN.shape[-1], device=mix_BT.device)
-        frames_BN1 = (frames < (lengths_B[:, None] + size) // hop)[..., None].to(mix_BT.dtype)
+        frames_BN1 = (frames <= (lengths_B[:, None] + size) // hop)[..., None].to(mix_BT.dtype)
         mask_BFN = self.mask(mix_BFN.abs().transpose(1, 2), query_BQ, frames_BN1)
         stems_BT = torch.istft(mix_BFN * mask_BFN, size, hop, window=self.window_F, length=num_samples)
         inside_BT = torch.arange(num_samples, device=mix_BT.device) < lengths_B[:, None]

@@ -1,0 +1,234 @@
+"""The whole loop on real sound (ESC-10), against what it should beat and what bounds it; writes the table of the README.
+
+    python benchmarks/esc10.py --esc10 DIR [--out runs/esc10] [--quick]
+
+Fold 1 trains the seed. Folds 2 and 3 become a natural corpus: mixtures of two and three sources, written as audio files
+with a manifest of labels; the loop sees nothing else of them. Fold 4 validates: 300 two-source mixtures at 0 dB. The
+script can be stopped and started again; it does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import platform
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cluster.session import connected
+from engine.corpus import read_sources
+from engine.separators import NetworkConfig, load
+from engine.storage import read_json, write_bytes, write_json
+from train.batches import MixConfig
+from train.distil import DistilConfig, Material, distil
+from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
+from tune.demo import write_natural
+from tune.loop import RunConfig, run
+from tune.recipes import RECIPES, build
+
+_HERE = Path(__file__).parent
+_RATE_HZ = 16000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    seed_steps: int = 1600
+    round_steps: int = 800
+    num_two: int = 360
+    num_three: int = 120
+    num_mixtures: int = 300
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    batch_size: int = 16
+
+
+QUICK = Size(
+    seed_steps=60,
+    round_steps=30,
+    num_two=12,
+    num_three=4,
+    num_mixtures=20,
+    network=NetworkConfig(channels=64, num_blocks=4),
+    batch_size=8,
+)
+
+
+def ideal_ratio_mask(mixture: Mixture) -> Tensor:
+    """The oracle: each source's share of the magnitudes as its mask (window 64 ms, step 16 ms), mixture phase."""
+    window = torch.hann_window(1024)
+    sources_ST = torch.from_numpy(mixture.sources_ST)
+    spectra_SFN = torch.stft(sources_ST, 1024, 256, window=window, return_complex=True)
+    magnitudes_SFN = spectra_SFN.abs()
+    mask_SFN = magnitudes_SFN / magnitudes_SFN.sum(0).clamp(min=1e-8)
+    return torch.istft(spectra_SFN.sum(0) * mask_SFN, 1024, 256, window=window, length=sources_ST.shape[1])
+
+
+class Bench:
+    """Folders and settings that the parts share."""
+
+    def __init__(self, esc10: Path, out: Path, size: Size, seed: int) -> None:
+        self.clips, self.out, self.size, self.seed = str(esc10 / "clips.csv"), out, size, seed
+        self.validation = ValidationConfig(clips=self.clips, folds=(4,), num_mixtures=size.num_mixtures, seed=0)
+        self.curve_validation = dataclasses.replace(self.validation, num_mixtures=min(60, size.num_mixtures), seed=1)
+        self.mixtures = draw_mixtures(self.validation, sample_rate_hz=_RATE_HZ)
+
+    def training(self, steps: int) -> DistilConfig:
+        """The same for all trainings but for their length."""
+        return DistilConfig(
+            steps=steps,
+            mix=MixConfig(batch_size=self.size.batch_size),
+            validate_every_steps=max(steps // 4, 10),
+            seed=self.seed,
+        )
+
+    def train(self, name: str, steps: int, *, folds: tuple[int, ...], start: Path | None = None) -> Path:
+        """A separator trained on single-source clips of some folds."""
+        distil(
+            self.out / name,
+            material=Material(clean=self.clips, clean_folds=folds),
+            config=self.training(steps),
+            start=start,
+            network=self.size.network,
+            validation=self.curve_validation,
+        )
+        return self.out / name
+
+    def natural(self) -> Path:
+        """The natural corpus of folds 2 and 3; its truth lies apart."""
+        sources = read_sources(self.clips, folds=[2, 3])
+        num_clips = [(2, self.size.num_two), (3, self.size.num_three)]
+        return write_natural(
+            sources,
+            self.out / "corpus",
+            num_clips=num_clips,
+            sample_rate_hz=_RATE_HZ,
+            seed=self.seed,
+            truth=self.out / "truth",
+        )
+
+    def loop(self, seed: Path) -> dict[str, Any]:
+        """Two iterations of the data engine."""
+        settings = RECIPES["laptop"]() | {"corpus": str(self.natural()), "separator": str(seed), "clean": self.clips}
+        config = dataclasses.replace(
+            build(RunConfig, settings),
+            clean_folds=(1,),
+            distil=self.training(self.size.round_steps),
+            validation=self.validation,
+        )
+        return run(config, self.out / "run", say=_say)
+
+    def measure(self, name: str, folder: Path | None) -> dict[str, Any]:
+        """Evaluation of a checkpoint (null: the oracle) on the validation mixtures, kept on disk."""
+        path = self.out / "figures" / f"{name}.json"
+        if not path.is_file():
+            _say(f"evaluating {name}")
+            write_json(path, evaluate(estimator(load(folder)) if folder else ideal_ratio_mask, self.mixtures))
+        return read_json(path)
+
+
+def _say(text: str) -> None:
+    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
+
+
+def bench(esc10: Path, out: Path, size: Size, seed: int) -> dict[str, Any]:
+    """Everything, in an order in which what matters most comes first."""
+    work, started = Bench(esc10, out, size, seed), time.perf_counter()
+    rounds = len(RECIPES["laptop"]()["schedule"])
+    after_seed = rounds * size.round_steps
+    with connected():
+        _say(f"seed: {size.seed_steps} steps on fold 1")
+        seed_folder = work.train("seed", size.seed_steps, folds=(1,))
+        summary = work.loop(seed_folder)
+        _say(f"control: the seed trained on for {after_seed} steps on fold 1")
+        control = work.train("control", after_seed, folds=(1,), start=seed_folder)
+        _say(f"supervised bound: {size.seed_steps + after_seed} steps on the true clips of folds 1 to 3")
+        bound = work.train("supervised", size.seed_steps + after_seed, folds=(1, 2, 3))
+    rows = {"seed (iteration 0)": summary["iterations"][0]["validation"]}
+    rows |= {f"iteration {entry['iteration']}": entry["validation"] for entry in summary["iterations"][1:]}
+    rows["seed trained on, own data"] = work.measure("control", control)
+    rows["supervised bound, true clips"] = work.measure("supervised", bound)
+    rows["ideal ratio mask (oracle)"] = work.measure("ideal_ratio_mask", None)
+    wall_s = time.perf_counter() - started
+    return {"rows": rows, "iterations": summary["iterations"], "wall_s": wall_s, "about": _about(size, seed, wall_s)}
+
+
+def _about(size: Size, seed: int, wall_s: float) -> str:
+    commit = (
+        shutil.which("git")
+        and subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    )
+    return (
+        f"{size.num_mixtures} two-source mixtures at 0 dB of fold 4, seed {seed}; natural corpus of {size.num_two} two- and "
+        f"{size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
+        f"{size.round_steps}, batches of {size.batch_size} two-second mixtures, network of {size.network.channels} channels "
+        f"and {size.network.num_blocks} blocks at 16 kHz; commit {commit or 'unknown'}, "
+        f"{datetime.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU, this part of the run "
+        f"{wall_s / 60:.0f} minutes."
+    )
+
+
+def report(result: dict[str, Any]) -> str:
+    """The Markdown that goes into the README and ``benchmarks/esc10.md``."""
+    lines = ["| separator | SDRi dB | SI-SDRi dB |", "| --- | --- | --- |"]
+    for name, row in result["rows"].items():
+        lines.append(
+            f"| {name} | {row['sdri_db']:.2f} ± {row['sdri_standard_error_db']:.2f} | {row['si_sdri_db']:.2f} |"
+        )
+    return "\n".join([*lines, "", result["about"]])
+
+
+def details(result: dict[str, Any]) -> str:
+    """What came in and was kept in each iteration, and the figures by label."""
+    from tune.report import iterations_table
+
+    labels = sorted(next(iter(result["rows"].values()))["by_label"])
+    lines = ["| SDRi / SI-SDRi dB | " + " | ".join(labels) + " |", "| --- |" + " --- |" * len(labels)]
+    for name, row in result["rows"].items():
+        figures = (row["by_label"][label] for label in labels)
+        cells = [f"{figure['sdri_db']:.1f} / {figure['si_sdri_db']:.1f}" for figure in figures]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n\n".join([iterations_table(result).markdown(), "\n".join(lines)])
+
+
+def put(readme: Path, marker: str, text: str) -> None:
+    """Replace what stands between ``<!-- marker -->`` and ``<!-- /marker -->``."""
+    content = readme.read_text()
+    before, found, rest = content.partition(f"<!-- {marker} -->")
+    _, closed, after = rest.partition(f"<!-- /{marker} -->")
+    if found and closed:
+        write_bytes(readme, f"{before}{found}\n{text}\n{closed}{after}".encode())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--esc10", type=Path, required=True, help="folder with clips.csv and audio/")
+    parser.add_argument("--out", type=Path, help="working folder (default runs/esc10, or runs/esc10-quick)")
+    parser.add_argument(
+        "--quick", action="store_true", help="minutes instead of an hour; shows that it runs, no figures"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    out = (arguments.out or Path("runs/esc10-quick" if arguments.quick else "runs/esc10")).resolve()
+    result = bench(arguments.esc10.resolve(), out, QUICK if arguments.quick else Size(), arguments.seed)
+    write_json(out / "result.json", result)
+    print(report(result), details(result), sep="\n\n")
+    if not arguments.quick:
+        write_bytes(
+            _HERE / "esc10.md", f"# ESC-10: the loop on real sound\n\n{report(result)}\n\n{details(result)}\n".encode()
+        )
+        put(_HERE.parent / "README.md", "esc10", report(result))
+
+
+if __name__ == "__main__":
+    main()
