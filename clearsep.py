@@ -1,7 +1,7 @@
 """The command line: every command calls one function of the engine, the trainer or the loop.
 
-Exit codes: 0 done; 1 the work failed on the way (what is done stays; start it again); 2 the command or its input is wrong;
-130 interrupted (start it again to go on).
+Exit codes: 0 done; 1 the work failed on the way (what is done stays; start it again); 2 the command or its input is
+wrong; 130 interrupted (start it again to go on).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ app = typer.Typer(
     help="""Turn natural recordings into clean separated tracks and a better separator.
 
 `clearsep demo` shows the whole loop on sounds it makes itself. `clearsep run` does it on yours: clips that name their
-sounds are separated, scored and filtered, and a better separator is distilled from the tracks, iteration after iteration.
-Every command can be stopped and started again; it goes on where it was.
+sounds are separated, scored and filtered, and a better separator is distilled from the tracks, iteration after
+iteration. Every command can be stopped and started again; it goes on where it was.
 
 Exit codes: 0 done, 1 failed on the way (what is done stays), 2 wrong command or input, 130 interrupted.""",
 )
@@ -155,7 +155,8 @@ def distil(
 ) -> None:
     """Train a separator from tracks and single-source clips.
 
-    Settings are those of `distil` and `network` in a run's config, such as `--set distil.steps=400`, and `validation.clips`.
+    Settings are those of `distil` and `network` in a run's config, such as `--set distil.steps=400`, and
+    `validation.clips`.
     """
     from cluster.session import connected
     from train.distil import Material
@@ -176,6 +177,7 @@ def distil(
             start=None if from_ == "scratch" else from_,
             network=settings.network,
             validation=settings.validation,
+            say=_say,
         )
     _print(lambda: [_curve_table(entry)], entry, as_json)
 

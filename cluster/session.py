@@ -20,8 +20,8 @@ _QUIET = {
 def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of a ``with`` block; a cluster that is already connected is used and left running.
 
-    ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else this machine alone,
-    reachable from this machine alone.
+    ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else this machine
+    alone, reachable from this machine alone.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)

@@ -37,8 +37,9 @@ def run_pass(
     """Separate and score every clip of a corpus into ``out``; returns the summary, which is also written there.
 
     ``separator`` is a checkpoint folder, whose fingerprint guards against mixing results. Another kind of separator is
-    given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. Started again, the pass
-    does only what is missing. Raises ``ValueError`` where ``out`` holds a pass of other settings, corpus or separator.
+    given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. Started again, the
+    pass does only what is missing. Raises ``ValueError`` where ``out`` holds a pass of other settings, corpus or
+    separator.
     """
     config, out = config or PassConfig(), Path(out).resolve()
     if open_separator is None:
@@ -103,7 +104,7 @@ def _missing(rows: list[dict[str, Any]], out: Path, config: PassConfig) -> tuple
     for record in done.values():
         seen[record["task"]] = seen.get(record["task"], 0) + 1
         expected[record["task"]] = record["num_parts"]
-    missing = [task for task in tasks if seen.get(task["task"], 0) < expected.get(task["task"], 1)]
+    missing = [task for number, task in enumerate(tasks) if seen.get(number, 0) < expected.get(number, 1)]
     return pa.Table.from_pylist(missing), frozenset(done)
 
 

@@ -1,4 +1,4 @@
-"""Decoded clips to stems: packs queries into batches measured in seconds of audio and halves a batch that does not fit."""
+"""Decoded clips to stems, in batches measured in seconds of audio; a batch that does not fit is halved."""
 
 from __future__ import annotations
 

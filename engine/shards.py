@@ -1,9 +1,9 @@
 """What a pass leaves on disk, and the filter's selection over it.
 
-``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what could not
-be done, and ``stems/<part>.done.json``, written last, says that both are whole. ``stems/manifest.json`` closes the pass.
-``tracks/`` refers to rows of the stem shards instead of copying them (measured in ``benchmarks/tracks.py``), so that a
-selection costs a scan of the score columns and no second copy of the audio.
+``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what could
+not be done, and ``stems/<part>.done.json``, written last, says that both are whole. ``stems/manifest.json`` closes the
+pass. ``tracks/`` refers to rows of the stem shards instead of copying them (measured in ``benchmarks/tracks.py``), so
+that a selection costs a scan of the score columns and no second copy of the audio.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def done_parts(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def stem_shards(stems: Path) -> list[Path]:
-    """The whole stem shards of a closed pass, in order; ``ValueError`` if the pass is not closed or a shard is missing."""
+    """The stem shards of a closed pass, in order; ``ValueError`` if it is not closed or a shard is missing."""
     manifest = stems / "manifest.json"
     if not manifest.is_file():
         raise ValueError(f"{stems} is not a finished pass: it has no manifest.json; finish separate-corpus first")

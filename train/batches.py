@@ -175,6 +175,7 @@ class Mixer:
         self.clean, self.tracks, self.labels, self.config = clean, tracks, tuple(labels), config
         self.seed, self.rank, self.sample_rate_hz = seed, rank, clean.sample_rate_hz
         self.num_samples = round(config.segment_s * clean.sample_rate_hz)
+        self.resample = {pair: torchaudio.transforms.Resample(*pair) for pair in _SPEEDS[1:]}
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; ``ValueError`` when there are fewer than two labels to mix."""
@@ -203,7 +204,7 @@ class Mixer:
             sound = self._draw(rng, label, clips)
             clips.add(sound.clip)
             sources.append(self._segment(rng, sound))
-        mix_T = np.sum(sources, axis=0, dtype=np.float32)
+        mix_T: np.ndarray = np.stack(sources).sum(axis=0, dtype=np.float32)
         if rng.random() < self.config.silence_rate and len(order) > num_sources:
             return mix_T, np.zeros_like(mix_T), self.labels.index(order[num_sources])
         return mix_T, sources[0], self.labels.index(order[0])
@@ -223,18 +224,20 @@ class Mixer:
         first = max(0, min(middle - int(rng.integers(wanted)), len(sound.samples_T) - wanted))
         crop = torch.from_numpy(sound.samples_T[first : first + wanted].copy())
         if up != down:
-            crop = torchaudio.functional.resample(crop, up, down)
+            crop = self.resample[up, down](crop)
         crop = torch.nn.functional.pad(crop, (0, max(0, self.num_samples - len(crop))))[: self.num_samples]
         samples_T = self._colour(rng, crop.numpy())
         level = active_rms(samples_T, sample_rate_hz=self.sample_rate_hz)
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
-        return (samples_T * (0.1 * 10.0 ** (gain_db / 20.0) / max(level, 1e-8))).astype(np.float32)
+        levelled_T: np.ndarray = samples_T * (0.1 * 10.0 ** (gain_db / 20.0) / max(level, 1e-8))
+        return levelled_T.astype(np.float32)
 
     def _colour(self, rng: np.random.Generator, samples_T: np.ndarray) -> np.ndarray:
         if not self.config.augment:
             return samples_T
-        spectrum = np.fft.rfft(samples_T)
+        spectrum = torch.fft.rfft(torch.from_numpy(samples_T))
         knots_db = rng.normal(0.0, self.config.eq_db, 8)
-        curve_db = np.interp(np.linspace(0.0, 7.0, len(spectrum)), np.arange(8), knots_db)
-        coloured: np.ndarray = np.fft.irfft(spectrum * 10.0 ** (curve_db / 20.0), len(samples_T))
-        return coloured.astype(np.float32)
+        curve_db = np.interp(np.linspace(0.0, 7.0, len(spectrum)), np.arange(8), knots_db).astype(np.float32)
+        gains = torch.from_numpy(10.0 ** (curve_db / 20.0))
+        coloured: np.ndarray = torch.fft.irfft(spectrum * gains, len(samples_T)).numpy()
+        return coloured

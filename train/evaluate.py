@@ -1,14 +1,14 @@
 """Seeded mixtures of single-source clips, and what a separator makes of them.
 
-Three figures are called SDR in papers. Here ``sdr_db`` is the plain signal-to-noise ratio (AudioSep's), ``si_sdr_db`` the
-scale-invariant one (Le Roux et al. 2019); ``sdri_db`` and ``si_sdri_db`` are their gains over the unprocessed mixture.
+Three figures are called SDR in papers. Here ``sdr_db`` is the plain signal-to-noise ratio (AudioSep's), ``si_sdr_db``
+the scale-invariant one (Le Roux et al. 2019); ``sdri_db`` and ``si_sdri_db`` are their gains over the unprocessed
+mixture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np

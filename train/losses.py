@@ -16,7 +16,7 @@ def _decibels(ratio: Tensor) -> Tensor:
 
 
 def soft_snr_db(*, estimate: Tensor, reference: Tensor, mixture: Tensor) -> Tensor:
-    """SNR ``[B]`` with both energies raised by 1/1000 of the mixture's, so that silence has a value: 0 when it is met."""
+    """SNR ``[B]`` with both energies raised by 1/1000 of the mixture's: silence has a value, 0 when it is met."""
     floor_B = _FLOOR * mixture.square().sum(-1) + 1e-12
     error_B = (estimate - reference).square().sum(-1)
     return _decibels((reference.square().sum(-1) + floor_B) / (error_B + floor_B))

@@ -31,8 +31,9 @@ def write_natural(
 ) -> Path:
     """Write mixtures as 16-bit FLAC files with a manifest ``path,labels``; returns the manifest, written last.
 
-    ``num_clips`` are pairs of a number of sources and how many clips to make with so many. With ``truth`` the sources of
-    every clip are kept there, as ``CLIP/LABEL.flac`` at the level they have in the clip; nothing in a run reads them.
+    ``num_clips`` are pairs of a number of sources and how many clips to make with so many. With ``truth`` the sources
+    of every clip are kept there, as ``CLIP/LABEL.flac`` at the level they have in the clip; nothing in a run reads
+    them.
     """
     out = Path(out)
     manifest = out / "natural.csv"

@@ -17,8 +17,9 @@ from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import write_tracks
 from engine.stages import PassConfig
 from engine.storage import read_json, write_bytes, write_json
-from train.distil import DistilConfig, Material, distil
+from train.distil import Material, distil
 from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
+from train.student import DistilConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,7 @@ def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> No
             material=Material(clean=config.clean, clean_folds=config.clean_folds),
             config=config.seed_training,
             network=config.network,
+            say=say,
         )
     counts = {
         "num_clips": 0,
@@ -141,6 +143,7 @@ def _iteration(
         material=Material(clean=config.clean, clean_folds=config.clean_folds, tracks=str(folder / "tracks")),
         config=config.distil,
         start=teacher,
+        say=say,
     )
     counts = {
         key: engine[key] for key in ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")

@@ -12,8 +12,8 @@ import pydantic
 import yaml
 
 from engine.separators import NetworkConfig, nearest
-from train.distil import DistilConfig
 from train.evaluate import ValidationConfig
+from train.student import DistilConfig
 from tune.loop import RunConfig
 
 Tree = dict[str, Any]
@@ -36,7 +36,7 @@ RECIPES: Mapping[str, Callable[[], Tree]] = {"clearsep": _clearsep, "laptop": _l
 
 
 def tree(source: str, overrides: Iterable[str] = ()) -> Tree:
-    """The settings of a recipe's name or a YAML file (which may name its ``recipe``), with ``key.sub=value`` overrides."""
+    """Settings of a recipe or of a YAML file (which may name its ``recipe``), with ``key.sub=value`` overrides."""
     if source in RECIPES:
         settings = RECIPES[source]()
     elif Path(source).is_file():
@@ -100,7 +100,7 @@ def _position(node: list[Any], key: str, text: str) -> int:
 
 
 def build(kind: type[T], settings: Tree) -> T:
-    """A config dataclass from plain settings, checked in type and range; an unknown key is a ``ValueError`` naming the nearest."""
+    """A config dataclass from plain settings; a wrong type, range or key is a ``ValueError`` that says which."""
     _check_keys(kind, settings, "")
     try:
         return pydantic.TypeAdapter(kind).validate_python(settings)

@@ -126,8 +126,8 @@ def scores_table(result: dict[str, Any]) -> Table:
         [
             stem["label"],
             *("" if stem["scores"][name] is None else f"{stem['scores'][name]:.2f}" for name in names),
+            "yes" if stem["kept"] else f"no: {stem['rejected_by']}",
         ]
-        + ["yes" if stem["kept"] else f"no: {stem['rejected_by']}"]
         for stem in stems
     ]
     return Table(title="Scores", columns=["stem", *names, "kept"], rows=rows)

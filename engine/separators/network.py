@@ -1,9 +1,10 @@
 """The built-in separator: a query-conditioned band-split masking network.
 
-Follows the band-split family (Luo & Yu 2023, arXiv 2209.15174): the spectrogram is cut into bands, wide where hearing is
-coarse, and each band is projected to a few features by its own weights and back to a mask by its own weights. Between
-the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 1809.07454) mix all bands, because they cost a CPU a
-tenth of band-wise recurrence; every block is modulated by the query (FiLM, Perez et al. 2018, arXiv 1709.07871).
+Follows the band-split family (Luo & Yu 2023, arXiv 2209.15174): the spectrogram is cut into bands, wide where hearing
+is coarse, and each band is projected to a few features by its own weights and back to a mask by its own weights.
+Between the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 1809.07454) mix all bands, because they
+cost a CPU a tenth of band-wise recurrence; every block is modulated by the query (FiLM, Perez et al. 2018, arXiv
+1709.07871).
 
 Shape legend: B batch, T samples, F bins, N frames, K bands, W bins of the widest band, C channels, Q query features.
 """
@@ -14,7 +15,6 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 _GROUPS = 8
@@ -97,7 +97,7 @@ class BandSplit(nn.Module):
         """Power ``[B, N, F]`` to band features ``[B, N, K * D]``: log band energy, then detail within the band."""
         energy_BNK = torch.log(power_BNF @ (self.inside_FK / self.inside_FK.sum(0)) + _FLOOR)
         weights_FKD = self.split_FKD * self.inside_FK[..., None]
-        detail_BNKD = (torch.log(power_BNF + _FLOOR) @ weights_FKD.flatten(1)).unflatten(-1, weights_FKD.shape[1:])
+        detail_BNKD = torch.einsum("bnf,fkd->bnkd", torch.log(power_BNF + _FLOOR), weights_FKD)
         detail_BNKD = detail_BNKD - energy_BNK[..., None] * weights_FKD.sum(0)
         count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK.shape[2]
         mean_B = (energy_BNK * frames_BN1).sum((1, 2)) / count_B
@@ -110,7 +110,7 @@ class BandSplit(nn.Module):
         weights_MKDF = torch.cat(
             [inside_KF.expand(len(detail_MKDF), 1, *inside_KF.shape), detail_MKDF.transpose(1, 2)], 1
         )
-        features_BNMC = features_BNC.unflatten(-1, (len(detail_MKDF), -1))
+        features_BNMC = features_BNC.view(*features_BNC.shape[:2], len(detail_MKDF), -1)
         logits_MBNF = torch.einsum("bnmc,mcf->mbnf", features_BNMC, weights_MKDF.flatten(1, 2))
         return logits_MBNF + self.merge_bias_MF[:, None, None, :]
 
@@ -144,7 +144,7 @@ def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Te
     count_B1 = frames_BN1.sum((1, 2)).clamp(min=1.0)[:, None] * size
     frames_B1N = frames_BN1.transpose(1, 2).float()
     sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
-    mean_BG, square_BG = (total.unflatten(1, (_GROUPS, size)).sum(2) / count_B1 for total in (sums_BC, squares_BC))
+    mean_BG, square_BG = (total.view(-1, _GROUPS, size).sum(2) / count_B1 for total in (sums_BC, squares_BC))
     deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
     return mean_BG.repeat_interleave(size, dim=1), deviation_BG.repeat_interleave(size, dim=1)
 

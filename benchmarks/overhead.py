@@ -1,0 +1,152 @@
+"""What an engine pass costs beyond its separator, and whether its memory grows with the corpus.
+
+    python benchmarks/overhead.py [--clips 150] [--repeats 3]
+
+The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with as
+many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it. Start-up
+is excluded by difference: a pass over 3N clips less a pass over N clips is a pass over 2N clips without its start. Memory
+is the peak of the proportional set sizes of this machine's Ray workers and this process. Writes ``benchmarks/overhead.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from cluster.session import connected
+from engine import synth
+from engine.audio import decode
+from engine.corpus import read_corpus
+from engine.iteration import run_pass
+from engine.schema import DecodedClip
+from engine.separate import separate_clips
+from engine.separators import NetworkConfig, QuerySeparator, load, save
+from engine.stages import PassConfig
+from engine.storage import write_bytes
+
+_RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
+_LABELS = ("rain", "siren")
+_SIZES = {
+    "laptop (256 channels, 10 blocks)": NetworkConfig(),
+    "large (768 channels, 20 blocks)": NetworkConfig(channels=768, num_blocks=20),
+}
+
+
+def write_corpus(folder: Path, num_clips: int) -> Path:
+    """Ten-second clips of two sounds each."""
+    sounds = {label: synth.sound(label, rng=np.random.default_rng(0), duration_s=60.0) for label in _LABELS}
+    lines = ["path,labels"]
+    rng = np.random.default_rng(1)
+    for number in range(num_clips):
+        firsts = rng.integers(0, int(50.0 * _RATE_HZ), len(_LABELS))
+        parts = [sounds[label][first : first + 160000] for label, first in zip(_LABELS, firsts, strict=True)]
+        soundfile.write(folder / f"{number}.flac", 0.5 * np.sum(parts, axis=0), _RATE_HZ)
+        lines.append(f"{number}.flac,{';'.join(_LABELS)}")
+    (folder / f"natural-{num_clips}.csv").write_text("\n".join(lines) + "\n")
+    return folder / f"natural-{num_clips}.csv"
+
+
+def plain_loop_s(checkpoint: Path, manifest: Path) -> float:
+    """Seconds of separating decoded clips one batch after another in this process."""
+    corpus = read_corpus(manifest)
+    rows = corpus.clips.to_pylist()
+    clips = [
+        DecodedClip(row=row, samples_T=decode(Path(corpus.root) / row["path"], sample_rate_hz=_RATE_HZ)) for row in rows
+    ]
+    torch.set_num_threads(os.cpu_count() or 1)
+    separator = load(checkpoint)
+    separate_clips(clips[:4], separator, batch_s=_BATCH_S)
+    started = time.perf_counter()
+    for first in range(0, len(clips), 32):
+        separate_clips(clips[first : first + 32], separator, batch_s=_BATCH_S)
+    return time.perf_counter() - started
+
+
+class Memory:
+    """Peak of the memory of Ray's workers and this process while a ``with`` block runs, in GiB."""
+
+    def __enter__(self) -> Memory:
+        self.peak_gib, self._stop = 0.0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.5):
+            self.peak_gib = max(self.peak_gib, sum(map(_pss_kib, Path("/proc").glob("[0-9]*"))) / 2**20)
+
+
+def _pss_kib(process: Path) -> int:
+    try:
+        name = (process / "cmdline").read_bytes()
+        if not name.startswith(b"ray::") and process.name != str(os.getpid()):
+            return 0
+        lines = (process / "smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def pass_s(checkpoint: Path, manifest: Path) -> tuple[float, float, dict[str, float]]:
+    """Wall seconds and peak memory of a pass, and how its CPU time splits."""
+    config = PassConfig(batch_s=_BATCH_S, rows_per_task=16, part_s=160.0)
+    with tempfile.TemporaryDirectory() as out, Memory() as memory:
+        started = time.perf_counter()
+        summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
+        return time.perf_counter() - started, memory.peak_gib, summary["step_fraction"]
+
+
+def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, repeats: int) -> list[str]:
+    """A row of the table."""
+    checkpoint = folder / name.split()[0]
+    save(QuerySeparator(network, _LABELS), checkpoint)
+    small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
+    ratios, memories, split = [], [], {}
+    for _ in range(repeats):
+        plain = 2.0 * plain_loop_s(checkpoint, small)
+        (short_s, short_gib, _), (long_s, long_gib, split) = (pass_s(checkpoint, path) for path in (small, large))
+        ratios.append((long_s - short_s) / plain)
+        memories.append((short_gib, long_gib))
+        print(f"{name}: plain {plain:.1f} s, pass {long_s - short_s:.1f} s, ratio {ratios[-1]:.2f}", flush=True)
+    shares = ", ".join(f"{step} {share:.0%}" for step, share in split.items())
+    gib = (f"{statistics.median(column):.2f}" for column in zip(*memories, strict=True))
+    return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", shares, *gib]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=150, help="N, the clips of the small pass")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", help="word that the size's name starts with")
+    arguments = parser.parse_args()
+    columns = ["separator", "pass / plain loop", "range", "CPU time of the pass", "GiB at N", "GiB at 3N"]
+    rows = []
+    with connected(), tempfile.TemporaryDirectory() as folder:
+        for name, network in _SIZES.items():
+            if name.startswith(arguments.only or ""):
+                num_clips = arguments.clips if "laptop" in name else max(arguments.clips // 4, 8)
+                rows.append(measure(name, network, Path(folder), num_clips, arguments.repeats))
+    lines = [columns, ["---"] * len(columns), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."
+    text = f"# Engine pass against a plain loop\n\n{table}\n\n{about}\n"
+    write_bytes(Path(__file__).with_name("overhead.md"), text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What every test shares: pinned threads and seeds, and small real folders made by the engine's own writers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.audio import encode_flac24, write_wav
+from engine.separators import NetworkConfig, QuerySeparator, save
+from engine.shards import write_part
+from engine.storage import write_json
+
+RATE_HZ = 8000
+TINY = NetworkConfig(
+    sample_rate_hz=RATE_HZ, num_fft=256, hop_samples=128, num_bands=8, channels=8, num_blocks=1, query_features=4
+)
+
+
+@pytest.fixture(autouse=True)
+def pinned() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def write_sources(tmp_path: Path) -> Callable[..., Path]:
+    """Writes float WAV files and a CSV path,label,fold of them: ``(name, label, fold, samples)`` a clip."""
+
+    def write(clips: Sequence[tuple[str, str, int, np.ndarray]], *, folder: str = "sources") -> Path:
+        out = tmp_path / folder
+        out.mkdir(parents=True, exist_ok=True)
+        lines = ["path,label,fold"]
+        for name, label, fold, samples_T in clips:
+            write_wav(out / f"{name}.wav", np.asarray(samples_T, np.float32), sample_rate_hz=RATE_HZ)
+            lines.append(f"{name}.wav,{label},{fold}")
+        (out / "clips.csv").write_text("\n".join(lines) + "\n")
+        return out / "clips.csv"
+
+    return write
+
+
+@pytest.fixture
+def write_pass(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a closed pass of one shard by hand: ``(clip_id, label, samples, scores)`` a stem; returns its folder."""
+
+    def write(
+        stems: Sequence[tuple[str, str, np.ndarray, Mapping[str, float | None]]],
+        *,
+        folder: str = "pass",
+        sample_rate_hz: int = RATE_HZ,
+        failures: Sequence[dict[str, Any]] = (),
+    ) -> Path:
+        out, part = tmp_path / folder, "part-000000-0000"
+        rows = []
+        for clip_id, label, samples_T, scores in stems:
+            audio_flac, audio_exponent = encode_flac24(samples_T, sample_rate_hz=sample_rate_hz)
+            rows.append(
+                {
+                    "clip_id": clip_id,
+                    "path": f"{clip_id}.wav",
+                    "labels": [name for clip, name, *_ in stems if clip == clip_id],
+                    "start_s": None,
+                    "end_s": None,
+                    "label": label,
+                    "sample_rate_hz": sample_rate_hz,
+                    "num_samples": len(samples_T),
+                    "audio_flac": audio_flac,
+                    "audio_exponent": audio_exponent,
+                    **scores,
+                }
+            )
+        record = write_part(out, part, stems=rows, failures=list(failures))
+        write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
+        manifest = {
+            "num_clips": len({clip_id for clip_id, *_ in stems}),
+            "num_set_aside": 0,
+            "num_queries": len(rows) + len(failures),
+            "num_stems": len(rows),
+            "num_failed": len(failures),
+            "audio_h": 0.001,
+            "wall_s": 2.0,
+            "audio_s_per_s": 1.8,
+            "step_cpu_s": {"decode": 0.5, "separate": 1.0, "score": 0.5},
+            "step_fraction": {"decode": 0.25, "separate": 0.5, "score": 0.25},
+            "separator_fingerprint": "teacher",
+            "fingerprint": "hand-made",
+            "shards": {part: record["sha256"]},
+        }
+        write_json(out / "stems" / "manifest.json", manifest)
+        return out
+
+    return write
+
+
+@pytest.fixture
+def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
+    """Saves a tiny untrained separator that knows some labels; returns its folder."""
+
+    def write(labels: Sequence[str], *, folder: str = "separator", history: Sequence[dict[str, Any]] = ()) -> Path:
+        save(QuerySeparator(TINY, labels), tmp_path / folder, history=history)
+        return tmp_path / folder
+
+    return write

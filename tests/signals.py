@@ -1,0 +1,226 @@
+"""Sounds with known answers, corpora of real files and stand-in separators, shared by the tests.
+
+Everything is at 8 kHz and a second or so long: what is tested here does not depend on either.
+"""
+
+from __future__ import annotations
+
+import csv
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+from torch import Tensor
+
+from engine.schema import DecodedClip
+from engine.separators import NetworkConfig, QuerySeparator, Separator, save
+from engine.shards import done_parts
+from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
+from engine.storage import fingerprint, write_json
+
+RATE_HZ = 8000
+SPLIT_HZ = 1000.0
+MARKER = 0.123456
+TINY = NetworkConfig(
+    channels=16, num_blocks=2, num_bands=20, num_fft=256, hop_samples=64, sample_rate_hz=RATE_HZ, query_features=8
+)
+_SENTENCE = "The sound of "
+
+
+def tone(freq_hz: float, duration_s: float, *, level: float = 0.25) -> np.ndarray:
+    """A sine [T]; without leakage where it has whole periods."""
+    return (level * np.sin(2 * np.pi * freq_hz * np.arange(round(duration_s * RATE_HZ)) / RATE_HZ)).astype(np.float32)
+
+
+def band_noise(num_samples: int, *, low_hz: float, high_hz: float, seed: int, rms: float = 0.1) -> np.ndarray:
+    """Noise [T] whose spectrum is exactly zero outside ``low_hz <= f < high_hz``."""
+    hz_F = np.fft.rfftfreq(num_samples, 1 / RATE_HZ)
+    spectrum_F = np.fft.rfft(np.random.default_rng(seed).standard_normal(num_samples))
+    noise_T = np.fft.irfft(spectrum_F * ((hz_F >= low_hz) & (hz_F < high_hz)), num_samples)
+    return (rms * noise_T / np.sqrt(np.mean(noise_T**2))).astype(np.float32)
+
+
+def two_bands(num_samples: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The two stems that ``BandSeparator`` finds in their sum."""
+    low_T = band_noise(num_samples, low_hz=50.0, high_hz=SPLIT_HZ, seed=2 * seed)
+    return low_T, band_noise(num_samples, low_hz=SPLIT_HZ, high_hz=3500.0, seed=2 * seed + 1)
+
+
+def mixture(num_samples: int, *, seed: int = 0) -> np.ndarray:
+    """Sum [T] of ``two_bands``."""
+    return np.sum(two_bands(num_samples, seed=seed), axis=0, dtype=np.float32)
+
+
+def snr_db(*, estimate: Any, reference: Any) -> float:
+    """Plain signal-to-noise ratio in numpy, independent of the engine's."""
+    estimate, reference = np.asarray(estimate, np.float64), np.asarray(reference, np.float64)
+    return float(10 * np.log10(np.sum(reference**2) / max(np.sum((reference - estimate) ** 2), 1e-30)))
+
+
+def decoded(
+    samples_T: np.ndarray, labels: Sequence[str] = ("low", "high"), *, clip_id: str | None = None
+) -> DecodedClip:
+    """A clip in memory, as decoding hands it to separating."""
+    clip_id = clip_id or f"clip-{len(samples_T)}"
+    row = {"clip_id": clip_id, "path": f"{clip_id}.wav", "labels": list(labels), "start_s": None, "end_s": None}
+    return DecodedClip(row=row, samples_T=np.asarray(samples_T, np.float32))
+
+
+def write_clips(
+    folder: Path,
+    clips: Mapping[str, np.ndarray | bytes | None],
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+) -> Path:
+    """Float WAV files and the CSV manifest that names them; bytes are written as they are, None is a missing file.
+
+    A clip's labels are low and high unless ``labels`` says otherwise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "labels"])
+        for name, content in clips.items():
+            writer.writerow([name, "; ".join((labels or {}).get(name, ("low", "high")))])
+            if isinstance(content, bytes):
+                (folder / name).write_bytes(content)
+            elif content is not None:
+                soundfile.write(folder / name, content, RATE_HZ, subtype="FLOAT")
+    return folder / "manifest.csv"
+
+
+class BandSeparator:
+    """Separates exactly: ``low`` is what lies below 1 kHz, ``high`` the rest, by the transform of the whole row."""
+
+    sample_rate_hz = RATE_HZ
+    labels = ("low", "high")
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, int]] = []
+
+    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+        """See the protocol; ``shapes`` keeps the shape of every call with audio."""
+        for query in queries:
+            if query.removeprefix(_SENTENCE) not in self.labels:
+                raise ValueError(f"the separator does not know {query!r}; known: high, low")
+        stems_BT = torch.zeros_like(mix_BT)
+        if mix_BT.numel():
+            self.shapes.append(tuple(mix_BT.shape))
+            self.inspect(mix_BT)
+        for row, query in enumerate(queries):
+            num_samples = mix_BT.shape[1] if lengths is None else lengths[row]
+            if num_samples:
+                stems_BT[row, :num_samples] = self._band(mix_BT[row, :num_samples], query.removeprefix(_SENTENCE))
+        return stems_BT
+
+    def inspect(self, mix_BT: Tensor) -> None:
+        """For stand-ins that fail."""
+
+    def _band(self, mix_T: Tensor, label: str) -> Tensor:
+        spectrum_F = torch.fft.rfft(mix_T.double())
+        is_low_F = torch.fft.rfftfreq(len(mix_T), 1 / RATE_HZ) < SPLIT_HZ
+        return torch.fft.irfft(spectrum_F * (is_low_F if label == "low" else ~is_low_F), len(mix_T)).float()
+
+
+class SmallMemorySeparator(BandSeparator):
+    """Is out of memory where a batch, padding included, has more than ``max_samples`` samples."""
+
+    def __init__(self, max_samples: int) -> None:
+        super().__init__()
+        self.max_samples = max_samples
+
+    def inspect(self, mix_BT: Tensor) -> None:
+        if mix_BT.numel() > self.max_samples:
+            raise torch.OutOfMemoryError(f"{mix_BT.numel()} samples do not fit")
+
+
+class CountedMemorySeparator(BandSeparator):
+    """Is out of memory where what is alive exceeds ``max_samples``: as on a GPU, also what a failed call still holds."""
+
+    def __init__(self, max_samples: int) -> None:
+        super().__init__()
+        self.max_samples, self.alive = max_samples, 0
+
+    def inspect(self, mix_BT: Tensor) -> None:
+        activations = []
+        for _ in range(len(mix_BT)):
+            activations.append(self._allocate(mix_BT.shape[1]))
+
+    def _allocate(self, num_samples: int) -> Tensor:
+        if self.alive + num_samples > self.max_samples:
+            raise torch.OutOfMemoryError(f"{num_samples} samples do not fit beside {self.alive}")
+        tensor = torch.zeros(num_samples)
+        self.alive += num_samples
+        weakref.finalize(tensor, self._free, num_samples)
+        return tensor
+
+    def _free(self, num_samples: int) -> None:
+        self.alive -= num_samples
+
+
+class MarkedSeparator(BandSeparator):
+    """Fails on every batch that has a sample of the value ``MARKER``."""
+
+    def inspect(self, mix_BT: Tensor) -> None:
+        if bool((mix_BT == np.float32(MARKER)).any()):
+            raise RuntimeError("the marked clip cannot be separated")
+
+
+class NanSeparator(BandSeparator):
+    """Returns NaN for the marked clip, as a network does that overflows."""
+
+    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+        stems_BT = super().separate(mix_BT, queries, lengths=lengths)
+        marked_B = (mix_BT == np.float32(MARKER)).any(1)
+        return torch.where(marked_B[:, None], torch.nan, stems_BT)
+
+
+def marked(samples_T: np.ndarray) -> np.ndarray:
+    """The clip [T] that ``MarkedSeparator`` and ``NanSeparator`` stumble over."""
+    return np.concatenate([np.float32([MARKER]), samples_T[1:]])
+
+
+def tiny_separator(labels: Sequence[str] = ("low", "high"), *, config: NetworkConfig = TINY) -> QuerySeparator:
+    """A small untrained built-in separator, always the same one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return QuerySeparator(config, labels).eval()
+
+
+def tiny_checkpoint(folder: str | Path, labels: Sequence[str] = ("low", "high")) -> Path:
+    """A checkpoint folder with ``tiny_separator``."""
+    save(tiny_separator(labels), folder)
+    return Path(folder)
+
+
+def run_stages(
+    rows: list[dict[str, Any]],
+    root: str,
+    out: Path,
+    *,
+    config: PassConfig,
+    open_separator: Callable[[str], Separator] = lambda device: BandSeparator(),
+) -> list[str]:
+    """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote."""
+    decode = Decode(root, RATE_HZ, config, frozenset(done_parts(out)))
+    separate = Separate(open_separator, config, False)
+    write = ScoreAndWrite(str(out), RATE_HZ)
+    written = []
+    for number, first in enumerate(range(0, len(rows), config.rows_per_task)):
+        task = pa.Table.from_pylist([{"task": number, "rows": rows[first : first + config.rows_per_task]}])
+        for part in decode(task):
+            written += part["part"].to_pylist()
+            write(separate(part))
+    return written
+
+
+def close_pass(out: Path) -> None:
+    """The manifest that ends a pass, with what its readers need."""
+    shards = {part: record["sha256"] for part, record in done_parts(out).items()}
+    manifest = {"separator_fingerprint": "bands", "shards": shards, "fingerprint": fingerprint(["bands", shards])}
+    write_json(out / "stems" / "manifest.json", manifest)

@@ -1,0 +1,149 @@
+"""Distillation on real Ray Train workers and in process: learns, resumes, repeats, stops early."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.session import connected
+from engine import synth
+from engine.separators import NetworkConfig, load, read_description
+from train.batches import MixConfig
+from train.distil import Material, distil
+from train.evaluate import ValidationConfig
+from train.student import DistilConfig, Student
+
+_NETWORK = NetworkConfig(channels=32, num_blocks=3, num_bands=24, num_fft=256, hop_samples=128, sample_rate_hz=8000)
+_CONFIG = DistilConfig(
+    steps=12,
+    mix=MixConfig(batch_size=4, segment_s=0.5),
+    validate_every_steps=4,
+    learning_rate=3e-3,
+    num_workers=0,
+    threads_per_worker=1,
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    return synth.write_corpus(folder, num_per_label={1: 2, 2: 2}, seed=0, duration_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected(num_cpus=2):
+        yield
+
+
+def _material(clips: Path, *folds: int) -> Material:
+    return Material(clean=str(clips), clean_folds=folds)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder).state_dict()
+
+
+@pytest.mark.slow
+def test_training_in_process_learns_and_repeats_to_the_bit(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(_CONFIG, steps=60, validate_every_steps=20)
+    validation = ValidationConfig(clips=str(clips), folds=(1,), num_mixtures=8)
+    said: list[str] = []
+    entries = [
+        distil(
+            tmp_path / name,
+            material=_material(clips, 1),
+            config=config,
+            network=_NETWORK,
+            validation=validation,
+            say=said.append,
+        )
+        for name in ("first", "second")
+    ]
+    curve = entries[0]["curve"]
+    assert [point["step"] for point in curve] == [20, 40, 60]
+    assert curve[-1]["sdri_db"] > 1.0
+    assert curve[-1]["loss_db"] < curve[0]["loss_db"]
+    assert entries[1]["curve"] == curve
+    first, second = _weights(tmp_path / "first"), _weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    history = read_description(tmp_path / "first")["history"]
+    assert [entry["steps"] for entry in history] == [60]
+
+
+@pytest.mark.slow
+def test_two_workers_train_together_and_the_student_knows_its_teacher(
+    ray_session: None, clips: Path, tmp_path: Path
+) -> None:
+    teacher = tmp_path / "teacher"
+    distil(teacher, material=_material(clips, 1), config=_CONFIG, network=_NETWORK)
+    config = dataclasses.replace(_CONFIG, num_workers=2, steps=8)
+    entry = distil(tmp_path / "student", material=_material(clips, 2), config=config, start=teacher)
+    assert entry["steps"] == 8
+    assert entry["start"] == read_description(teacher)["fingerprint"]
+    assert len(read_description(tmp_path / "student")["history"]) == 2
+    before, after = _weights(teacher), _weights(tmp_path / "student")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(tmp_path.glob(".student-training"))
+
+
+@pytest.mark.slow
+def test_done_is_not_done_again_and_another_training_is_refused(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    first = distil(tmp_path / "out", material=_material(clips, 1), config=_CONFIG, network=_NETWORK)
+    assert distil(tmp_path / "out", material=_material(clips, 1), config=_CONFIG, network=_NETWORK) == first
+    other = dataclasses.replace(_CONFIG, seed=1)
+    with pytest.raises(ValueError, match="another training"):
+        distil(tmp_path / "out", material=_material(clips, 1), config=other, network=_NETWORK)
+
+
+def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path) -> None:
+    lines = [line for line in clips.read_text().splitlines() if "path" in line or "rain" in line]
+    (clips.parent / "rain.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="two labels"):
+        distil(tmp_path / "out", material=Material(clean=str(clips.parent / "rain.csv")), config=_CONFIG)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        Material()
+
+
+def _student(config: DistilConfig) -> Student:
+    return Student(config, ["rain", "bell"], start=None, network=_NETWORK, device=torch.device("cpu"))
+
+
+def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> None:
+    from train.batches import Batch
+
+    def batch(step: int) -> Batch:
+        generator = torch.Generator().manual_seed(step)
+        mix_BT = torch.randn(2, 4000, generator=generator)
+        return Batch(mix_BT=mix_BT, target_BT=0.5 * mix_BT, index_B=torch.tensor([0, 1]))
+
+    whole, first = _student(_CONFIG), _student(_CONFIG)
+    for step in range(6):
+        whole.learn(whole.separator, batch(step), torch.device("cpu"))
+        if step < 3:
+            first.learn(first.separator, batch(step), torch.device("cpu"))
+    torch.save(first.state(), tmp_path / "student.pt")
+    second = _student(dataclasses.replace(_CONFIG, seed=9))
+    second.restore(torch.load(tmp_path / "student.pt", weights_only=True))
+    for step in range(3, 6):
+        second.learn(second.separator, batch(step), torch.device("cpu"))
+    ended, wanted = second.average.state_dict(), whole.average.state_dict()
+    assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+def test_patience_stops_early_and_returns_the_best() -> None:
+    student = _student(dataclasses.replace(_CONFIG, steps=1000, patience=2))
+    best = None
+    for sdri_db in (1.0, 3.0, 2.0, 2.9):
+        assert not student.finished
+        student.average.queries.vectors_LQ.data += 1.0
+        if sdri_db == 3.0:
+            best = student.average.queries.vectors_LQ.clone()
+        student.note(0.0, {"sdri_db": sdri_db, "si_sdri_db": 0.0})
+    assert student.finished
+    assert best is not None
+    assert torch.equal(student.result().queries.vectors_LQ, best)

@@ -1,0 +1,146 @@
+"""One pass on a real Ray: everything accounted for, done once, the same after a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from cluster.session import connected
+from engine import synth
+from engine.corpus import read_corpus
+from engine.iteration import run_pass
+from engine.separators import NetworkConfig, QuerySeparator, save
+from engine.shards import done_parts, read_failures, stem_shards, verify
+from engine.stages import PassConfig
+
+pytestmark = pytest.mark.slow
+_LABELS = ("rain", "siren", "bell")
+_CONFIG = PassConfig(rows_per_task=4, part_s=6.0, clip_s=3.0)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("separator")
+    network = NetworkConfig(channels=16, num_blocks=2, num_bands=20, num_fft=256, hop_samples=128, sample_rate_hz=8000)
+    save(QuerySeparator(network, _LABELS), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve good rows, one of them a long recording, and five that cannot wholly be done."""
+    folder = tmp_path_factory.mktemp("corpus")
+    lines = ["path,labels"]
+    for number in range(12):
+        rng = np.random.default_rng(number)
+        seconds = 7.0 if number == 3 else 2.0
+        sounds = [synth.sound(label, rng=rng, sample_rate_hz=16000, duration_s=seconds) for label in _LABELS[:2]]
+        soundfile.write(folder / f"{number}.wav", 0.5 * np.sum(sounds, axis=0), 16000)
+        lines.append(f"{number}.wav,rain;siren")
+    (folder / "text.wav").write_text("not audio")
+    soundfile.write(folder / "empty.wav", np.zeros(0), 16000)
+    soundfile.write(folder / "nan.wav", np.full(16000, np.nan), 16000, subtype="FLOAT")
+    lines += ["text.wav,rain;bell", "empty.wav,rain;bell", "nan.wav,rain;bell;siren", "gone.wav,rain;bell"]
+    lines += ["0.wav,rain;trombone", "1.wav,rain", "2.wav,"]
+    (folder / "natural.csv").write_text("\n".join(lines) + "\n")
+    return folder / "natural.csv"
+
+
+def test_every_row_is_a_stem_or_a_failure_with_its_reason(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
+    failures = read_failures(tmp_path / "out").to_pylist()
+    stems = [row for shard in stem_shards(tmp_path / "out" / "stems") for row in pq.read_table(shard).to_pylist()]
+    reasons = {Path(row["path"]).name: row["step"] for row in failures if row["label"] is None}
+    assert reasons == {
+        "text.wav": "decode",
+        "empty.wav": "decode",
+        "nan.wav": "decode",
+        "gone.wav": "decode",
+        "2.wav": "manifest",
+    }
+    assert [row["label"] for row in failures if row["label"]] == ["trombone"]
+    assert summary["num_failed"] == len(failures) == 6
+    assert summary["num_set_aside"] == 1
+    assert summary["num_stems"] == len(stems)
+    assert summary["num_queries"] == len(stems) + sum(row["num_queries"] for row in failures)
+    # 11 short clips and one of 7 s in pieces of 3 s, two labels each, and the one known label of 0.wav's second row
+    assert len(stems) == 2 * (11 + 3) + 1
+    assert len({(row["clip_id"], row["label"]) for row in stems}) == len(stems)
+    assert all(row["re_sdr_db"] is not None for row in stems)
+    assert verify(tmp_path / "out" / "stems") == []
+    assert sum(summary["step_fraction"].values()) == pytest.approx(1.0)
+
+
+def test_again_does_nothing_and_another_separator_or_setting_is_refused(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    first = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "stems").iterdir()}
+    assert run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "stems").iterdir()} == written
+    with pytest.raises(ValueError, match="another settings"):
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=PassConfig(clip_s=2.0))
+    other = tmp_path / "other"
+    save(QuerySeparator(NetworkConfig(channels=16, num_blocks=1, sample_rate_hz=8000), _LABELS), other)
+    with pytest.raises(ValueError, match="another separator"):
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=other, config=_CONFIG)
+
+
+def _command(corpus: Path, checkpoint: Path, out: Path) -> list[str]:
+    settings = ["rows_per_task=4", "part_s=6.0", "clip_s=3.0"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "clearsep", "separate-corpus", str(corpus), "--separator", str(checkpoint)]
+    return [*command, "-o", str(out), *overrides]
+
+
+def test_a_killed_pass_goes_on_and_ends_as_if_undisturbed(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """kill -9 of the whole process group when the first part is done; the same command then does the rest."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(_command(corpus, checkpoint, killed), start_new_session=True)
+    while not done_parts(killed) and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = set(done_parts(killed))
+    assert before
+    subprocess.run(_command(corpus, checkpoint, killed), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(_command(corpus, checkpoint, whole), check=True, stdout=subprocess.DEVNULL)
+    shards = stem_shards(whole / "stems")
+    assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(killed / "stems")]
+    for shard in shards:
+        assert shard.read_bytes() == (killed / "stems" / shard.name).read_bytes()
+    assert read_failures(killed).equals(read_failures(whole))
+
+
+def test_a_full_disk_is_an_error_that_leaves_what_was_there(tmp_path: Path) -> None:
+    """A limit on file size stands in for the disk; it is set in a child, where the write then fails half way."""
+    (tmp_path / "old").write_bytes(b"kept")
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
+        "from engine.storage import write_bytes; write_bytes(sys.argv[1], bytes(100000))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "old")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"kept"

@@ -1,0 +1,279 @@
+"""Selections over the stems of a pass: kept or rejected with its reason, readable wherever moved, damage noticed."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from signals import (
+    RATE_HZ,
+    BandSeparator,
+    close_pass,
+    run_stages,
+    snr_db,
+    two_bands,
+    write_clips,
+)
+
+from engine.corpus import read_corpus
+from engine.filter import Thresholds
+from engine.shards import (
+    done_parts,
+    read_audio,
+    read_failures,
+    read_tracks,
+    stem_shards,
+    verify,
+    write_done,
+    write_part,
+    write_tracks,
+)
+from engine.stages import PassConfig
+
+HIGH_GAINS = {"equal.wav": 1.0, "quiet.wav": 0.1, "faint.wav": 0.01, "faintest.wav": 0.003, "again.wav": 1.0}
+DURATION_S = 0.5
+FAINT = Thresholds(min_stem_level_db=-30.0)
+
+
+def sources(name):
+    """The stems of a clip: high is about 0, 20, 40 and 50 dB below low."""
+    low_T, high_T = two_bands(round(DURATION_S * RATE_HZ), seed=list(HIGH_GAINS).index(name))
+    return {"low": low_T, "high": np.float32(HIGH_GAINS[name]) * high_T}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A closed pass of one shard with ten stems, in two row groups, one that is empty and one with two stems."""
+    folder = tmp_path_factory.mktemp("original")
+    files = {name: np.sum(list(sources(name).values()), axis=0, dtype=np.float32) for name in HIGH_GAINS}
+    corpus = read_corpus(write_clips(folder / "corpus", files))
+    rows = corpus.clips.to_pylist()
+    broken = [{**rows[0], "clip_id": "broken", "path": "nowhere.wav"}]
+    extra = [{**rows[0], "clip_id": "extra"}]
+    config = PassConfig(rows_per_task=5, part_s=100.0)
+    out = folder / "pass"
+    for number, some in enumerate((rows, broken, extra)):
+        run_stages(some, corpus.root, folder / str(number), config=config)
+        for path in (folder / str(number)).glob("*/part-*"):
+            target = out / path.parent.name / path.name.replace("000000", f"{number:06d}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    close_pass(out)
+    return out
+
+
+@pytest.fixture
+def out(original, tmp_path):
+    """A copy of the pass, free to spoil."""
+    shutil.copytree(original, tmp_path / "run" / "pass")
+    return tmp_path / "run" / "pass"
+
+
+def identities(table):
+    return list(zip(table["shard"].to_pylist(), table["row"].to_pylist(), strict=True))
+
+
+def test_the_pass_has_the_shards_that_the_tests_assume(original):
+    shards = stem_shards(original / "stems")
+    assert [pq.read_metadata(path).num_rows for path in shards] == [10, 0, 2]
+    assert pq.ParquetFile(shards[0]).num_row_groups == 2
+    assert len(read_failures(original)) == 1
+
+
+def test_kept_and_rejected_are_the_stems(out):
+    manifest = write_tracks(out / "stems", out / "tracks", FAINT)
+    kept, rejected = (pq.read_table(out / "tracks" / f"{name}.parquet") for name in ("kept", "rejected"))
+    assert not set(identities(kept)) & set(identities(rejected))
+    everything = {
+        (path.name, row) for path in stem_shards(out / "stems") for row in range(pq.read_metadata(path).num_rows)
+    }
+    assert set(identities(kept)) | set(identities(rejected)) == everything
+    assert len(kept) + len(rejected) == len(everything) == 12
+    assert manifest["num_stems"] == 12 and manifest["num_kept"] == len(kept) == 10
+    assert manifest["num_rejected"] == {"min_stem_level_db": 2}
+    assert manifest["kept_h"] == pytest.approx(10 * DURATION_S / 3600)
+    assert manifest["kept_by_label"] == {"high": 4, "low": 6}
+    assert manifest["thresholds"]["min_stem_level_db"] == -30.0
+    assert json.loads((out / "tracks" / "manifest.json").read_text()) == manifest
+
+
+def test_what_is_rejected_says_by_which_rule_with_value_and_limit(out):
+    write_tracks(out / "stems", out / "tracks", Thresholds(min_re_sdr_db=10.0, min_stem_level_db=-30.0))
+    rows = {row["path"]: row for row in pq.read_table(out / "tracks" / "rejected.parquet").to_pylist()}
+    assert rows.keys() == {"faint.wav", "faintest.wav"}
+    for row, level_db in ((rows["faint.wav"], -40.0), (rows["faintest.wav"], -50.46)):
+        assert row["label"] == "high" and row["rejected_by"] == "min_stem_level_db"
+        assert row["rejected_value"] == row["stem_level_db"] == pytest.approx(level_db, abs=0.1)
+        assert row["rejected_limit"] == -30.0
+
+
+def test_the_index_carries_the_identity_and_scores_of_the_stems_it_names(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    index, stems = read_tracks(out / "tracks")
+    for row in index.to_pylist():
+        stem = pq.read_table(stems / row["shard"]).slice(row["row"], 1).to_pylist()[0]
+        assert {name: stem[name] for name in row if name not in ("shard", "row")} == {
+            name: value for name, value in row.items() if name not in ("shard", "row")
+        }
+    assert "audio_flac" not in index.column_names
+
+
+def test_the_audio_of_a_track_is_its_source(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    index, stems = read_tracks(out / "tracks")
+    for row in index.to_pylist():
+        (samples_T,) = read_audio(stems, row["shard"], [row["row"]])
+        assert samples_T.dtype == np.float32 and len(samples_T) == row["num_samples"]
+        assert snr_db(estimate=samples_T, reference=sources(row["path"])[row["label"]]) > 60
+
+
+def test_rows_are_read_in_the_order_asked(original):
+    shard = stem_shards(original / "stems")[0].name
+    one_by_one = [read_audio(original / "stems", shard, [row])[0] for row in range(10)]
+    assert len({samples_T.tobytes() for samples_T in one_by_one}) == 10
+    asked = [9, 0, 8, 7, 3, 9, 1]
+    for samples_T, row in zip(read_audio(original / "stems", shard, asked), asked, strict=True):
+        np.testing.assert_array_equal(samples_T, one_by_one[row])
+    assert read_audio(original / "stems", shard, []) == []
+
+
+def test_no_rules_keep_everything_and_strict_rules_nothing(out):
+    assert write_tracks(out / "stems", out / "all", Thresholds())["num_kept"] == 12
+    assert len(pq.read_table(out / "all" / "rejected.parquet")) == 0
+    manifest = write_tracks(out / "stems", out / "none", Thresholds(max_stem_level_db=-99.0))
+    assert manifest["num_kept"] == 0 and manifest["kept_h"] == 0.0 and manifest["kept_by_label"] == {}
+    assert manifest["num_rejected"] == {"max_stem_level_db": 12}
+    index, _ = read_tracks(out / "none")
+    assert len(index) == 0 and "rejected_by" in pq.read_schema(out / "none" / "rejected.parquet").names
+
+
+def test_rejections_are_counted_by_rule(out):
+    manifest = write_tracks(out / "stems", out / "t", Thresholds(min_stem_level_db=-30.0, max_stem_level_db=-2.0))
+    rejected = pq.read_table(out / "t" / "rejected.parquet")
+    assert manifest["num_rejected"] == {"min_stem_level_db": 2, "max_stem_level_db": 3}
+    assert sorted(rejected["rejected_by"].to_pylist()) == ["max_stem_level_db"] * 3 + ["min_stem_level_db"] * 2
+
+
+def test_another_selection_replaces_the_first_and_equal_ones_are_equal(out):
+    first = write_tracks(out / "stems", out / "tracks", FAINT)
+    other = write_tracks(out / "stems", out / "tracks", Thresholds(min_stem_level_db=-45.0))
+    assert (first["num_kept"], other["num_kept"]) == (10, 11)
+    assert first["fingerprint"] != other["fingerprint"]
+    assert len(read_tracks(out / "tracks")[0]) == 11
+    assert write_tracks(out / "stems", out / "tracks", FAINT) == first
+    assert sorted(path.name for path in (out / "tracks").iterdir()) == [
+        "kept.parquet",
+        "manifest.json",
+        "rejected.parquet",
+    ]
+
+
+def test_selecting_changes_no_stem(out):
+    before = {path: path.read_bytes() for path in (out / "stems").iterdir()}
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    assert {path: path.read_bytes() for path in (out / "stems").iterdir()} == before
+
+
+@pytest.mark.parametrize("place", ["pass/tracks", "elsewhere/deep/tracks"])
+def test_a_run_that_was_moved_still_reads(out, tmp_path, monkeypatch, place):
+    run = out.parent
+    monkeypatch.chdir(run)
+    write_tracks(out / "stems", run / place, FAINT)
+    expected = read_audio(out / "stems", "part-000000-0000.parquet", [9])[0]
+    run.rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    index, stems = read_tracks(tmp_path / "moved" / place)
+    assert stems.is_relative_to(tmp_path / "moved") and len(index) == 10
+    np.testing.assert_array_equal(read_audio(stems, "part-000000-0000.parquet", [9])[0], expected)
+    assert verify(stems) == []
+    assert len(read_tracks(f"moved/{place}")[0]) == 10
+
+
+def test_a_tampered_selection_is_noticed(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    kept = out / "tracks" / "kept.parquet"
+    pq.write_table(pq.read_table(kept).slice(0, 3), kept)
+    with pytest.raises(ValueError, match=r"kept\.parquet is not the file that its manifest recorded"):
+        read_tracks(out / "tracks")
+
+
+def test_a_changed_shard_is_noticed(out):
+    assert verify(out / "stems") == []
+    shard = out / "stems" / "part-000002-0000.parquet"
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    assert verify(out / "stems") == ["part-000002-0000.parquet"]
+
+
+@pytest.mark.parametrize(
+    "use", [stem_shards, verify, lambda stems: write_tracks(stems, stems.parent / "tracks", FAINT)]
+)
+def test_a_missing_shard_is_named(out, use):
+    (out / "stems" / "part-000001-0000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"lacks 1 of its shards, first part-000001-0000\.parquet"):
+        use(out / "stems")
+
+
+@pytest.mark.parametrize(
+    "use", [stem_shards, verify, lambda stems: write_tracks(stems, stems.parent / "tracks", FAINT)]
+)
+def test_an_unfinished_pass_is_no_source_of_tracks(out, use):
+    (out / "stems" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"is not a finished pass: it has no manifest\.json"):
+        use(out / "stems")
+    assert not (out / "tracks").exists()
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_ignored(out):
+    shutil.copy(out / "stems" / "part-000002-0000.parquet", out / "stems" / "part-000009-0000.parquet")
+    assert len(stem_shards(out / "stems")) == 3
+    assert write_tracks(out / "stems", out / "tracks", Thresholds())["num_stems"] == 12
+
+
+def test_an_unfinished_selection_raises(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    (out / "tracks" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"is not a finished selection: it has no manifest\.json"):
+        read_tracks(out / "tracks")
+
+
+def test_a_selection_that_broke_off_is_not_taken_for_the_one_before(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    shard = out / "stems" / "part-000002-0000.parquet"
+    shard.write_bytes(shard.read_bytes()[:500])
+    with pytest.raises((pa.ArrowInvalid, OSError, ValueError)):
+        write_tracks(out / "stems", out / "tracks", Thresholds())
+    with pytest.raises(ValueError, match="not a finished selection"):
+        read_tracks(out / "tracks")
+    assert not [path.name for path in (out / "tracks").iterdir() if path.name.startswith(".")]
+
+
+def test_a_part_counts_only_with_its_record(tmp_path):
+    record = write_part(tmp_path, "part-000000-0000", stems=[], failures=[])
+    assert done_parts(tmp_path) == {}
+    write_done(tmp_path, "part-000000-0000", record)
+    assert done_parts(tmp_path) == {"part-000000-0000": record}
+    assert (record["num_stems"], record["num_failures"]) == (0, 0)
+
+
+def test_failures_of_all_parts_are_read_together(tmp_path):
+    assert len(read_failures(tmp_path)) == 0
+    row = {"path": "a.wav", "label": None, "num_queries": 2, "step": "decode", "error_class": "E", "message": "m"}
+    for number in (0, 1):
+        write_part(tmp_path, f"part-{number:06d}-0000", stems=[], failures=[{"clip_id": f"clip-{number}", **row}])
+    assert read_failures(tmp_path)["clip_id"].to_pylist() == ["clip-0", "clip-1"]
+
+
+def test_bands_are_what_this_file_says():
+    """The stand-in finds the sources even 50 dB down, so levels above are those of the files."""
+    low_T, high_T = sources("faintest.wav").values()
+    assert snr_db(estimate=BandSeparator()._band(_tensor(low_T + high_T), "high"), reference=high_T) > 60
+
+
+def _tensor(samples_T):
+    import torch
+
+    return torch.from_numpy(samples_T)

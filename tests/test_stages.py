@@ -1,0 +1,302 @@
+"""A pass without Ray over real files: what goes in comes out as stems or failures, and a redo does what is missing."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+from signals import (
+    RATE_HZ,
+    BandSeparator,
+    NanSeparator,
+    close_pass,
+    marked,
+    mixture,
+    run_stages,
+    snr_db,
+    tiny_checkpoint,
+    two_bands,
+    write_clips,
+)
+
+from engine.corpus import read_corpus
+from engine.filter import Thresholds
+from engine.schema import FAILURES, SCORES, STEMS
+from engine.score import score_clip
+from engine.separators import load
+from engine.shards import done_parts, read_failures, stem_shards, verify
+from engine.stages import PassConfig, Separate, score_files
+from engine.storage import sha256_file
+
+CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, part_s=4.0, batch_s=8.0, rows_per_task=3)
+DURATIONS_S = {"short.wav": 1.0, "long.wav": 5.2, "tail.wav": 4.3, "strange.wav": 1.5, "single.wav": 1.0}
+SAMPLES = {name: mixture(round(s * RATE_HZ), seed=i) for i, (name, s) in enumerate(DURATIONS_S.items())}
+SAMPLES["silent.wav"] = np.zeros(RATE_HZ, np.float32)
+FILES = {**SAMPLES, "broken.wav": b"RIFF, but nothing that follows is a WAV file", "missing.wav": None}
+LABELS = {"strange.wav": ("low", "whale", "high"), "single.wav": ("low",)}
+CLIPS_S = {  # what becomes of the recordings, in seconds: the last 0.3 s of tail.wav are too short to keep
+    "short.wav": [(None, None)],
+    "long.wav": [(0.0, 2.0), (2.0, 4.0), (4.0, 5.2)],
+    "tail.wav": [(0.0, 2.0), (2.0, 4.0)],
+    "strange.wav": [(None, None)],
+    "silent.wav": [(None, None)],
+}
+NUM_CLIPS, NUM_QUERIES = 10, 21  # with one clip and two queries each of broken.wav and missing.wav
+
+
+def rows_of(corpus, min_labels=2):
+    rows = corpus.clips.sort_by("clip_id").to_pylist()
+    return [row for row in rows if len(row["labels"]) >= min_labels]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return read_corpus(write_clips(tmp_path_factory.mktemp("corpus"), FILES, labels=LABELS))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pass")
+    run_stages(rows_of(corpus), corpus.root, out, config=CONFIG)
+    return out
+
+
+@pytest.fixture
+def rerun(corpus, tmp_path):
+    def run(**changes):
+        return run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG, **changes)
+
+    return run
+
+
+def stems_of(out):
+    return [row for path in sorted((out / "stems").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def stored_audio(row):
+    """The stem by soundfile and the schema's comment alone: 24-bit FLAC of stem / 2**audio_exponent."""
+    if not row["num_samples"]:
+        return np.zeros(0)
+    samples_T, rate_hz = soundfile.read(io.BytesIO(row["audio_flac"]), dtype="float64")
+    assert rate_hz == row["sample_rate_hz"] and len(samples_T) == row["num_samples"]
+    return samples_T * 2.0 ** row["audio_exponent"]
+
+
+def mixture_of(row):
+    start_s, end_s = row["start_s"] or 0.0, row["end_s"]
+    samples_T = SAMPLES[row["path"]]
+    return samples_T[round(start_s * RATE_HZ) : None if end_s is None else round(end_s * RATE_HZ)]
+
+
+def test_recordings_become_clips_of_bounded_length(finished):
+    found = {}
+    for row in stems_of(finished):
+        found.setdefault(row["path"], set()).add((row["start_s"], row["end_s"]))
+    assert found == {path: set(times) for path, times in CLIPS_S.items()}
+
+
+def test_pieces_of_a_recording_have_ids_of_their_own(finished):
+    ids = {(row["path"], row["start_s"]): row["clip_id"] for row in stems_of(finished)}
+    assert len(set(ids.values())) == len(ids) == 8
+
+
+def test_every_query_is_a_stem_or_a_failure(finished):
+    records, failures = done_parts(finished).values(), read_failures(finished).to_pylist()
+    assert sum(record["num_clips"] for record in records) == NUM_CLIPS
+    assert sum(record["num_queries"] for record in records) == NUM_QUERIES
+    assert sum(record["num_stems"] for record in records) == len(stems_of(finished)) == 16
+    assert sum(row["num_queries"] for row in failures) == NUM_QUERIES - 16
+    assert sum(record["num_failures"] for record in records) == len(failures) == 3
+    assert sum(record["audio_s"] for record in records) == pytest.approx(1.0 + 5.2 + 4.0 + 1.5 + 1.0)
+
+
+def test_failures_say_where_and_why(finished):
+    rows = {row["path"]: row for row in read_failures(finished).to_pylist()}
+    assert {path: (row["step"], row["label"], row["num_queries"]) for path, row in rows.items()} == {
+        "broken.wav": ("decode", None, 2),
+        "missing.wav": ("decode", None, 2),
+        "strange.wav": ("separate", "whale", 1),
+    }
+    assert "no audio that libsndfile or FFmpeg can read" in rows["broken.wav"]["message"]
+    assert "cannot be opened" in rows["missing.wav"]["message"]
+    assert "does not know 'whale'" in rows["strange.wav"]["message"]
+
+
+def test_shards_are_plain_parquet_with_the_columns_of_the_schema(finished):
+    paths = sorted((finished / "stems").glob("*.parquet"))
+    assert len(paths) >= 4
+    for path in paths:
+        assert pq.read_schema(path).equals(STEMS)
+        assert pq.read_schema(finished / "failures" / path.name).equals(FAILURES)
+        assert (
+            2 * CONFIG.clip_s <= CONFIG.part_s and len({row["clip_id"] for row in pq.read_table(path).to_pylist()}) <= 2
+        )
+
+
+def test_done_records_are_of_what_is_on_disk(finished):
+    records = done_parts(finished)
+    assert {path.stem for path in (finished / "stems").glob("*.parquet")} == set(records)
+    for part, record in records.items():
+        assert record["sha256"] == sha256_file(finished / "stems" / f"{part}.parquet")
+        assert record["num_parts"] == sum(other.startswith(part[:11]) for other in records)
+        assert all(record[f"{step}_s"] >= 0 for step in ("decode", "separate", "score", "write"))
+
+
+def test_stored_stems_are_the_separators_to_24_bits(finished):
+    for row in stems_of(finished):
+        mix_T = mixture_of(row)
+        (expected_T,) = BandSeparator().separate(torch.from_numpy(mix_T)[None], [row["label"]]).numpy()
+        error = np.abs(stored_audio(row) - expected_T).max()
+        assert error <= 2.0 ** (row["audio_exponent"] - 24), (row["path"], row["label"])
+        assert row["num_samples"] == len(mix_T) and row["sample_rate_hz"] == RATE_HZ
+
+
+def test_a_whole_recording_gives_its_sources(finished):
+    low_T, high_T = two_bands(RATE_HZ, seed=0)
+    short = {row["label"]: stored_audio(row) for row in stems_of(finished) if row["path"] == "short.wav"}
+    assert snr_db(estimate=short["low"], reference=low_T) > 100
+    assert snr_db(estimate=short["high"], reference=high_T) > 100
+
+
+def test_stored_scores_are_those_of_the_stored_audio(finished):
+    clips = {}
+    for row in stems_of(finished):
+        clips.setdefault(row["clip_id"], []).append(row)
+    for rows in clips.values():
+        assert [row["label"] for row in rows] == [label for label in rows[0]["labels"] if label != "whale"]
+        scores = score_clip(
+            mixture_T=torch.from_numpy(mixture_of(rows[0])),
+            stems_ST=torch.from_numpy(np.float32([stored_audio(row) for row in rows])),
+            sample_rate_hz=RATE_HZ,
+        )
+        assert [{name: row[name] for name in SCORES.names} for row in rows] == scores
+
+
+def test_scores_are_the_known_ones(finished):
+    for row in stems_of(finished):
+        if row["path"] == "silent.wav":
+            assert row["re_sdr_db"] == row["remix_snr_db"] == row["stem_level_db"] == -100
+        else:
+            assert row["remix_snr_db"] > 90 and row["re_si_sdr_db"] > 90
+            assert row["stem_level_db"] == pytest.approx(-3.0, abs=1.0)
+            assert row["coherence_fraction"] < 0.2
+
+
+def test_a_finished_pass_has_nothing_left_to_do(rerun):
+    assert len(rerun()) >= 4
+    assert rerun() == []
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_only_what_is_not_recorded_as_done_is_redone_with_the_same_bytes(rerun, tmp_path, which):
+    parts = rerun()
+    before = {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()}
+    shard = tmp_path / "out" / "stems" / f"{parts[which]}.parquet"
+    shard.with_suffix(".done.json").unlink()
+    shard.write_bytes(b"half a shard")
+    untouched = {path: path.stat().st_mtime_ns for path in shard.parent.iterdir() if path != shard}
+    assert rerun() == [parts[which]]
+    assert {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()} == before
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+    assert len(read_failures(tmp_path / "out")) == 3
+
+
+def test_a_part_in_which_all_fails_is_an_empty_shard(tmp_path):
+    files = {"broken.wav": b"x" * 100, "missing.wav": None}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    (part,) = run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
+    record = done_parts(tmp_path / "out")[part]
+    assert (record["num_clips"], record["num_queries"], record["num_stems"], record["num_failures"]) == (2, 4, 0, 2)
+    assert pq.read_table(tmp_path / "out" / "stems" / f"{part}.parquet").schema.equals(STEMS)
+
+
+def test_a_separator_that_returns_nan_costs_that_clip_alone(tmp_path):
+    files = {"good.wav": mixture(RATE_HZ), "overflow.wav": marked(mixture(RATE_HZ, seed=1))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda _: NanSeparator())
+    assert {row["path"] for row in stems_of(tmp_path / "out")} == {"good.wav"}
+    failures = read_failures(tmp_path / "out").to_pylist()
+    assert {row["path"] for row in failures} == {"overflow.wav"}
+    assert sum(row["num_queries"] for row in failures) == 2
+
+
+def test_a_checkpoint_drives_the_pass(corpus, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "separator")
+    rows = [row for row in rows_of(corpus) if row["path"] == "short.wav"]
+    run_stages(
+        rows, corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda device: load(folder, device=device)
+    )
+    expected_BT = load(folder).separate(torch.from_numpy(SAMPLES["short.wav"])[None].expand(2, -1), ["low", "high"])
+    for row, expected_T in zip(stems_of(tmp_path / "out"), expected_BT.numpy(), strict=True):
+        np.testing.assert_allclose(stored_audio(row), expected_T, rtol=0, atol=2e-7)
+
+
+def test_the_separator_is_opened_once_on_the_device():
+    opened = []
+    Separate(lambda device: opened.append(device) or BandSeparator(), CONFIG, False)
+    assert opened == ["cpu"]
+
+
+def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished):
+    """The two functions that start and end a pass around the stages; importing them imports Ray."""
+    from engine.iteration import _close, _rows
+
+    assert _rows(corpus.clips, 2) == rows_of(corpus)
+    assert {row["path"] for row in _rows(corpus.clips, 2)} == FILES.keys() - {"single.wav"}
+    assert {row["path"] for row in _rows(corpus.clips, 3)} == {"strange.wav"}
+    assert len(_rows(corpus.clips, 1)) == len(FILES)
+    _close(finished, corpus, len(rows_of(corpus)), "bands", 2.0)
+    manifest = json.loads((finished / "stems" / "manifest.json").read_text())
+    assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
+    missing = sum(read_failures(finished)["num_queries"].to_pylist())
+    assert manifest["num_queries"] == NUM_QUERIES == manifest["num_stems"] + missing
+    assert manifest["num_failed"] == 3 and manifest["separator_fingerprint"] == "bands"
+    assert manifest["audio_h"] == pytest.approx(12.7 / 3600)
+    assert sum(manifest["step_fraction"].values()) == pytest.approx(1.0)
+    assert verify(finished / "stems") == []
+    shards = manifest["shards"]
+    close_pass(finished)
+    assert json.loads((finished / "stems" / "manifest.json").read_text())["shards"] == shards
+    assert [path.stem for path in stem_shards(finished / "stems")] == sorted(shards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_s": 0.0}, "clip_s is 0.0; give a number above 0"),
+        ({"batch_s": -1.0}, "batch_s is -1.0"),
+        ({"rows_per_task": 0}, "rows_per_task is 0"),
+        ({"min_actors": 3, "max_actors": 2}, "max_actors 2 is below min_actors 3"),
+    ],
+)
+def test_settings_that_cannot_work_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PassConfig(**settings)
+
+
+def test_identity_holds_what_decides_and_not_what_only_speeds_up():
+    slow = PassConfig(batch_s=1.0, max_actors=1, num_cpus_per_actor=1.0, autocast=False)
+    assert slow.identity() == PassConfig().identity()
+    for change in ({"clip_s": 5.0}, {"min_clip_s": 2.0}, {"min_labels": 1}, {"part_s": 9.0}, {"rows_per_task": 2}):
+        assert PassConfig(**change).identity() != PassConfig().identity()
+
+
+def test_stems_in_files_are_scored_and_judged(tmp_path):
+    low_T, high_T = two_bands(RATE_HZ)
+    files = {"mix.wav": low_T + high_T, "low.wav": low_T, "high.wav": 0.01 * high_T[: RATE_HZ - 100]}
+    write_clips(tmp_path, files)
+    rows = score_files(
+        tmp_path / "mix.wav",
+        {name: str(tmp_path / f"{name}.wav") for name in ("low", "high")},
+        Thresholds(min_stem_level_db=-30.0),
+    )
+    assert [(row["label"], row["kept"], row["rejected_by"]) for row in rows] == [
+        ("low", True, None),
+        ("high", False, "min_stem_level_db"),
+    ]
+    assert rows[0]["scores"]["stem_level_db"] == pytest.approx(-3.0, abs=0.2)
+    assert rows[1]["rejected_value"] == rows[1]["scores"]["stem_level_db"] == pytest.approx(-43.0, abs=0.2)
+    assert rows[0]["scores"]["remix_snr_db"] == pytest.approx(3.1, abs=0.2)
