@@ -34,6 +34,7 @@ from train.student import DistilConfig
 from tune.demo import write_natural
 from tune.loop import RunConfig, run
 from tune.recipes import RECIPES, build
+from tune.report import fill, iterations_table
 
 _HERE = Path(__file__).parent
 _RATE_HZ = 16000
@@ -192,8 +193,6 @@ def report(result: dict[str, Any]) -> str:
 
 def details(result: dict[str, Any]) -> str:
     """What came in and was kept in each iteration, and the figures by label."""
-    from tune.report import iterations_table
-
     labels = sorted(next(iter(result["rows"].values()))["by_label"])
     lines = ["| SDRi / SI-SDRi dB | " + " | ".join(labels) + " |", "| --- |" + " --- |" * len(labels)]
     for name, row in result["rows"].items():
@@ -201,15 +200,6 @@ def details(result: dict[str, Any]) -> str:
         cells = [f"{figure['sdri_db']:.1f} / {figure['si_sdri_db']:.1f}" for figure in figures]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n\n".join([iterations_table(result).markdown(), "\n".join(lines)])
-
-
-def put(readme: Path, marker: str, text: str) -> None:
-    """Replace what stands between ``<!-- marker -->`` and ``<!-- /marker -->``."""
-    content = readme.read_text()
-    before, found, rest = content.partition(f"<!-- {marker} -->")
-    _, closed, after = rest.partition(f"<!-- /{marker} -->")
-    if found and closed:
-        write_bytes(readme, f"{before}{found}\n{text}\n{closed}{after}".encode())
 
 
 def main() -> None:
@@ -229,7 +219,7 @@ def main() -> None:
         write_bytes(
             _HERE / "esc10.md", f"# ESC-10: the loop on real sound\n\n{report(result)}\n\n{details(result)}\n".encode()
         )
-        put(_HERE.parent / "README.md", "esc10", report(result))
+        fill(_HERE.parent / "README.md", "esc10", report(result))
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/overhead.py [--clips 150] [--repeats 3]
 
-The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with as
-many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it. Start-up
-is excluded by difference: a pass over 3N clips less a pass over N clips is a pass over 2N clips without its start. Memory
-is the peak of the proportional set sizes of this machine's Ray workers and this process. Writes ``benchmarks/overhead.md``.
+The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
+as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
+Start-up is excluded by difference: a pass over 3N clips less one over N is a pass over 2N without its start. Memory is
+the peak of the proportional set sizes of Ray's workers and this process. Writes ``benchmarks/overhead.md``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from engine.separate import separate_clips
 from engine.separators import NetworkConfig, QuerySeparator, load, save
 from engine.stages import PassConfig
 from engine.storage import write_bytes
+from tune.report import fill
 
 _RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
 _LABELS = ("rain", "siren")
@@ -112,7 +113,7 @@ def pass_s(checkpoint: Path, manifest: Path) -> tuple[float, float, dict[str, fl
 
 def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, repeats: int) -> list[str]:
     """A row of the table."""
-    checkpoint = folder / name.split()[0]
+    checkpoint = folder / name.split(maxsplit=1)[0]
     save(QuerySeparator(network, _LABELS), checkpoint)
     small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
     ratios, memories, split = [], [], {}
@@ -145,6 +146,7 @@ def main() -> None:
     about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."
     text = f"# Engine pass against a plain loop\n\n{table}\n\n{about}\n"
     write_bytes(Path(__file__).with_name("overhead.md"), text.encode())
+    fill(Path(__file__).parent.parent / "README.md", "overhead", f"{table}\n\n{about}")
     print(text)
 
 

@@ -357,7 +357,7 @@ def test_the_weights_are_plain_safetensors(tmp_path):
     separator = tiny_separator()
     save(separator, tmp_path)
     with safe_open(tmp_path / "weights.safetensors", framework="numpy") as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        stored = {name: file.get_tensor(name) for name in file.keys()}
     expected = {name: value.numpy() for name, value in separator.state_dict().items()}
     assert stored.keys() == expected.keys()
     for name, value in expected.items():

@@ -14,7 +14,7 @@ from engine.corpus import read_corpus
 from engine.schema import SCORES
 from engine.separators import read_description
 from engine.shards import done_parts, read_failures, verify
-from engine.storage import read_json
+from engine.storage import read_json, write_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,3 +184,12 @@ def _shard(path: Path) -> tuple[list[Table], dict[str, Any]]:
     text = [["" if row[name] is None else f"{row[name]:.6g}" if isinstance(row[name], float) else str(row[name])
              for name in columns] for row in rows]  # fmt: skip
     return [Table(title=f"{len(rows)} stems", columns=columns, rows=text)], {"kind": "stems", "stems": rows}
+
+
+def fill(page: Path, marker: str, text: str) -> None:
+    """Replace what stands between ``<!-- marker -->`` and ``<!-- /marker -->`` on a page, which must be there."""
+    before, found, rest = page.read_text().partition(f"<!-- {marker} -->")
+    _, closed, after = rest.partition(f"<!-- /{marker} -->")
+    if not (found and closed):
+        raise ValueError(f"{page} has no place for {marker}; put <!-- {marker} --> and <!-- /{marker} --> in it")
+    write_bytes(page, f"{before}{found}\n{text}\n{closed}{after}".encode())

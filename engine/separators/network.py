@@ -143,7 +143,8 @@ def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Te
     size = hidden_BNC.shape[-1] // _GROUPS
     count_B1 = frames_BN1.sum((1, 2)).clamp(min=1.0)[:, None] * size
     frames_B1N = frames_BN1.transpose(1, 2).float()
-    sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
+    with torch.autocast(hidden_BNC.device.type, enabled=False):  # 16 bits would lose the variance in the squares
+        sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
     mean_BG, square_BG = (total.view(-1, _GROUPS, size).sum(2) / count_B1 for total in (sums_BC, squares_BC))
     deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
     return mean_BG.repeat_interleave(size, dim=1), deviation_BG.repeat_interleave(size, dim=1)
@@ -187,7 +188,8 @@ class MaskNetwork(nn.Module):
 
     def mask(self, magnitude_BNF: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
         """Mask ``[B, F, N]``, real in 0..1 or complex within the unit disc."""
-        features_BNC = self.bands.split(magnitude_BNF.square(), frames_BN1)
+        with torch.autocast(magnitude_BNF.device.type, enabled=False):
+            features_BNC = self.bands.split(magnitude_BNF.square(), frames_BN1)
         hidden_BNC = self.inward(features_BNC)
         for block in self.blocks:
             hidden_BNC = block(hidden_BNC, query_BQ, frames_BN1)
