@@ -42,7 +42,7 @@ Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADD
 
 def _say(text: str) -> None:
     """Progress goes to standard error, so that standard output holds the result alone."""
-    Console(stderr=True).print(text, highlight=False, markup=False)
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> None:
@@ -234,7 +234,7 @@ def score(
 
     thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
     names = [label.strip() for label in labels.split(",")] if labels else [stem.stem for stem in stems]
-    if len(set(names)) != len(stems):
+    if len(names) != len(stems) or len(set(names)) != len(names):
         raise ValueError(f"{len(stems)} stems need as many different labels, not {names}; give --labels")
     result = {"stems": score_files(mixture, dict(zip(names, map(str, stems), strict=True)), thresholds)}
     _print(lambda: [report.scores_table(result)], result, as_json)

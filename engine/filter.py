@@ -61,11 +61,11 @@ def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
         if limit is None:
             continue
         direction, _, column = rule.partition("_")
-        score = scores[column].combine_chunks()
-        fails = pc.less(score, limit) if direction == "min" else pc.greater(score, limit)
-        hit = pc.and_(undecided, pc.fill_null(fails, False))
+        score, bound = scores[column].combine_chunks(), pa.scalar(limit, pa.float32())
+        passes = pc.greater_equal(score, bound) if direction == "min" else pc.less_equal(score, bound)  # NaN: neither
+        hit = pc.and_(undecided, pc.invert(pc.fill_null(passes, True)))
         rejected_by = pc.if_else(hit, rule, rejected_by)
         value = pc.if_else(hit, score, value)
-        limits = pc.if_else(hit, pa.scalar(limit, pa.float32()), limits)
+        limits = pc.if_else(hit, bound, limits)
         undecided = pc.and_(undecided, pc.invert(hit))
     return pa.table([undecided, rejected_by, value, limits], schema=VERDICT)

@@ -69,31 +69,49 @@ def _known_queries(clips: list[DecodedClip], separator: Separator) -> tuple[list
     return queries, failures
 
 
-def _run(
-    separator: Separator, clips: list[DecodedClip], batch: list[_Query], device: str, autocast: bool
-) -> list[np.ndarray]:
-    """The stems of a batch; a batch that does not fit in memory is halved until single rows do not fit."""
+def _stack(clips: list[DecodedClip], batch: list[_Query]) -> Tensor:
     longest = max(query.num_samples for query in batch)
     mix_BT = np.zeros((len(batch), longest), dtype=np.float32)
     for row, query in enumerate(batch):
         mix_BT[row, : query.num_samples] = clips[query.clip].samples_T
-    try:
-        with torch.autocast(device, enabled=autocast):
-            stems_BT: Tensor = separator.separate(
-                torch.from_numpy(mix_BT).to(device),
-                [query.label for query in batch],
-                lengths=[query.num_samples for query in batch],
-            )
-        stems = stems_BT.float().cpu().numpy()
-    except torch.OutOfMemoryError:
+    return torch.from_numpy(mix_BT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What a batch runs on."""
+
+    separator: Separator
+    clips: list[DecodedClip]
+    device: str
+    autocast: bool
+
+    def attempt(self, batch: list[_Query]) -> list[np.ndarray] | Exception:
+        """The stems of a batch, or what went wrong, without the traceback: that would keep the batch in memory."""
+        try:
+            with torch.autocast(self.device, enabled=self.autocast):
+                stems_BT = self.separator.separate(
+                    _stack(self.clips, batch).to(self.device),
+                    [query.label for query in batch],
+                    lengths=[query.num_samples for query in batch],
+                )
+            stems = stems_BT.float().cpu().numpy()
+        except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            return error.with_traceback(None)
+        return [stem_T[: query.num_samples] for stem_T, query in zip(stems, batch, strict=True)]
+
+    def run(self, batch: list[_Query]) -> tuple[dict[tuple[int, str], np.ndarray], list[dict[str, Any]]]:
+        """Stems by clip and label, and failures; a batch that fails is halved: a fault costs its query alone."""
+        outcome = self.attempt(batch)
+        if not isinstance(outcome, Exception):
+            return {(query.clip, query.label): stem_T for query, stem_T in zip(batch, outcome, strict=True)}, []
         if len(batch) == 1:
-            raise
-        torch.cuda.empty_cache()
+            return {}, [_fail(self.clips[batch[0].clip], outcome, label=batch[0].label)]
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
         half = len(batch) // 2
-        return [
-            stem for part in (batch[:half], batch[half:]) for stem in _run(separator, clips, part, device, autocast)
-        ]
-    return [stem[: query.num_samples] for stem, query in zip(stems, batch, strict=True)]
+        (stems, failures), (more_stems, more_failures) = self.run(batch[:half]), self.run(batch[half:])
+        return stems | more_stems, failures + more_failures
 
 
 def separate_clips(
@@ -110,32 +128,13 @@ def separate_clips(
     """
     queries, failures = _known_queries(clips, separator)
     stems: dict[tuple[int, str], np.ndarray] = {}
+    work = _Work(separator=separator, clips=clips, device=device, autocast=autocast)
     batch_samples = max(1, int(batch_s * separator.sample_rate_hz))
     for positions in pack((query.num_samples for query in queries), batch_samples=batch_samples):
-        batch = [queries[i] for i in positions]
-        try:
-            for query, stem_T in zip(batch, _run(separator, clips, batch, device, autocast), strict=True):
-                stems[query.clip, query.label] = stem_T
-        except (RuntimeError, ValueError) as error:  # one query's fault must not cost the others their stems
-            if len(batch) == 1:
-                failures.append(_fail(clips[batch[0].clip], error, label=batch[0].label))
-                continue
-            one_by_one, failed = _one_by_one(separator, clips, batch, device, autocast)
-            stems.update(one_by_one)
-            failures.extend(failed)
+        made, failed = work.run([queries[i] for i in positions])
+        stems |= made
+        failures += failed
     return _by_clip(clips, queries, stems), failures
-
-
-def _one_by_one(
-    separator: Separator, clips: list[DecodedClip], batch: list[_Query], device: str, autocast: bool
-) -> tuple[dict[tuple[int, str], np.ndarray], list[dict[str, Any]]]:
-    stems, failures = {}, []
-    for query in batch:
-        try:
-            stems[query.clip, query.label] = _run(separator, clips, [query], device, autocast)[0]
-        except (RuntimeError, ValueError) as error:
-            failures.append(_fail(clips[query.clip], error, label=query.label))
-    return stems, failures
 
 
 def _by_clip(

@@ -68,8 +68,9 @@ def stem_shards(stems: Path) -> list[Path]:
 
 def verify(stems: Path) -> list[str]:
     """Names of the shards whose bytes are not those the manifest recorded."""
+    shards = stem_shards(stems)
     recorded = read_json(stems / "manifest.json")["shards"]
-    return [shard.name for shard in stem_shards(stems) if sha256_file(shard) != recorded[shard.stem]]
+    return [shard.name for shard in shards if sha256_file(shard) != recorded[shard.stem]]
 
 
 def read_failures(out: Path) -> pa.Table:
@@ -157,7 +158,11 @@ def read_tracks(tracks: str | Path) -> tuple[pa.Table, Path]:
     manifest = read_json(tracks / "manifest.json")
     if sha256_file(tracks / "kept.parquet") != manifest["sha256"]["kept.parquet"]:
         raise ValueError(f"{tracks}/kept.parquet is not the file that its manifest recorded; run the filter again")
-    return pq.read_table(tracks / "kept.parquet"), (tracks / manifest["stems"]).resolve()
+    stems = (tracks / manifest["stems"]).resolve()
+    stem_shards(stems)
+    if read_json(stems / "manifest.json")["fingerprint"] != manifest["pass_fingerprint"]:
+        raise ValueError(f"{tracks} selects from another pass than the one now in {stems}; run the filter again")
+    return pq.read_table(tracks / "kept.parquet"), stems
 
 
 def read_audio(stems: Path, shard: str, rows: list[int]) -> list[np.ndarray]:

@@ -154,6 +154,17 @@ class Separate:
         return _row(part, _SEPARATED)
 
 
+def _separated(entry: dict[str, Any]) -> SeparatedClip:
+    labels = entry["stem_labels"]
+    stems_ST = _samples(entry["stems"]).reshape(len(labels), -1)
+    return SeparatedClip(clip=_clip(entry), labels=labels, stems_ST=stems_ST)
+
+
+def _unscored(item: SeparatedClip, error: Exception) -> dict[str, Any]:
+    row, num_queries = item.clip.row, len(item.labels)
+    return failure(clip_id=row["clip_id"], path=row["path"], num_queries=num_queries, step="score", error=error)
+
+
 class ScoreAndWrite:
     """Task: stores the stems of a part, scores what is stored, writes the shard and then the record that it is done."""
 
@@ -165,34 +176,25 @@ class ScoreAndWrite:
         part = batch.to_pylist()[0]
         name, clips, failures = part.pop("part"), part.pop("clips"), part.pop("failures")
         started = time.perf_counter()
-        coded = [self._encode(entry) for entry in clips]
-        encoded = time.perf_counter()
         stems: list[dict[str, Any]] = []
-        for item, audio in coded:
+        part["score_s"] = 0.0
+        for entry in clips:
+            item = _separated(entry)
             try:
+                audio = self._encode(item)
+                encoded = time.perf_counter()
                 stems.extend(self._score(item, audio))
+                part["score_s"] += time.perf_counter() - encoded
             except (ValueError, RuntimeError) as error:
-                row = item.clip.row
-                failures.append(
-                    failure(
-                        clip_id=row["clip_id"],
-                        path=row["path"],
-                        num_queries=len(item.labels),
-                        step="score",
-                        error=error,
-                    )
-                )
-        part["score_s"] = time.perf_counter() - encoded
+                failures.append(_unscored(item, error))
         written = write_part(self.out, name, stems=stems, failures=failures)
         part["write_s"] = time.perf_counter() - started - part["score_s"]
         write_done(self.out, name, part | written)
         return pa.table({key: [part[key]] for key in ("num_clips", "audio_s")})
 
-    def _encode(self, entry: dict[str, Any]) -> tuple[SeparatedClip, list[dict[str, Any]]]:
-        clip, labels = _clip(entry), entry["stem_labels"]
-        item = SeparatedClip(clip=clip, labels=labels, stems_ST=_samples(entry["stems"]).reshape(len(labels), -1))
+    def _encode(self, item: SeparatedClip) -> list[dict[str, Any]]:
         coded = [encode_flac24(stem_T, sample_rate_hz=self.sample_rate_hz) for stem_T in item.stems_ST]
-        return item, [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
+        return [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
 
     def _score(self, item: SeparatedClip, audio: list[dict[str, Any]]) -> list[dict[str, Any]]:
         stored_ST = np.stack([decode_flac24(entry["audio_flac"], entry["audio_exponent"]) for entry in audio])

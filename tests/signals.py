@@ -140,7 +140,7 @@ class SmallMemorySeparator(BandSeparator):
 
 
 class CountedMemorySeparator(BandSeparator):
-    """Is out of memory where more than ``max_samples`` are alive: like a GPU, counting what a failed call still holds."""
+    """Is out of memory where more than ``max_samples`` are alive, counting what a failed call still holds."""
 
     def __init__(self, max_samples: int) -> None:
         super().__init__()

@@ -414,7 +414,7 @@ def test_unreadable_clips_are_counted_and_skipped(write_sources: Write) -> None:
     (path.parent / "torn.wav").write_bytes(b"not audio")
     made = mixer(clean_items(path, folds=None, sample_rate_hz=RATE_HZ), config())
     made.batch(0)
-    assert made.clean.num_unreadable == 2
+    assert len(made.clean.unusable) == 2
     assert sounds(made.clean) == {"bell-0", "bell-1", "dog-0", "dog-1"}
 
 

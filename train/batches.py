@@ -6,6 +6,7 @@ one would have seen.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from engine.audio import active_mask, active_rms, decode
+from engine.audio import AudioError, active_mask, active_rms, decode, probe
 from engine.corpus import read_sources
 from engine.shards import read_audio, read_tracks
 
@@ -80,13 +81,20 @@ class Sound:
 def clean_items(
     path: str | Path, *, folds: Sequence[int] | None, sample_rate_hz: int, max_s: float = 30.0
 ) -> list[Item]:
-    """Single-source clips of a CSV ``path,label[,fold]``; only the first ``max_s`` seconds of each are used."""
+    """Single-source clips of a CSV ``path,label[,fold]``; only the first ``max_s`` seconds of each are used.
 
-    def loader(source: str) -> Callable[[], np.ndarray]:
-        return lambda: decode(source, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+    A clip whose header cannot be read is an item all the same: the pool counts it as unusable.
+    """
 
-    rows = read_sources(path, folds=folds).to_pylist()
-    return [Item(label=row["label"], clip=row["path"], duration_s=max_s, load=loader(row["path"])) for row in rows]
+    def item(source: str, label: str) -> Item:
+        try:
+            duration_s = min(probe(source).duration_s, max_s)
+        except (AudioError, OSError):
+            duration_s = 0.0
+        load = functools.partial(decode, source, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+        return Item(label=label, clip=source, duration_s=duration_s, load=load)
+
+    return [item(row["path"], row["label"]) for row in read_sources(path, folds=folds).to_pylist()]
 
 
 def track_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
@@ -122,13 +130,12 @@ class Pool:
         num_ranks: int,
     ) -> None:
         self.config, self.sample_rate_hz = config, sample_rate_hz
-        fits = sum(item.duration_s for item in items) <= config.pool_s
-        order = np.random.default_rng([seed, 1]).permutation(len(items))
-        self.items = [items[i] for i in (order if fits else order[rank::num_ranks])]
-        self.rotates = not fits
+        self.rotates = sum(item.duration_s for item in items) > config.pool_s
+        order = [items[i] for i in np.random.default_rng([seed, 1]).permutation(len(items))]
+        self.items = _label_by_label(order[rank::num_ranks] if self.rotates else order)
         self.turn = -1
         self.by_label: dict[str, list[Sound]] = {}
-        self.num_unreadable = 0
+        self.unusable: set[str] = set()
 
     def prepare(self, step: int) -> None:
         """Hold what belongs to a step."""
@@ -149,12 +156,24 @@ class Pool:
         try:
             samples_T = item.load()
         except (ValueError, OSError):
-            self.num_unreadable += 1
+            self.unusable.add(item.clip)
             return
         active = np.flatnonzero(active_mask(samples_T, sample_rate_hz=self.sample_rate_hz, window_s=_WINDOW_S))
-        if len(active):
-            sound = Sound(label=item.label, clip=item.clip, samples_T=samples_T, active=active)
-            self.by_label.setdefault(item.label, []).append(sound)
+        if not len(active):
+            self.unusable.add(item.clip)
+            return
+        sound = Sound(label=item.label, clip=item.clip, samples_T=samples_T, active=active)
+        self.by_label.setdefault(item.label, []).append(sound)
+
+
+def _label_by_label(items: Sequence[Item]) -> list[Item]:
+    """The same items with the labels taking turns, so that any part of a rotating pool holds as many as it can."""
+    seen: dict[str, int] = {}
+    turns = []
+    for item in items:
+        turns.append(seen.get(item.label, 0))
+        seen[item.label] = turns[-1] + 1
+    return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,23 +224,29 @@ class Mixer:
             clips.add(sound.clip)
             sources.append(self._segment(rng, sound))
         mix_T: np.ndarray = np.stack(sources).sum(axis=0, dtype=np.float32)
-        if rng.random() < self.config.silence_rate and len(order) > num_sources:
-            return mix_T, np.zeros_like(mix_T), self.labels.index(order[num_sources])
+        absent = [label for label in self.labels if label not in order[:num_sources]]
+        if absent and rng.random() < self.config.silence_rate:
+            return mix_T, np.zeros_like(mix_T), self.labels.index(absent[rng.integers(len(absent))])
         return mix_T, sources[0], self.labels.index(order[0])
 
     def _draw(self, rng: np.random.Generator, label: str, clips: set[str]) -> Sound:
         """A sound of a label, of another clip than those in the mixture where there is one."""
         clean, tracks = self.clean.by_label.get(label, []), self.tracks.by_label.get(label, [])
-        pool = clean if clean and (not tracks or rng.random() < self.config.clean_fraction) else tracks
-        others = [sound for sound in pool if sound.clip not in clips] or pool
-        return others[rng.integers(len(others))]
+        share = self.config.clean_fraction
+        pools = [clean, tracks] if rng.random() < share else [tracks, clean]
+        mixed = pools if 0.0 < share < 1.0 else pools[:1]
+        others = [[sound for sound in pool if sound.clip not in clips] for pool in mixed]
+        pool = next(pool for pool in (*others, *pools) if pool)
+        return pool[rng.integers(len(pool))]
 
     def _segment(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
         """A crop ``[T]`` around an active moment, augmented, at the level that its mixture gives it."""
         up, down = _SPEEDS[rng.integers(len(_SPEEDS))] if self.config.augment else (1, 1)
         wanted = -(-self.num_samples * up // down) + 1
-        middle = int((sound.active[rng.integers(len(sound.active))] + 0.5) * _WINDOW_S * self.sample_rate_hz)
-        first = max(0, min(middle - int(rng.integers(wanted)), len(sound.samples_T) - wanted))
+        window = round(_WINDOW_S * self.sample_rate_hz)
+        active = int(sound.active[rng.integers(len(sound.active))]) * window
+        first = active - int(rng.integers(max(1, wanted - window)))  # the active window lies wholly in the crop
+        first = max(0, min(first, len(sound.samples_T) - wanted))
         crop = torch.from_numpy(sound.samples_T[first : first + wanted].copy())
         if up != down:
             crop = self.resample[up, down](crop)

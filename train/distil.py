@@ -110,7 +110,8 @@ def _train_loop(values: dict[str, Any]) -> None:
         if student.step % task.config.validate_every_steps == 0 or student.step == task.config.steps:
             if rank == 0:
                 judged = evaluate(estimator(student.average), mixtures) if mixtures else None
-                student.note(sum(losses) / len(losses), judged)
+                unusable = len(mixer.clean.unusable | mixer.tracks.unusable)
+                student.note(sum(losses) / len(losses), judged, num_unusable=unusable)
                 with open(task.progress, "a") as file:
                     file.write(json.dumps(student.curve[-1]) + "\n")
             losses.clear()

@@ -106,9 +106,14 @@ class Student:
         for mean, value in zip(self.average.parameters(), self.separator.parameters(), strict=True):
             mean.lerp_(value, 1.0 - decay)
 
-    def note(self, loss: float, validation: dict[str, Any] | None) -> None:
-        """Add a point to the learning curve and keep the best average where patience asks for it."""
+    def note(self, loss: float, validation: dict[str, Any] | None, *, num_unusable: int = 0) -> None:
+        """Add a point to the learning curve and keep the best average where patience asks for it.
+
+        ``num_unusable`` counts sounds that could not be read or are silent; the curve says so where there are any.
+        """
         point = {"step": float(self.step), "loss_db": loss}
+        if num_unusable:
+            point["num_unusable"] = float(num_unusable)
         if validation is not None:
             point |= {"sdri_db": validation["sdri_db"], "si_sdri_db": validation["si_sdri_db"]}
             gained = validation["sdri_db"] > self.best_db + 0.05

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from engine.corpus import read_corpus
+from engine.corpus import Corpus, read_corpus
 from engine.filter import Thresholds
 from engine.iteration import run_pass
 from engine.separators import NetworkConfig, load, read_description, save
@@ -64,11 +64,14 @@ def run(config: RunConfig, out: str | Path, *, say: Say = print) -> dict[str, An
     ``ValueError`` where ``out`` holds a run of another config, other than one whose schedule this one continues.
     """
     out = Path(out).resolve()
+    corpus = read_corpus(config.corpus)
+    if config.separator is not None:
+        read_description(config.separator)
     _claim(config, out)
     mixtures: list[Mixture] = []
     _seed(config, out, mixtures, say)
     for number, thresholds in enumerate(config.schedule, 1):
-        _iteration(config, out, number, thresholds, mixtures, say)
+        _iteration(config, corpus, out, number, thresholds, mixtures, say)
     return summarise(out)
 
 
@@ -122,7 +125,13 @@ def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> No
 
 
 def _iteration(
-    config: RunConfig, out: Path, number: int, thresholds: Thresholds, mixtures: list[Mixture], say: Say
+    config: RunConfig,
+    corpus: Corpus,
+    out: Path,
+    number: int,
+    thresholds: Thresholds,
+    mixtures: list[Mixture],
+    say: Say,
 ) -> None:
     """Separate, score, filter, distil, evaluate."""
     folder, teacher = out / "iterations" / str(number), out / "iterations" / str(number - 1) / "separator"
@@ -130,7 +139,7 @@ def _iteration(
         return
     started = time.perf_counter()
     say(f"iteration {number}: separating {config.corpus}")
-    engine = run_pass(read_corpus(config.corpus), folder, separator=teacher, config=config.engine)
+    engine = run_pass(corpus, folder, separator=teacher, config=config.engine)
     tracks = write_tracks(folder / "stems", folder / "tracks", thresholds)
     say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
     if not tracks["num_kept"]:

@@ -50,13 +50,13 @@ def _from_yaml(path: Path) -> Tree:
     try:
         settings = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{path} must be a mapping of settings, such as `corpus: clips.csv`")
     recipe = settings.pop("recipe", None)
     if recipe is None:
         return settings
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(f"{path}: there is no recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
     return _merge(RECIPES[recipe](), settings)
 
@@ -70,30 +70,40 @@ def _merge(base: Tree, over: Tree) -> Tree:
 
 
 def override(settings: Tree, overrides: Iterable[str]) -> Tree:
-    """Settings with each ``key.sub=value`` applied; the value is read as YAML, a list index is a number."""
+    """A copy of settings with each ``key.sub=value`` applied; the value is read as YAML, a list index is a number."""
+    settings = _copy(settings)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--set takes key=value, such as distil.steps=200, not {text!r}")
-        _put(settings, key.strip().split("."), yaml.safe_load(value), text)
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {text}: the value is not YAML; quote it, such as 'key=\"a: b\"'") from None
+        _put(settings, key.strip().split("."), read, text)
     return settings
+
+
+def _copy(node: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
+    """A copy in which nothing is shared, also where a recipe or a YAML anchor uses one mapping twice."""
+    if isinstance(node, dict):
+        return {key: _copy(value) for key, value in node.items()}
+    return [_copy(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def _put(node: Any, keys: list[str], value: object, text: str) -> None:  # noqa: ANN401 - walks any JSON-like value
     for key in keys[:-1]:
-        if isinstance(node, list):
-            node = node[_position(node, key, text)]
-        else:
-            if not isinstance(node.get(key), (dict, list)):
-                node[key] = {}
-            node = node[key]
-    if isinstance(node, list):
-        node[_position(node, keys[-1], text)] = value
-    else:
-        node[keys[-1]] = value
+        if isinstance(node, dict) and not isinstance(node.get(key), (dict, list)):
+            node[key] = {}
+        node = node[_position(node, key, text)]
+    node[_position(node, keys[-1], text)] = value
 
 
-def _position(node: list[Any], key: str, text: str) -> int:
+def _position(node: object, key: str, text: str) -> Any:  # noqa: ANN401 - a key or an index
+    if isinstance(node, dict):
+        return key
+    if not isinstance(node, list):
+        raise ValueError(f"--set {text}: there is nothing to set inside {node!r}; leave out .{key}")
     if not key.isdigit() or int(key) >= len(node):
         raise ValueError(f"--set {text}: {key!r} is not a position from 0 to {len(node) - 1}")
     return int(key)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from engine.corpus import read_corpus
 from engine.schema import SCORES
 from engine.separators import read_description
-from engine.shards import done_parts, read_failures, verify
+from engine.shards import done_parts, read_failures, read_tracks, verify
 from engine.storage import read_json, write_bytes
 
 
@@ -141,6 +141,7 @@ def inspect(path: Path) -> tuple[list[Table], dict[str, Any]]:
     if (path / "separator.json").is_file():
         return _values("checkpoint", read_description(path))
     if (path / "kept.parquet").is_file():
+        read_tracks(path)
         manifest = read_json(path / "manifest.json")
         return [tracks_table(manifest)], {"kind": "tracks", **manifest}
     stems = path / "stems" if (path / "stems").is_dir() else path

@@ -51,19 +51,21 @@ def overlap_add(
     """Separate chunk by chunk, cross-fading linearly where chunks overlap; one call where the mixture fits in a chunk.
 
     ``separate`` takes a chunk ``[B, T]`` and the lengths ``[B]`` inside it. Memory is that of one chunk.
+    Where a row is cut depends on its own length alone, not on its padding.
     """
     num_samples = mix_BT.shape[1]
     if num_samples <= chunk_samples:
         return separate(mix_BT, lengths_B)
-    step = chunk_samples - overlap_samples
-    fade_T = torch.linspace(0.0, 1.0, overlap_samples + 2, device=mix_BT.device)[1:-1]
+    ramp_T = torch.linspace(0.0, 1.0, overlap_samples + 2, device=mix_BT.device)[1:-1]
     stems_BT = torch.zeros_like(mix_BT)
-    for first in range(0, num_samples - overlap_samples, step):
+    for first in range(0, num_samples - overlap_samples, chunk_samples - overlap_samples):
         end = min(first + chunk_samples, num_samples)
+        weight_BT = mix_BT.new_ones(len(mix_BT), end - first)
+        if first:  # a row that ended in the chunk before takes nothing from this one
+            weight_BT[:, :overlap_samples] = ramp_T
+            weight_BT *= (lengths_B > first + overlap_samples)[:, None]
+        goes_on_B = lengths_B > end
+        weight_BT[goes_on_B, end - first - overlap_samples :] *= ramp_T.flip(0)
         chunk_BT = separate(mix_BT[:, first:end], (lengths_B - first).clamp(0, end - first))
-        if first:
-            chunk_BT[:, :overlap_samples] *= fade_T
-        if end < num_samples:
-            chunk_BT[:, -overlap_samples:] *= fade_T.flip(0)
-        stems_BT[:, first:end] += chunk_BT
+        stems_BT[:, first:end] += chunk_BT * weight_BT
     return stems_BT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import torch
@@ -34,18 +35,21 @@ class QueryEncoder(nn.Module):
         if not labels and not self.labels:
             raise ValueError("a separator needs at least one label; give it labelled clips")
         new = [label for label in dict.fromkeys(labels) if label not in self.labels]
+        index = {_plain(label): i for i, label in enumerate((*self.labels, *new))}
+        if len(index) != len(self.labels) + len(new):
+            raise ValueError(f"labels differ only in case or underscores: {sorted({*self.labels, *new})}; rename one")
         fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
         self.vectors_LQ = nn.Parameter(torch.cat([self.vectors_LQ.data, fresh_LQ]))
-        self.labels = (*self.labels, *new)
-        self._index = {_plain(label): i for i, label in enumerate(self.labels)}
-        if len(self._index) != len(self.labels):
-            raise ValueError(f"labels differ only in case or underscores: {sorted(self.labels)}; rename one")
+        self.labels, self._index = (*self.labels, *new), index
 
     def index(self, query: str) -> int:
         """The row of a query's vector; an unknown label is a ``ValueError`` that names the nearest."""
         found = self._index.get(_plain(query))
         if found is None:
-            raise ValueError(f"the separator does not know {query!r}; {nearest(query, self.labels)}")
+            known = {_plain(label): label for label in self.labels}
+            near = difflib.get_close_matches(_plain(query), known, n=1, cutoff=0.5)
+            hint = nearest(known[near[0]] if near else query, self.labels)
+            raise ValueError(f"the separator does not know {query!r}; {hint}")
         return found
 
     def forward(self, index_B: Tensor) -> Tensor:
