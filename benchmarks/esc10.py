@@ -45,9 +45,9 @@ class Size:
     """How much of everything."""
 
     seed_steps: int = 1600
-    round_steps: int = 500
-    num_two: int = 360
-    num_three: int = 120
+    round_steps: int = 700
+    num_two: int = 400
+    num_three: int = 80
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     batch_size: int = 16
@@ -77,8 +77,9 @@ def ideal_ratio_mask(mixture: Mixture) -> Tensor:
 class Bench:
     """Folders and settings that the parts share."""
 
-    def __init__(self, esc10: Path, out: Path, size: Size, seed: int) -> None:
-        self.clips, self.out, self.size, self.seed = str(esc10 / "clips.csv"), out, size, seed
+    def __init__(self, esc10: Path, out: Path, size: Size, *, seed: int, threads: int | None) -> None:
+        self.clips, self.out, self.size = str(esc10 / "clips.csv"), out, size
+        self.seed, self.threads = seed, threads
         self.validation = ValidationConfig(clips=self.clips, folds=(4,), num_mixtures=size.num_mixtures, seed=0)
         self.curve_validation = dataclasses.replace(self.validation, num_mixtures=min(60, size.num_mixtures), seed=1)
         self.mixtures = draw_mixtures(self.validation, sample_rate_hz=_RATE_HZ)
@@ -89,6 +90,7 @@ class Bench:
             steps=steps,
             mix=MixConfig(batch_size=self.size.batch_size),
             validate_every_steps=max(steps // 4, 10),
+            threads_per_worker=self.threads,
             seed=self.seed,
         )
 
@@ -142,26 +144,32 @@ def _say(text: str) -> None:
     print(f"[{dt.datetime.now():%H:%M:%S}] {text}", flush=True)
 
 
-def bench(esc10: Path, out: Path, size: Size, seed: int) -> dict[str, Any]:
-    """Everything, in an order in which what matters most comes first."""
-    work, started = Bench(esc10, out, size, seed), time.perf_counter()
-    rounds = len(RECIPES["laptop"]()["schedule"])
-    after_seed = rounds * size.round_steps
+def bench(work: Bench, part: str) -> dict[str, Any] | None:
+    """The trainings of a part, and the table where all of them are there; null where another part is still to come."""
+    size, started = work.size, time.perf_counter()
+    after_seed = len(RECIPES["laptop"]()["schedule"]) * size.round_steps
+    rivals = {"control": (1,), "supervised": (1, 2, 3)}
     with connected():
         _say(f"seed: {size.seed_steps} steps on fold 1")
         seed_folder = work.train("seed", size.seed_steps, folds=(1,))
-        summary = work.loop(seed_folder)
-        _say(f"control: the seed trained on for {after_seed} steps on fold 1")
-        control = work.train("control", after_seed, folds=(1,), start=seed_folder)
-        _say(f"supervised bound: the seed trained on for {after_seed} steps on the true clips of folds 1 to 3")
-        bound = work.train("supervised", after_seed, folds=(1, 2, 3), start=seed_folder)
-    rows = {"seed (iteration 0)": summary["iterations"][0]["validation"]}
-    rows |= {f"iteration {entry['iteration']}": entry["validation"] for entry in summary["iterations"][1:]}
-    rows["seed trained on, same steps, own data (fold 1)"] = work.measure("control", control)
-    rows["seed trained on, same steps, true clips (folds 1 to 3)"] = work.measure("supervised", bound)
+        if part in ("all", "loop"):
+            work.loop(seed_folder)
+        if part in ("all", "rivals"):
+            for name, folds in rivals.items():
+                _say(f"{name}: the seed trained on for {after_seed} steps on the true clips of folds {folds}")
+                work.measure(name, work.train(name, after_seed, folds=folds, start=seed_folder))
+            work.measure("ideal_ratio_mask", None)
+    summary = read_json(work.out / "run" / "summary.json") if (work.out / "run" / "summary.json").is_file() else {}
+    iterations = summary.get("iterations", [])
+    if after_seed != size.round_steps * (len(iterations) - 1) or not (work.out / "figures").is_dir():
+        return None
+    rows = {"seed (iteration 0)": iterations[0]["validation"]}
+    rows |= {f"iteration {entry['iteration']}": entry["validation"] for entry in iterations[1:]}
+    rows["seed trained on, same steps, own data (fold 1)"] = work.measure("control", work.out / "control")
+    rows["seed trained on, same steps, true clips (folds 1 to 3)"] = work.measure("supervised", work.out / "supervised")
     rows["ideal ratio mask (oracle)"] = work.measure("ideal_ratio_mask", None)
     wall_s = time.perf_counter() - started
-    return {"rows": rows, "iterations": summary["iterations"], "wall_s": wall_s, "about": _about(size, seed, wall_s)}
+    return {"rows": rows, "iterations": iterations, "about": _about(size, work.seed, wall_s)}
 
 
 def _about(size: Size, seed: int, wall_s: float) -> str:
@@ -210,9 +218,18 @@ def main() -> None:
         "--quick", action="store_true", help="minutes instead of an hour; shows that it runs, no figures"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="CPU threads of a training (default all)")
+    parser.add_argument(
+        "--part", choices=("all", "loop", "rivals"), default="all", help="two processes can share the work by parts"
+    )
     arguments = parser.parse_args()
     out = (arguments.out or Path("runs/esc10-quick" if arguments.quick else "runs/esc10")).resolve()
-    result = bench(arguments.esc10.resolve(), out, QUICK if arguments.quick else Size(), arguments.seed)
+    size = QUICK if arguments.quick else Size()
+    work = Bench(arguments.esc10.resolve(), out, size, seed=arguments.seed, threads=arguments.threads)
+    result = bench(work, arguments.part)
+    if result is None:
+        _say("this part is done; start the script without --part, or wait for the other part, to get the table")
+        return
     write_json(out / "result.json", result)
     print(report(result), details(result), sep="\n\n")
     if not arguments.quick:

@@ -45,6 +45,8 @@ STEMS = pa.schema(
         pa.field("num_samples", pa.int64(), nullable=False),
         pa.field("audio_flac", pa.binary(), nullable=False),  # 24-bit FLAC of stem / 2**audio_exponent
         pa.field("audio_exponent", pa.int8(), nullable=False),
+        pa.field("mixture_flac", pa.binary()),  # the clip itself, likewise, with the first of its stems
+        pa.field("mixture_exponent", pa.int8()),
         *SCORES,
     ]
 )

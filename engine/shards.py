@@ -9,7 +9,8 @@ that a selection costs a scan of the score columns and no second copy of the aud
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,13 @@ _INDEX = pa.schema(
     [
         pa.field("shard", pa.string(), nullable=False),  # file name in the stems folder
         pa.field("row", pa.int32(), nullable=False),  # row in that file
-        *(STEMS.field(name) for name in ("clip_id", "path", "label", "sample_rate_hz", "num_samples")),
+        pa.field("first_row", pa.int32(), nullable=False),  # where the stems of its clip begin
+        pa.field("num_stems", pa.int32(), nullable=False),  # how many they are
+        *(STEMS.field(name) for name in ("clip_id", "path", "labels", "label", "sample_rate_hz", "num_samples")),
         *SCORES,
     ]
 )
+_AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
 _REJECTED = pa.schema([*_INDEX, *(VERDICT.field(name) for name in VERDICT.names if name != "kept")])
 
 
@@ -81,12 +85,23 @@ def read_failures(out: Path) -> pa.Table:
 
 def _scan(shards: Iterable[Path]) -> Iterator[pa.Table]:
     """Identity and scores of every stem, a table a shard, without its audio."""
-    columns = [name for name in _INDEX.names if name not in ("shard", "row")]
+    columns = [name for name in _INDEX.names if name in STEMS.names]
     for shard in shards:
         table = pq.ParquetFile(shard).read(columns=columns)
-        numbers = pa.array(range(len(table)), pa.int32())
-        names = pa.array([shard.name] * len(table), pa.string())
-        yield pa.table([names, numbers, *table.select(columns).columns], schema=_INDEX)
+        first, count = _runs(table["clip_id"].to_pylist())
+        places = {"shard": [shard.name] * len(table), "row": range(len(table)), "first_row": first, "num_stems": count}
+        arrays = {name: pa.array(values, _INDEX.field(name).type) for name, values in places.items()}
+        arrays |= {name: table[name] for name in columns}
+        yield pa.table({name: arrays[name] for name in _INDEX.names}, schema=_INDEX)
+
+
+def _runs(clip_ids: Sequence[str]) -> tuple[list[int], list[int]]:
+    """For every row the first row and the number of rows of its clip, whose stems stand one after another."""
+    first: list[int] = []
+    for row, clip_id in enumerate(clip_ids):
+        first.append(first[-1] if row and clip_id == clip_ids[row - 1] else row)
+    sizes = Counter(first)
+    return first, [sizes[row] for row in first]
 
 
 def write_tracks(stems: Path, out: Path, thresholds: Thresholds) -> dict[str, Any]:
@@ -165,18 +180,28 @@ def read_tracks(tracks: str | Path) -> tuple[pa.Table, Path]:
     return pq.read_table(tracks / "kept.parquet"), stems
 
 
-def read_audio(stems: Path, shard: str, rows: list[int]) -> list[np.ndarray]:
-    """The samples ``[T]`` (float32) of some rows of a stem shard, reading only the row groups that hold them."""
+def _read_rows(stems: Path, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """The coded audio of some rows of a stem shard, reading only the row groups that hold them."""
     file = pq.ParquetFile(stems / shard)
     ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    by_group: dict[int, list[int]] = {}
-    for row in rows:
-        by_group.setdefault(int(np.searchsorted(ends, row, side="right")), []).append(row)
-    audio: dict[int, np.ndarray] = {}
-    for group, members in by_group.items():
-        table = file.read_row_group(group, columns=["audio_flac", "audio_exponent"])
-        first = int(ends[group]) - len(table)
-        for row in members:
-            stem = table.slice(row - first, 1).to_pylist()[0]
-            audio[row] = decode_flac24(stem["audio_flac"], stem["audio_exponent"])
-    return [audio[row] for row in rows]
+    groups = np.searchsorted(ends, rows, side="right")
+    tables = {group: file.read_row_group(int(group), columns=_AUDIO) for group in set(groups)}
+    starts = [int(ends[group]) - len(tables[group]) for group in groups]
+    return [
+        tables[group].slice(row - start, 1).to_pylist()[0]
+        for row, group, start in zip(rows, groups, starts, strict=True)
+    ]
+
+
+def read_audio(stems: Path, shard: str, rows: Sequence[int]) -> list[np.ndarray]:
+    """The samples ``[T]`` (float32) of some rows of a stem shard."""
+    return [decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in _read_rows(stems, shard, rows)]
+
+
+def read_clip(stems: Path, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
+    """A clip ``[T]`` and all its stems ``[S, T]`` (float32), in the order of its rows."""
+    rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
+    if rows[0]["mixture_flac"] is None:
+        raise ValueError(f"{stems / shard} holds no mixture at row {first_row}; make the pass again")
+    mixture_T = decode_flac24(rows[0]["mixture_flac"], rows[0]["mixture_exponent"])
+    return mixture_T, np.stack([decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in rows])

@@ -176,7 +176,7 @@ class ScoreAndWrite:
         part = batch.to_pylist()[0]
         name, clips, failures = part.pop("part"), part.pop("clips"), part.pop("failures")
         started = time.perf_counter()
-        stems: list[dict[str, Any]] = []
+        stems: list[dict[str, Any]] = []  # those of a clip one after another
         part["score_s"] = 0.0
         for entry in clips:
             item = _separated(entry)
@@ -193,8 +193,11 @@ class ScoreAndWrite:
         return pa.table({key: [part[key]] for key in ("num_clips", "audio_s")})
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, Any]]:
-        coded = [encode_flac24(stem_T, sample_rate_hz=self.sample_rate_hz) for stem_T in item.stems_ST]
-        return [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
+        signals = (item.clip.samples_T, *item.stems_ST)
+        mixture, *coded = (encode_flac24(signal_T, sample_rate_hz=self.sample_rate_hz) for signal_T in signals)
+        audio: list[dict[str, Any]] = [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
+        audio[0] |= {"mixture_flac": mixture[0], "mixture_exponent": mixture[1]}
+        return audio
 
     def _score(self, item: SeparatedClip, audio: list[dict[str, Any]]) -> list[dict[str, Any]]:
         stored_ST = np.stack([decode_flac24(entry["audio_flac"], entry["audio_exponent"]) for entry in audio])

@@ -46,7 +46,11 @@ def write_sources(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_pass(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a closed pass of one shard by hand: ``(clip_id, label, samples, scores)`` a stem; returns its folder."""
+    """Writes a closed pass of one shard by hand: ``(clip_id, label, samples, scores)`` a stem; returns its folder.
+
+    The stems of a clip stand one after another. Its mixture is their sum and its labels are theirs, unless
+    ``mixtures`` (None: not stored) or ``labels`` say otherwise.
+    """
 
     def write(
         stems: Sequence[tuple[str, str, np.ndarray, Mapping[str, float | None]]],
@@ -54,16 +58,32 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
         folder: str = "pass",
         sample_rate_hz: int = RATE_HZ,
         failures: Sequence[dict[str, Any]] = (),
+        mixtures: Mapping[str, np.ndarray | None] | None = None,
+        labels: Mapping[str, Sequence[str]] | None = None,
     ) -> Path:
         out, part = tmp_path / folder, "part-000000-0000"
+        order = [clip_id for clip_id, *_ in stems]
+        clips = {clip_id: [stem for stem in stems if stem[0] == clip_id] for clip_id in order}
+        assert order == [clip_id for clip_id in clips for _ in clips[clip_id]], "the stems of a clip stand together"
+        sums = {
+            clip_id: np.sum([samples_T for _, _, samples_T, _ in group], axis=0, dtype=np.float32)
+            for clip_id, group in clips.items()
+        }
+        coded = {
+            clip_id: encode_flac24(samples_T, sample_rate_hz=sample_rate_hz)
+            for clip_id, samples_T in (sums | dict(mixtures or {})).items()
+            if samples_T is not None
+        }
         rows = []
-        for clip_id, label, samples_T, scores in stems:
+        for number, (clip_id, label, samples_T, scores) in enumerate(stems):
             audio_flac, audio_exponent = encode_flac24(samples_T, sample_rate_hz=sample_rate_hz)
+            is_first = number == order.index(clip_id)
+            mixture_flac, mixture_exponent = coded.get(clip_id, (None, None)) if is_first else (None, None)
             rows.append(
                 {
                     "clip_id": clip_id,
                     "path": f"{clip_id}.wav",
-                    "labels": [name for clip, name, *_ in stems if clip == clip_id],
+                    "labels": list((labels or {}).get(clip_id, [name for _, name, *_ in clips[clip_id]])),
                     "start_s": None,
                     "end_s": None,
                     "label": label,
@@ -71,13 +91,15 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
                     "num_samples": len(samples_T),
                     "audio_flac": audio_flac,
                     "audio_exponent": audio_exponent,
+                    "mixture_flac": mixture_flac,
+                    "mixture_exponent": mixture_exponent,
                     **scores,
                 }
             )
         record = write_part(out, part, stems=rows, failures=list(failures))
         write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
         manifest = {
-            "num_clips": len({clip_id for clip_id, *_ in stems}),
+            "num_clips": len(clips),
             "num_set_aside": 0,
             "num_queries": len(rows) + len(failures),
             "num_stems": len(rows),

@@ -66,29 +66,34 @@ def mixer(
     mix: MixConfig,
     *,
     tracks: Sequence[Item] = (),
+    natural: Sequence[Item] = (),
     seed: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Mixer:
-    pools = [pool(items, mix, seed=seed, rank=rank, num_ranks=num_ranks) for items in (clean, tracks)]
-    return Mixer(*pools, sorted({item.label for item in [*clean, *tracks]}), mix, seed=seed, rank=rank)
+    items = {"clean": clean, "tracks": tracks, "natural": natural}
+    pools = {name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks) for name, some in items.items()}
+    labels = sorted({label for some in items.values() for item in some for label in item.labels})
+    return Mixer(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
 
 
 def sounds(held: Pool) -> set[str]:
     return {Path(sound.clip).stem for group in held.by_label.values() for sound in group}
 
 
-def raw(batch: Batch) -> tuple[bytes, bytes, list[int]]:
-    return batch.mix_BT.numpy().tobytes(), batch.target_BT.numpy().tobytes(), batch.index_B.tolist()
+def raw(batch: Batch) -> tuple[bytes, bytes, list[int], list[int]]:
+    signals = batch.mix_BT.numpy().tobytes(), batch.target_GT.numpy().tobytes()
+    return *signals, batch.index_B.tolist(), batch.group_B.tolist()
 
 
 def mixtures(made: Mixer, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
-    """Mixture, target and query of every row of some steps."""
+    """Mixture, target and query of every row of some steps of single-label material: every group has one query."""
     batches = [made.batch(step) for step in range(num_steps)]
+    assert all(batch.group_B.tolist() == list(range(made.config.batch_size)) for batch in batches)
     return [
         (mix_T, target_T, made.labels[int(index)])
         for batch in batches
-        for mix_T, target_T, index in zip(batch.mix_BT, batch.target_BT, batch.index_B, strict=True)
+        for mix_T, target_T, index in zip(batch.mix_BT, batch.target_GT, batch.index_B, strict=True)
     ]
 
 
@@ -129,9 +134,10 @@ def test_a_resumed_training_sees_what_an_undisturbed_one_sees(clean: list[Item],
 
 def test_shapes_and_kinds(clean: list[Item]) -> None:
     batch = mixer(clean, config(batch_size=5)).batch(0)
-    assert batch.mix_BT.shape == batch.target_BT.shape == (5, 2000)
-    assert batch.mix_BT.dtype == batch.target_BT.dtype == torch.float32
-    assert batch.index_B.dtype == torch.long
+    assert batch.mix_BT.shape == batch.target_GT.shape == (5, 2000)
+    assert batch.mix_BT.dtype == batch.target_GT.dtype == torch.float32
+    assert batch.index_B.dtype == batch.group_B.dtype == torch.long
+    assert batch.index_B.shape == batch.group_B.shape == (5,)
 
 
 # What is in a mixture.
@@ -284,8 +290,8 @@ def test_share_of_clean_clips(clean: list[Item], tracks: list[Item], clean_fract
 def test_a_label_without_tracks_is_drawn_from_clean_clips_and_the_reverse(
     clean: list[Item], tracks: list[Item]
 ) -> None:
-    some_clean = [item for item in clean if item.label in ("bell", "dog")]
-    some_tracks = [item for item in tracks if item.label in ("dog", "rain")]
+    some_clean = [item for item in clean if item.labels[0] in ("bell", "dog")]
+    some_tracks = [item for item in tracks if item.labels[0] in ("dog", "rain")]
     numbers: dict[str, set[bool]] = {}
     for mix_T, *_ in mixtures(mixer(some_clean, config(batch_size=32), tracks=some_tracks), 5):
         for label, number in contents(mix_T):
@@ -312,7 +318,7 @@ def test_a_clean_clip_is_taken_before_a_second_track_of_one_clip(clean: list[Ite
     """Only one natural clip has tracks, so two tracks always share it; clean clips of every label are there."""
     one_clip = [item for item in tracks if item.clip == "clip0"]
     assert len(one_clip) == 2
-    some_clean = [item for item in clean if item.label in ("bell", "dog")]
+    some_clean = [item for item in clean if item.labels[0] in ("bell", "dog")]
     made = mixer(some_clean, config(batch_size=64, clean_fraction=0.3), tracks=one_clip)
     assert together(mixtures(made, 3)) == 0
 
@@ -414,7 +420,7 @@ def test_unreadable_clips_are_counted_and_skipped(write_sources: Write) -> None:
     (path.parent / "torn.wav").write_bytes(b"not audio")
     made = mixer(clean_items(path, folds=None, sample_rate_hz=RATE_HZ), config())
     made.batch(0)
-    assert len(made.clean.unusable) == 2
+    assert len(made.clean.unusable) == made.num_unusable == 2
     assert sounds(made.clean) == {"bell-0", "bell-1", "dog-0", "dog-1"}
 
 
@@ -439,6 +445,7 @@ def test_fewer_than_two_labels_are_an_error(write_sources: Write, labels: tuple[
         ("three_source_fraction", 1.5),
         ("silence_rate", -0.1),
         ("clean_fraction", 2.0),
+        ("natural_fraction", 1.01),
         ("batch_size", 0),
         ("segment_s", 0.0),
         ("pool_s", -1.0),

@@ -12,7 +12,7 @@ import torch
 from cluster.session import connected
 from engine import synth
 from engine.separators import NetworkConfig, load, read_description
-from train.batches import MixConfig
+from train.batches import Batch, MixConfig
 from train.distil import Material, distil
 from train.evaluate import ValidationConfig
 from train.student import DistilConfig, Student
@@ -114,12 +114,12 @@ def _student(config: DistilConfig) -> Student:
 
 
 def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> None:
-    from train.batches import Batch
-
     def batch(step: int) -> Batch:
+        """A mixture with one query and one with two, whose stems should add up."""
         generator = torch.Generator().manual_seed(step)
-        mix_BT = torch.randn(2, 4000, generator=generator)
-        return Batch(mix_BT=mix_BT, target_BT=0.5 * mix_BT, index_B=torch.tensor([0, 1]))
+        mix_GT, group_B = torch.randn(2, 4000, generator=generator), torch.tensor([0, 1, 1])
+        index_B = torch.tensor([1, 0, 1])
+        return Batch(mix_BT=mix_GT[group_B], index_B=index_B, group_B=group_B, target_GT=0.5 * mix_GT)
 
     whole, first = _student(_CONFIG), _student(_CONFIG)
     for step in range(6):

@@ -311,10 +311,12 @@ def test_tree_is_plain_settings() -> None:
 
 def test_the_config_stored_with_a_run_builds_the_same_run(tmp_path: Path) -> None:
     """A run whose iterations are all on disk stores its config and does nothing else."""
+    (tmp_path / "natural.csv").write_text("path,labels\na.wav,dog;rain\n")
     config = run_config(
         "clearsep",
         [
             *CORPUS,
+            f"corpus={tmp_path / 'natural.csv'}",
             "clean_folds=[1, 2]",
             "network.mask=complex",
             "distil.mix.augment=false",

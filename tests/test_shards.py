@@ -23,6 +23,7 @@ from engine.filter import Thresholds
 from engine.shards import (
     done_parts,
     read_audio,
+    read_clip,
     read_failures,
     read_tracks,
     stem_shards,
@@ -35,6 +36,7 @@ from engine.stages import PassConfig
 
 HIGH_GAINS = {"equal.wav": 1.0, "quiet.wav": 0.1, "faint.wav": 0.01, "faintest.wav": 0.003, "again.wav": 1.0}
 DURATION_S = 0.5
+PLACE = ("shard", "row", "first_row", "num_stems")
 FAINT = Thresholds(min_stem_level_db=-30.0)
 
 
@@ -114,11 +116,16 @@ def test_the_index_carries_the_identity_and_scores_of_the_stems_it_names(out):
     write_tracks(out / "stems", out / "tracks", FAINT)
     index, stems = read_tracks(out / "tracks")
     for row in index.to_pylist():
-        stem = pq.read_table(stems / row["shard"]).slice(row["row"], 1).to_pylist()[0]
-        assert {name: stem[name] for name in row if name not in ("shard", "row")} == {
-            name: value for name, value in row.items() if name not in ("shard", "row")
+        shard = pq.read_table(stems / row["shard"])
+        (stem,) = shard.slice(row["row"], 1).to_pylist()
+        assert {name: stem[name] for name in row if name not in PLACE} == {
+            name: value for name, value in row.items() if name not in PLACE
         }
-    assert "audio_flac" not in index.column_names
+        of_clip = [i for i, clip_id in enumerate(shard["clip_id"].to_pylist()) if clip_id == row["clip_id"]]
+        assert of_clip == list(range(row["first_row"], row["first_row"] + row["num_stems"]))
+        assert row["row"] in of_clip
+    assert {"labels", "num_samples", *PLACE} <= set(index.column_names)
+    assert not {"audio_flac", "mixture_flac"} & set(index.column_names)
 
 
 def test_the_audio_of_a_track_is_its_source(out):
@@ -138,6 +145,60 @@ def test_rows_are_read_in_the_order_asked(original):
     for samples_T, row in zip(read_audio(original / "stems", shard, asked), asked, strict=True):
         np.testing.assert_array_equal(samples_T, one_by_one[row])
     assert read_audio(original / "stems", shard, []) == []
+
+
+def test_a_clip_is_read_with_its_mixture_and_its_stems_in_order(out):
+    """The index of a selection says where, also where only one of the stems was kept; low is the first label."""
+    write_tracks(out / "stems", out / "tracks", Thresholds(max_stem_level_db=-2.0, min_stem_level_db=-45.0))
+    index, stems = read_tracks(out / "tracks")
+    assert {row["path"] for row in index.to_pylist()} == {"equal.wav", "quiet.wav", "faint.wav", "again.wav"}
+    for row in index.to_pylist():
+        mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        truth = sources(row["path"])
+        assert mixture_T.dtype == stems_ST.dtype == np.float32 and stems_ST.shape == (2, row["num_samples"])
+        clip_T = np.sum(list(truth.values()), axis=0, dtype=np.float32)
+        assert np.abs(mixture_T - clip_T).max() <= np.abs(clip_T).max() * 2.0**-23
+        for samples_T, label in zip(stems_ST, ("low", "high"), strict=True):
+            assert snr_db(estimate=samples_T, reference=truth[label]) > 60
+        rows = range(row["first_row"], row["first_row"] + row["num_stems"])
+        np.testing.assert_array_equal(stems_ST, read_audio(stems, row["shard"], rows))
+
+
+def random_samples(num_samples, seed, *, num_bits=20):
+    """Samples [T] that 24 bits hold exactly."""
+    steps_T = np.random.default_rng(seed).integers(-(2**num_bits), 2**num_bits, num_samples)
+    return (steps_T / 2.0**num_bits).astype(np.float32)
+
+
+def test_a_clip_whose_stems_lie_in_two_row_groups_is_read_whole(write_pass):
+    """Eight rows make a group; clips of three stems straddle its end. The mixtures are not the sums of the stems."""
+    stems = [(f"clip{i // 3}", "abc"[i % 3], random_samples(300 + i // 3, i), {}) for i in range(18)]
+    mixtures = {f"clip{i}": random_samples(300 + i, 100 + i) for i in range(6)}
+    folder = write_pass(stems, mixtures=mixtures) / "stems"
+    (shard,) = stem_shards(folder)
+    assert pq.ParquetFile(shard).num_row_groups == 3
+    for number in range(6):
+        mixture_T, stems_ST = read_clip(folder, shard.name, first_row=3 * number, num_stems=3)
+        np.testing.assert_array_equal(mixture_T, mixtures[f"clip{number}"])
+        np.testing.assert_array_equal(stems_ST, [stems[3 * number + i][2] for i in range(3)])
+
+
+def test_a_clip_without_its_mixture_is_an_error_that_says_where_and_what_to_do(write_pass):
+    stems = [(clip_id, label, random_samples(300, 0), {}) for clip_id in ("whole", "bare") for label in "ab"]
+    folder = write_pass(stems, mixtures={"bare": None}) / "stems"
+    read_clip(folder, "part-000000-0000.parquet", first_row=0, num_stems=2)
+    with pytest.raises(ValueError, match=r"part-000000-0000\.parquet holds no mixture at row 2; make the pass again"):
+        read_clip(folder, "part-000000-0000.parquet", first_row=2, num_stems=2)
+    assert len(read_audio(folder, "part-000000-0000.parquet", [2, 3])) == 2
+
+
+def test_a_shard_from_before_mixtures_were_stored_is_the_same_error(write_pass):
+    folder = write_pass([("clip", label, random_samples(300, 0), {}) for label in "ab"]) / "stems"
+    shard = folder / "part-000000-0000.parquet"
+    pq.write_table(pq.read_table(shard).drop_columns(["mixture_flac", "mixture_exponent"]), shard)
+    with pytest.raises(ValueError, match=r"part-000000-0000\.parquet holds no mixture"):
+        read_clip(folder, shard.name, first_row=0, num_stems=2)
+    assert len(read_audio(folder, shard.name, [0, 1])) == 2
 
 
 def test_no_rules_keep_everything_and_strict_rules_nothing(out):

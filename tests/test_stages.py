@@ -1,6 +1,7 @@
 """A pass without Ray over real files: what goes in comes out as stems or failures, and a redo does what is missing."""
 
 import io
+import itertools
 import json
 
 import numpy as np
@@ -76,13 +77,13 @@ def stems_of(out):
     return [row for path in sorted((out / "stems").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
-def stored_audio(row):
+def stored_audio(row, what="audio"):
     """The stem by soundfile and the schema's comment alone: 24-bit FLAC of stem / 2**audio_exponent."""
     if not row["num_samples"]:
         return np.zeros(0)
-    samples_T, rate_hz = soundfile.read(io.BytesIO(row["audio_flac"]), dtype="float64")
+    samples_T, rate_hz = soundfile.read(io.BytesIO(row[f"{what}_flac"]), dtype="float64")
     assert rate_hz == row["sample_rate_hz"] and len(samples_T) == row["num_samples"]
-    return samples_T * 2.0 ** row["audio_exponent"]
+    return samples_T * 2.0 ** row[f"{what}_exponent"]
 
 
 def mixture_of(row):
@@ -152,6 +153,37 @@ def test_stored_stems_are_the_separators_to_24_bits(finished):
         error = np.abs(stored_audio(row) - expected_T).max()
         assert error <= 2.0 ** (row["audio_exponent"] - 24), (row["path"], row["label"])
         assert row["num_samples"] == len(mix_T) and row["sample_rate_hz"] == RATE_HZ
+
+
+def assert_mixtures_are_stored_once(out):
+    """To 24 bits with the first of a clip's stems, which stand one after another, and with no other."""
+    for path in (out / "stems").glob("*.parquet"):
+        rows = pq.read_table(path).to_pylist()
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["clip_id"])]
+        assert len(groups) == len({row["clip_id"] for row in rows})
+        for first, *others in groups:
+            error = np.abs(stored_audio(first, "mixture") - mixture_of(first)).max()
+            assert error <= 2.0 ** (first["mixture_exponent"] - 24), first["path"]
+            assert all(row["mixture_flac"] is row["mixture_exponent"] is None for row in others)
+
+
+def test_the_mixture_is_stored_with_the_first_stem_of_a_clip_alone(finished):
+    assert_mixtures_are_stored_once(finished)
+    assert sum(row["mixture_flac"] is not None for row in stems_of(finished)) == 8
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored"), [(("whale", "low", "high"), ["low", "high"]), (("whale", "high"), ["high"])]
+)
+def test_the_mixture_is_there_also_where_the_first_label_has_no_stem(tmp_path, labels, stored):
+    manifest = write_clips(
+        tmp_path / "corpus", {"short.wav": SAMPLES["short.wav"]}, labels={"short.wav": labels}
+    )
+    corpus = read_corpus(manifest)
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
+    rows = stems_of(tmp_path / "out")
+    assert [row["label"] for row in rows] == stored and rows[0]["mixture_flac"]
+    assert_mixtures_are_stored_once(tmp_path / "out")
 
 
 def test_a_whole_recording_gives_its_sources(finished):

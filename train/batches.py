@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from engine.audio import AudioError, active_mask, active_rms, decode, probe
 from engine.corpus import read_sources
-from engine.shards import read_audio, read_tracks
+from engine.shards import read_audio, read_clip, read_tracks
+from train.refine import share_mixture
 
 _SPEEDS = ((1, 1), (4, 5), (9, 10), (10, 9), (5, 4))
 _WINDOW_S = 0.1
@@ -40,8 +42,12 @@ class MixConfig:
     """Share of mixtures whose query names a sound that is not in them and whose target is silence (ClearSep)."""
     clean_fraction: float = 0.5
     """Share of sources drawn from single-source clips where there are tracks too."""
+    share_mixture: bool = True
+    """Learn from tracks that divide their clip among its labels (``train/refine.py``), not from bare stems."""
     augment: bool = True
     """Change speed (and pitch) by up to a quarter and colour the spectrum by some dB."""
+    natural_fraction: float = 0.25
+    """Share of mixtures whose target is a whole natural clip: the stems of all its labels should add up to it."""
     eq_db: float = 3.0
     """Standard deviation of the random colouring."""
     pool_s: float = 7200.0
@@ -50,7 +56,7 @@ class MixConfig:
     """Steps after which a pool that does not hold everything is filled anew."""
 
     def __post_init__(self) -> None:
-        for name in ("three_source_fraction", "silence_rate", "clean_fraction"):
+        for name in ("three_source_fraction", "silence_rate", "clean_fraction", "natural_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1")
         for name in ("batch_size", "segment_s", "pool_s", "refresh_steps"):
@@ -60,9 +66,13 @@ class MixConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A sound that can be loaded: its label, where it came from and how long it is."""
+    """A sound that can be loaded.
 
-    label: str
+    ``labels`` are what it is, ``heard`` what its clip names: a track may hold some of every sound of its clip.
+    """
+
+    labels: tuple[str, ...]
+    heard: frozenset[str]
     clip: str
     duration_s: float
     load: Callable[[], np.ndarray]
@@ -72,7 +82,8 @@ class Item:
 class Sound:
     """A loaded sound with the windows in which it is active."""
 
-    label: str
+    labels: tuple[str, ...]
+    heard: frozenset[str]
     clip: str
     samples_T: np.ndarray
     active: np.ndarray
@@ -92,32 +103,62 @@ def clean_items(
         except (AudioError, OSError):
             duration_s = 0.0
         load = functools.partial(decode, source, sample_rate_hz=sample_rate_hz, duration_s=max_s)
-        return Item(label=label, clip=source, duration_s=duration_s, load=load)
+        return Item(labels=(label,), heard=frozenset([label]), clip=source, duration_s=duration_s, load=load)
 
     return [item(row["path"], row["label"]) for row in read_sources(path, folds=folds).to_pylist()]
 
 
-def track_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
-    """The tracks of a selection; ``ValueError`` if they are of another rate."""
+def track_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) -> list[Item]:
+    """The tracks of a selection, shared out of their clips or as separated; ``ValueError`` if of another rate."""
     index, stems = read_tracks(tracks)
-
-    def loader(shard: str, row: int) -> Callable[[], np.ndarray]:
-        return lambda: read_audio(stems, shard, [row])[0]
-
     items = []
-    for row in index.select(["shard", "row", "clip_id", "label", "sample_rate_hz", "num_samples"]).to_pylist():
+    for row in index.to_pylist():
         if row["sample_rate_hz"] != sample_rate_hz:
             raise ValueError(
                 f"tracks in {tracks} are at {row['sample_rate_hz']} Hz, the separator wants {sample_rate_hz}"
             )
         duration_s = row["num_samples"] / sample_rate_hz
-        load = loader(row["shard"], row["row"])
-        items.append(Item(label=row["label"], clip=row["clip_id"], duration_s=duration_s, load=load))
+        load = functools.partial(_load_track, stems, row, share)
+        heard = frozenset(row["labels"])
+        items.append(Item(labels=(row["label"],), heard=heard, clip=row["clip_id"], duration_s=duration_s, load=load))
     return items
 
 
+def natural_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
+    """The whole clips of which a selection kept a stem, where every label of the clip has one: their truth is known."""
+    index, stems = read_tracks(tracks)
+    items: dict[str, Item] = {}
+    for row in index.to_pylist():
+        if row["num_stems"] == len(row["labels"]) >= 2:
+            place = {"first_row": row["first_row"], "num_stems": row["num_stems"]}
+            load = functools.partial(_load_clip, stems, row["shard"], **place)
+            duration_s = row["num_samples"] / sample_rate_hz
+            labels = tuple(row["labels"])
+            items[row["clip_id"]] = Item(
+                labels=labels, heard=frozenset(labels), clip=row["clip_id"], duration_s=duration_s, load=load
+            )
+    return list(items.values())
+
+
+def _load_clip(stems: Path, shard: str, *, first_row: int, num_stems: int) -> np.ndarray:
+    return read_clip(stems, shard, first_row=first_row, num_stems=num_stems)[0]
+
+
+def _load_track(stems: Path, row: dict[str, Any], share: bool) -> np.ndarray:
+    """A track as it was separated, or its share of the clip where every label of the clip has a stem."""
+    if not share or row["num_stems"] < max(2, len(row["labels"])):
+        return read_audio(stems, row["shard"], [row["row"]])[0]
+    mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+    shared_ST = share_mixture(
+        mixture_T=torch.from_numpy(mixture_T),
+        stems_ST=torch.from_numpy(stems_ST),
+        sample_rate_hz=row["sample_rate_hz"],
+    )
+    return shared_ST[row["row"] - row["first_row"]].numpy()
+
+
 class Pool:
-    """The sounds in memory, by label; everything where it fits, else a part that rotates."""
+    """The sounds in memory, by first label; everything where it fits, else a part that rotates."""
 
     def __init__(
         self,
@@ -162,8 +203,8 @@ class Pool:
         if not len(active):
             self.unusable.add(item.clip)
             return
-        sound = Sound(label=item.label, clip=item.clip, samples_T=samples_T, active=active)
-        self.by_label.setdefault(item.label, []).append(sound)
+        sound = Sound(labels=item.labels, heard=item.heard, clip=item.clip, samples_T=samples_T, active=active)
+        self.by_label.setdefault(item.labels[0], []).append(sound)
 
 
 def _label_by_label(items: Sequence[Item]) -> list[Item]:
@@ -171,73 +212,120 @@ def _label_by_label(items: Sequence[Item]) -> list[Item]:
     seen: dict[str, int] = {}
     turns = []
     for item in items:
-        turns.append(seen.get(item.label, 0))
-        seen[item.label] = turns[-1] + 1
+        turns.append(seen.get(item.labels[0], 0))
+        seen[item.labels[0]] = turns[-1] + 1
     return [items[i] for i in sorted(range(len(items)), key=lambda i: turns[i])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Mixtures ``[B, T]``, the target of each and its query's row in the vocabulary ``[B]``."""
+    """Queries ``[B]`` of mixtures ``[B, T]``; the stems of a group's queries add up to its target ``[G, T]``.
+
+    Most groups have one query. A natural clip as a target has one for each of its labels.
+    """
 
     mix_BT: Tensor
-    target_BT: Tensor
     index_B: Tensor
+    group_B: Tensor
+    target_GT: Tensor
+
+    def regroup(self, stems_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """The stems added up by group, and the mixture of each group, both ``[G, T]``."""
+        summed_GT = torch.zeros_like(self.target_GT).index_add(0, self.group_B, stems_BT)
+        mix_GT = torch.zeros_like(self.target_GT).index_copy(0, self.group_B, self.mix_BT)
+        return summed_GT, mix_GT
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 class Mixer:
-    """Draws training mixtures from the clean pool and the pool of tracks."""
+    """Draws training mixtures from single-source clips, tracks and natural clips."""
 
     def __init__(
-        self, clean: Pool, tracks: Pool, labels: Sequence[str], config: MixConfig, *, seed: int, rank: int
+        self,
+        pools: dict[str, Pool],
+        labels: Sequence[str],
+        config: MixConfig,
+        *,
+        sample_rate_hz: int,
+        seed: int,
+        rank: int,
     ) -> None:
-        self.clean, self.tracks, self.labels, self.config = clean, tracks, tuple(labels), config
-        self.seed, self.rank, self.sample_rate_hz = seed, rank, clean.sample_rate_hz
-        self.num_samples = round(config.segment_s * clean.sample_rate_hz)
+        self.clean, self.tracks, self.natural = (pools[name] for name in ("clean", "tracks", "natural"))
+        self.labels, self.config = tuple(labels), config
+        self.seed, self.rank, self.sample_rate_hz = seed, rank, sample_rate_hz
+        self.num_samples = round(config.segment_s * sample_rate_hz)
         self.resample = {pair: torchaudio.transforms.Resample(*pair) for pair in _SPEEDS[1:]}
+
+    @property
+    def num_unusable(self) -> int:
+        """How many sounds could not be read or are silent, of those tried so far."""
+        return len(self.clean.unusable | self.tracks.unusable | self.natural.unusable)
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; ``ValueError`` when there are fewer than two labels to mix."""
-        self.clean.prepare(step)
-        self.tracks.prepare(step)
+        for pool in (self.clean, self.tracks, self.natural):
+            pool.prepare(step)
         rng = np.random.default_rng([self.seed, 2, self.rank, step])
-        rows = [self._mixture(rng) for _ in range(self.config.batch_size)]
-        mixes, targets, indices = zip(*rows, strict=True)
+        mixes, targets, queries = zip(*(self._mixture(rng) for _ in range(self.config.batch_size)), strict=True)
+        group_B = torch.tensor([group for group, labels in enumerate(queries) for _ in labels])
         return Batch(
-            mix_BT=torch.from_numpy(np.stack(mixes)),
-            target_BT=torch.from_numpy(np.stack(targets)),
-            index_B=torch.tensor(indices, dtype=torch.long),
+            mix_BT=torch.from_numpy(np.stack(mixes))[group_B],
+            index_B=torch.tensor([self.labels.index(label) for labels in queries for label in labels]),
+            group_B=group_B,
+            target_GT=torch.from_numpy(np.stack(targets)),
         )
 
-    def _mixture(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, int]:
+    def _mixture(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """A mixture, the target in it and the labels whose stems should add up to that."""
         present = [label for label in self.labels if label in self.clean.by_label or label in self.tracks.by_label]
         if len(present) < 2:
             raise ValueError(
                 f"training needs readable sounds of two labels at least, found {present}; give more clips or tracks"
             )
         num_sources = 3 if len(present) > 2 and rng.random() < self.config.three_source_fraction else 2
-        order = [present[i] for i in rng.permutation(len(present))]
-        sources: list[np.ndarray] = []
-        clips: set[str] = set()
-        for label in order[:num_sources]:
-            sound = self._draw(rng, label, clips)
-            clips.add(sound.clip)
-            sources.append(self._segment(rng, sound))
+        sounds: list[Sound] = []
+        if self.natural.by_label and rng.random() < self.config.natural_fraction:
+            sounds, num_sources = [self._natural(rng)], 2
+        sounds = self._apart(rng, sounds, [present[i] for i in rng.permutation(len(present))], num_sources)
+        sources = [self._segment(rng, sound) for sound in sounds]
         mix_T: np.ndarray = np.stack(sources).sum(axis=0, dtype=np.float32)
-        absent = [label for label in self.labels if label not in order[:num_sources]]
+        absent = sorted(set(self.labels).difference(*(sound.heard for sound in sounds)))
         if absent and rng.random() < self.config.silence_rate:
-            return mix_T, np.zeros_like(mix_T), self.labels.index(absent[rng.integers(len(absent))])
-        return mix_T, sources[0], self.labels.index(order[0])
+            return mix_T, np.zeros_like(mix_T), (absent[rng.integers(len(absent))],)
+        return mix_T, sources[0], sounds[0].labels
 
-    def _draw(self, rng: np.random.Generator, label: str, clips: set[str]) -> Sound:
-        """A sound of a label, of another clip than those in the mixture where there is one."""
-        clean, tracks = self.clean.by_label.get(label, []), self.tracks.by_label.get(label, [])
-        share = self.config.clean_fraction
-        pools = [clean, tracks] if rng.random() < share else [tracks, clean]
-        mixed = pools if 0.0 < share < 1.0 else pools[:1]
-        others = [[sound for sound in pool if sound.clip not in clips] for pool in mixed]
-        pool = next(pool for pool in (*others, *pools) if pool)
+    def _apart(self, rng: np.random.Generator, sounds: list[Sound], order: list[str], num_sources: int) -> list[Sound]:
+        """Sounds of clips that name nothing in common, added label by label.
+
+        What leaked into a track then never contradicts a target. Only where that leaves a sound alone (few labels, or
+        clips that all name the same) is one added that shares its clip's labels, though not its own.
+        """
+        for label in order:
+            heard = frozenset[str]().union(*(sound.heard for sound in sounds))
+            if len(sounds) < num_sources and (sound := self._draw(rng, label, heard)) is not None:
+                sounds = [*sounds, sound]
+        if len(sounds) == 1:
+            others = [label for label in order if label not in sounds[0].labels] or order
+            sounds = [*sounds, next(sound for label in others if (sound := self._draw(rng, label, frozenset())))]
+        return sounds
+
+    def _natural(self, rng: np.random.Generator) -> Sound:
+        pools = list(self.natural.by_label.values())
+        pool = pools[rng.integers(len(pools))]
         return pool[rng.integers(len(pool))]
+
+    def _draw(self, rng: np.random.Generator, label: str, heard: frozenset[str]) -> Sound | None:
+        """A sound of a label from a clip that names nothing in ``heard``; null where there is none."""
+        share = self.config.clean_fraction
+        pools = [self.clean, self.tracks] if rng.random() < share else [self.tracks, self.clean]
+        for pool in pools:
+            apart = [sound for sound in pool.by_label.get(label, []) if sound.heard.isdisjoint(heard)]
+            if apart:
+                return apart[rng.integers(len(apart))]
+        return None
 
     def _segment(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
         """A crop ``[T]`` around an active moment, augmented, at the level that its mixture gives it."""

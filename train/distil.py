@@ -24,7 +24,7 @@ from torch import nn
 from engine.corpus import read_sources
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.storage import fingerprint, read_json
-from train.batches import Batch, Mixer, Pool, clean_items, track_items
+from train.batches import Batch, Item, Mixer, Pool, clean_items, natural_items, track_items
 from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
 from train.student import DistilConfig, Student
 
@@ -60,17 +60,21 @@ class Task:
 
 def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tuple[Mixer, list[str]]:
     material, mix, seed = task.material, task.config.mix, task.config.seed
-    clean = []
+    items: dict[str, list[Item]] = {"clean": [], "tracks": [], "natural": []}
     if material.clean is not None:
-        clean = clean_items(material.clean, folds=material.clean_folds, sample_rate_hz=sample_rate_hz)
-    tracks = track_items(material.tracks, sample_rate_hz=sample_rate_hz) if material.tracks else []
+        items["clean"] = clean_items(material.clean, folds=material.clean_folds, sample_rate_hz=sample_rate_hz)
+    if material.tracks is not None:
+        share = mix.share_mixture
+        items["tracks"] = track_items(material.tracks, sample_rate_hz=sample_rate_hz, share=share)
+        items["natural"] = natural_items(material.tracks, sample_rate_hz=sample_rate_hz)
     known = list(read_description(task.start)["labels"]) if task.start else []
-    labels = list(dict.fromkeys([*known, *sorted({item.label for item in [*clean, *tracks]})]))
-    pools = [
-        Pool(items, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, num_ranks=num_ranks)
-        for items in (clean, tracks)
-    ]
-    return Mixer(pools[0], pools[1], labels, mix, seed=seed, rank=rank), labels
+    found = {label for some in items.values() for item in some for label in item.labels}
+    labels = list(dict.fromkeys([*known, *sorted(found)]))
+    pools = {
+        name: Pool(some, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, num_ranks=num_ranks)
+        for name, some in items.items()
+    }
+    return Mixer(pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank), labels
 
 
 def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
@@ -110,8 +114,7 @@ def _train_loop(values: dict[str, Any]) -> None:
         if student.step % task.config.validate_every_steps == 0 or student.step == task.config.steps:
             if rank == 0:
                 judged = evaluate(estimator(student.average), mixtures) if mixtures else None
-                unusable = len(mixer.clean.unusable | mixer.tracks.unusable)
-                student.note(sum(losses) / len(losses), judged, num_unusable=unusable)
+                student.note(sum(losses) / len(losses), judged, num_unusable=mixer.num_unusable)
                 with open(task.progress, "a") as file:
                     file.write(json.dumps(student.curve[-1]) + "\n")
             losses.clear()
@@ -192,7 +195,8 @@ def distil(
     }
     save(load(trained / "separator"), out, history=[*history, entry])
     shutil.rmtree(work, ignore_errors=True)
-    return entry
+    made: dict[str, Any] = read_description(out)["history"][-1]
+    return made
 
 
 @contextmanager

@@ -84,10 +84,11 @@ class Student:
         """One update; returns the loss in dB."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._schedule()
-        mix_BT, target_BT = batch.mix_BT.to(device), batch.target_BT.to(device)
+        batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            estimate_BT = model(mix_BT, batch.index_B.to(device))
-        loss = clearsep_loss(estimate=estimate_BT.float(), reference=target_BT, mixture=mix_BT)
+            stems_BT = model(batch.mix_BT, batch.index_B)
+        estimate_GT, mix_GT = batch.regroup(stems_BT.float())
+        loss = clearsep_loss(estimate=estimate_GT, reference=batch.target_GT, mixture=mix_GT)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.separator.parameters(), self.config.clip_norm)
