@@ -44,8 +44,8 @@ _RATE_HZ = 16000
 class Size:
     """How much of everything."""
 
-    seed_steps: int = 1600
-    round_steps: int = 700
+    seed_steps: int = 800
+    round_steps: int = 400
     num_two: int = 400
     num_three: int = 80
     num_mixtures: int = 300

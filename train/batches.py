@@ -46,7 +46,7 @@ class MixConfig:
     """Learn from tracks that divide their clip among its labels (``train/refine.py``), not from bare stems."""
     augment: bool = True
     """Change speed (and pitch) by up to a quarter and colour the spectrum by some dB."""
-    natural_fraction: float = 0.25
+    natural_fraction: float = 0.0
     """Share of mixtures whose target is a whole natural clip: the stems of all its labels should add up to it."""
     eq_db: float = 3.0
     """Standard deviation of the random colouring."""
