@@ -220,7 +220,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads of a training (default all)")
     parser.add_argument(
-        "--part", choices=("all", "loop", "rivals"), default="all", help="two processes can share the work by parts"
+        "--part",
+        choices=("all", "seed", "loop", "rivals"),
+        default="all",
+        help="two processes can share the work by parts",
     )
     arguments = parser.parse_args()
     out = (arguments.out or Path("runs/esc10-quick" if arguments.quick else "runs/esc10")).resolve()

@@ -185,7 +185,8 @@ def _read_rows(stems: Path, shard: str, rows: Sequence[int]) -> list[dict[str, A
     file = pq.ParquetFile(stems / shard)
     ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
     groups = np.searchsorted(ends, rows, side="right")
-    tables = {group: file.read_row_group(int(group), columns=_AUDIO) for group in set(groups)}
+    columns = [name for name in _AUDIO if name in file.schema_arrow.names]
+    tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
     starts = [int(ends[group]) - len(tables[group]) for group in groups]
     return [
         tables[group].slice(row - start, 1).to_pylist()[0]
@@ -201,7 +202,7 @@ def read_audio(stems: Path, shard: str, rows: Sequence[int]) -> list[np.ndarray]
 def read_clip(stems: Path, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
     """A clip ``[T]`` and all its stems ``[S, T]`` (float32), in the order of its rows."""
     rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
-    if rows[0]["mixture_flac"] is None:
+    if rows[0].get("mixture_flac") is None:
         raise ValueError(f"{stems / shard} holds no mixture at row {first_row}; make the pass again")
     mixture_T = decode_flac24(rows[0]["mixture_flac"], rows[0]["mixture_exponent"])
     return mixture_T, np.stack([decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in rows])

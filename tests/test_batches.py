@@ -5,16 +5,20 @@ Every clip is a tone of its own pitch, so the spectrum of a mixture tells which 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from engine.filter import Thresholds
 from engine.shards import write_tracks
-from train.batches import Batch, Item, MixConfig, Mixer, Pool, clean_items, track_items
+from train.batches import Batch, Item, MixConfig, Mixer, Pool, clean_items, natural_items, track_items
+from train.losses import clearsep_loss
+from train.refine import share_mixture
 
 RATE_HZ = 8000
 LABELS = ("bell", "dog", "rain", "siren", "train", "wind")
@@ -51,6 +55,12 @@ def contents(samples_T: torch.Tensor) -> dict[tuple[str, int], float]:
         above_hz = round(bin_number * step_hz) - 400
         found[(LABELS[above_hz // 600], above_hz % 600 // 40)] = float(rms_F[bin_number])
     return found
+
+
+CLIPS = {  # natural recordings: what sounds in them, above the pitches of the clean clips
+    **{f"clip{i}": ((label, 8), (LABELS[(i + 1) % len(LABELS)], 9)) for i, label in enumerate(LABELS)},
+    "trio": (("train", 10), ("bell", 11), ("rain", 12)),
+}
 
 
 def config(**changes: object) -> MixConfig:
@@ -266,8 +276,8 @@ def test_a_sound_shorter_than_the_segment_is_padded(write_sources: Write) -> Non
 # Clean clips and tracks.
 
 
-@pytest.fixture
-def tracks(write_pass: Write, tmp_path: Path) -> list[Item]:
+@pytest.fixture(params=[False, True], ids=["stems", "shares"])
+def tracks(write_pass: Write, tmp_path: Path, request: pytest.FixtureRequest) -> list[Item]:
     """Two tracks of each of six clips, of neighbouring labels; their pitches lie above those of the clean clips."""
     stems = []
     for number in range(6):
@@ -275,12 +285,14 @@ def tracks(write_pass: Write, tmp_path: Path) -> list[Item]:
             label = LABELS[(number + offset) % 6]
             stems.append((f"clip{number}", label, tone(pitch_hz(label, 8 + offset)), SCORES))
     write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
-    return track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ)
+    return track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=request.param)
 
 
 @pytest.mark.parametrize(("clean_fraction", "tolerance"), [(0.0, 0.0), (0.3, 0.07), (0.5, 0.07), (1.0, 0.0)])
 def test_share_of_clean_clips(clean: list[Item], tracks: list[Item], clean_fraction: float, tolerance: float) -> None:
-    rows = mixtures(mixer(clean, config(batch_size=64, clean_fraction=clean_fraction), tracks=tracks), 5)
+    """Of two sources: for a third there may be no track whose clip names nothing of the others', and a clean one is."""
+    mix = config(batch_size=64, clean_fraction=clean_fraction, three_source_fraction=0.0)
+    rows = mixtures(mixer(clean, mix, tracks=tracks), 8)
     numbers = [number for mix_T, *_ in rows for _, number in contents(mix_T)]
     assert np.mean([number < CLIPS_PER_LABEL for number in numbers]) == pytest.approx(
         clean_fraction, abs=tolerance + 1e-9
@@ -314,6 +326,25 @@ def test_tracks_of_one_clip_are_not_mixed_with_each_other(tracks: list[Item]) ->
     assert together(mixtures(made, 5)) == 0
 
 
+def named(contents_of: Iterable[tuple[str, int]]) -> list[set[str]]:
+    """What the clip of every sound in a mixture names."""
+    clips = {source: {label for label, _ in sources} for sources in CLIPS.values() for source in sources}
+    return [clips.get((label, number), {label}) for label, number in contents_of]
+
+
+def test_sounds_of_a_mixture_are_of_clips_that_name_nothing_in_common(clean: list[Item], tracks: list[Item]) -> None:
+    """What leaked into a track from the rest of its clip is then of no other source and of no silent query."""
+    num_tracks = set()
+    mix = config(batch_size=64, clean_fraction=0.2, three_source_fraction=0.5, silence_rate=0.5)
+    for mix_T, target_T, query in mixtures(mixer(clean, mix, tracks=tracks), 5):
+        found = contents(mix_T)
+        names = named(found)
+        assert len(set.union(*names)) == sum(map(len, names))
+        assert target_T.any() or query not in set.union(*names)
+        num_tracks.add(sum(number >= CLIPS_PER_LABEL for _, number in found))
+    assert num_tracks == {0, 1, 2, 3}
+
+
 def test_a_clean_clip_is_taken_before_a_second_track_of_one_clip(clean: list[Item], tracks: list[Item]) -> None:
     """Only one natural clip has tracks, so two tracks always share it; clean clips of every label are there."""
     one_clip = [item for item in tracks if item.clip == "clip0"]
@@ -323,20 +354,349 @@ def test_a_clean_clip_is_taken_before_a_second_track_of_one_clip(clean: list[Ite
     assert together(mixtures(made, 3)) == 0
 
 
-def test_track_items_load_exactly_what_was_stored(write_pass: Write, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    audio = [np.round(rng.uniform(-1, 1, 500 + i) * 2**20).astype(np.float32) / 2**20 for i in range(20)]
+def exact(num_samples: int, *, seed: int) -> np.ndarray:
+    """Noise that 24 bits hold exactly."""
+    noise_T = np.random.default_rng(seed).uniform(-1, 1, num_samples)
+    return np.round(noise_T * 2**20).astype(np.float32) / 2**20
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_tracks_of_single_stems_load_exactly_what_was_stored(write_pass: Write, tmp_path: Path, share: bool) -> None:
+    audio = [exact(500 + i, seed=i) for i in range(20)]
     stems = [
         (f"clip{i}", LABELS[i % 3], samples_T, SCORES | {"stem_level_db": -30.0 if i % 5 == 4 else -3.0})
         for i, samples_T in enumerate(audio)
     ]
     write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
-    items = track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ)
-    assert [(item.clip, item.label) for item in items] == [(f"clip{i}", LABELS[i % 3]) for i in range(20) if i % 5 != 4]
+    items = track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=share)
+    assert [(item.clip, item.labels) for item in items] == [
+        (f"clip{i}", (LABELS[i % 3],)) for i in range(20) if i % 5 != 4
+    ]
     for item in items:
         wanted_T = audio[int(item.clip.removeprefix("clip"))]
         assert item.duration_s == pytest.approx(len(wanted_T) / RATE_HZ)
         assert np.array_equal(item.load(), wanted_T)
+
+
+@dataclass(frozen=True)
+class Natural:
+    """A selection with clips of every kind: all noise, no mixture is the sum of its stems."""
+
+    tracks: Path
+    stems: dict[tuple[str, str], np.ndarray]
+    mixtures: dict[str, np.ndarray]
+
+    def shares(self, clip: str) -> dict[str, np.ndarray]:
+        """By label, straight from ``train.refine``."""
+        stems = {label: samples_T for (of, label), samples_T in self.stems.items() if of == clip}
+        mixture_T = torch.from_numpy(self.mixtures[clip])
+        stems_ST = torch.from_numpy(np.stack(list(stems.values())))
+        shared_ST = share_mixture(mixture_T=mixture_T, stems_ST=stems_ST, sample_rate_hz=RATE_HZ)
+        return dict(zip(stems, shared_ST.numpy(), strict=True))
+
+
+KINDS = {  # labels of a clip, and the stems it has: whether each is kept
+    "lone": (("dog",), {"dog": True}),
+    "pair": (("wind", "bell"), {"wind": True, "bell": True}),
+    "half": (("dog", "rain"), {"dog": False, "rain": True}),
+    "lost": (("train", "siren", "dog"), {"train": True, "siren": True}),
+    "trio": (("train", "bell", "rain"), {"train": True, "bell": False, "rain": True}),
+    "none": (("bell", "dog"), {"bell": False, "dog": False}),
+    "stub": (("rain", "bell"), {"bell": True}),
+}
+
+
+@pytest.fixture
+def natural(write_pass: Write, tmp_path: Path) -> Natural:
+    labels = {clip: names for clip, (names, _) in KINDS.items()}
+    num_samples = {clip: 6000 + 100 * i for i, clip in enumerate(KINDS)}
+    mixtures = {clip: exact(num_samples[clip], seed=i) for i, clip in enumerate(KINDS)}
+    audio, rows = {}, []
+    for clip, (_, kept) in KINDS.items():
+        for label, good in kept.items():
+            audio[clip, label] = exact(num_samples[clip], seed=100 + len(audio))
+            rows.append((clip, label, audio[clip, label], SCORES | {"stem_level_db": -3.0 if good else -30.0}))
+    folder = write_pass(rows, mixtures=mixtures, labels=labels)
+    write_tracks(folder / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
+    return Natural(tmp_path / "tracks", audio, mixtures)
+
+
+def kept_tracks() -> list[tuple[str, str]]:
+    return [(clip, label) for clip, (_, stems) in KINDS.items() for label, good in stems.items() if good]
+
+
+def test_bare_tracks_load_exactly_the_stored_stems_of_every_kind_of_clip(natural: Natural) -> None:
+    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ, share=False)
+    assert [(item.clip, *item.labels) for item in items] == kept_tracks()
+    for item in items:
+        assert np.array_equal(item.load(), natural.stems[item.clip, item.labels[0]])
+
+
+def test_shared_tracks_are_what_refining_the_stored_clip_gives(natural: Natural) -> None:
+    """Of all stems of the clip, the rejected ones too; a clip with a label without a stem is left as it is."""
+    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ)
+    assert [(item.clip, *item.labels) for item in items] == kept_tracks()
+    for item in items:
+        (label,), loaded_T = item.labels, item.load()
+        stored_T = natural.stems[item.clip, label]
+        assert loaded_T.dtype == np.float32
+        assert item.duration_s == pytest.approx(len(loaded_T) / RATE_HZ)
+        if item.clip in ("pair", "half", "trio"):
+            assert np.array_equal(loaded_T, natural.shares(item.clip)[label])
+            assert np.abs(loaded_T - stored_T).max() > 0.1
+        else:
+            assert np.array_equal(loaded_T, stored_T)
+
+
+def test_shared_tracks_of_a_clip_add_up_to_it(natural: Natural) -> None:
+    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ, share=True)
+    shares = [item.load() for item in items if item.clip == "pair"]
+    assert len(shares) == 2
+    assert np.abs(np.sum(shares, axis=0) - natural.mixtures["pair"]).max() < 1e-5
+
+
+def test_natural_items_are_the_whole_clips_of_which_every_label_has_a_stem_and_one_was_kept(natural: Natural) -> None:
+    items = natural_items(natural.tracks, sample_rate_hz=RATE_HZ)
+    assert [(item.clip, item.labels) for item in items] == [(clip, KINDS[clip][0]) for clip in ("pair", "half", "trio")]
+    for item in items:
+        loaded_T = item.load()
+        assert loaded_T.dtype == np.float32
+        assert np.array_equal(loaded_T, natural.mixtures[item.clip])
+        assert item.duration_s == pytest.approx(len(loaded_T) / RATE_HZ)
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["null", "no-such-column"])
+def test_clips_stored_without_their_mixture_are_counted_and_skipped(
+    write_pass: Write, write_sources: Write, tmp_path: Path, is_old: bool
+) -> None:
+    """Their bare stems can still be used. One clean clip is torn as well."""
+    path = write_sources([*tones(("bell", "dog"), 2), ("torn", "bell", 1, tone(440))])
+    (path.parent / "torn.wav").write_bytes(b"not audio")
+    stems = [("bare", label, tone(pitch_hz(label, 8)), SCORES) for label in ("rain", "wind")]
+    folder = write_pass(stems, mixtures={"bare": None}) / "stems"
+    write_tracks(folder, tmp_path / "tracks", Thresholds())
+    if is_old:
+        shard = folder / "part-000000-0000.parquet"
+        pq.write_table(pq.read_table(shard).drop_columns(["mixture_flac", "mixture_exponent"]), shard)
+    mix, rate = config(natural_fraction=1.0, batch_size=32), {"sample_rate_hz": RATE_HZ}
+    items = {"tracks": track_items(tmp_path / "tracks", **rate), "natural": natural_items(tmp_path / "tracks", **rate)}
+    made = mixer(clean_items(path, folds=None, **rate), mix, **items)
+    assert {query for *_, query in mixtures(made, 2)} == {"bell", "dog"}
+    assert made.tracks.unusable == made.natural.unusable == {"bare"}
+    assert made.num_unusable == 2
+    bare = mixer([], config(), tracks=track_items(tmp_path / "tracks", **rate, share=False))
+    assert {query for *_, query in mixtures(bare, 8)} == {"rain", "wind"}
+    assert bare.num_unusable == 0
+
+
+# Natural clips as targets.
+
+Group = tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]
+
+
+@pytest.fixture
+def recordings(write_pass: Write, tmp_path: Path) -> dict[str, list[Item]]:
+    """Tracks and whole clips of seven recordings whose every source has a pitch of its own."""
+    stems = [(clip, label, tone(pitch_hz(label, i)), SCORES) for clip, sources in CLIPS.items() for label, i in sources]
+    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    return {
+        "tracks": track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
+        "natural": natural_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
+    }
+
+
+def groups(made: Mixer, num_steps: int) -> list[Group]:
+    """Mixture, target and queries of every group of some steps; its queries are asked of one mixture."""
+    found = []
+    for step in range(num_steps):
+        batch = made.batch(step)
+        num_groups = made.config.batch_size
+        assert batch.group_B.unique().tolist() == list(range(num_groups))
+        assert len(batch.mix_BT) == len(batch.index_B) == len(batch.group_B)
+        assert len(batch.target_GT) == num_groups
+        for group, target_T in enumerate(batch.target_GT):
+            is_of_group_B = batch.group_B == group
+            mix_T, *others = batch.mix_BT[is_of_group_B]
+            assert all(torch.equal(mix_T, other_T) for other_T in others)
+            found.append((mix_T, target_T, tuple(made.labels[int(i)] for i in batch.index_B[is_of_group_B])))
+    return found
+
+
+def test_a_natural_target_is_asked_for_by_all_its_labels_beside_a_sound_of_none_of_them(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    mix = config(natural_fraction=1.0, batch_size=32, three_source_fraction=0.5)
+    seen, beside = set(), set()
+    for mix_T, target_T, queries in groups(mixer(clean, mix, **recordings), 5):
+        (clip,) = [clip for clip, sources in CLIPS.items() if set(sources) == set(contents(target_T))]
+        assert queries == tuple(label for label, _ in CLIPS[clip])
+        ((rival, number),) = contents(mix_T - target_T)
+        assert not named([(rival, number)])[0] & set(queries)
+        assert set(contents(mix_T)) == {*CLIPS[clip], (rival, number)}
+        seen.add(clip)
+        beside.add(number < CLIPS_PER_LABEL)
+    assert seen == CLIPS.keys()
+    assert beside == {True, False}  # clean clips and tracks
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_natural_target_has_the_level_of_any_source(
+    clean: list[Item], recordings: dict[str, list[Item]], augment: bool
+) -> None:
+    mix = config(natural_fraction=1.0, gain_db=0.0, batch_size=16, augment=augment)
+    for mix_T, target_T, _ in groups(mixer(clean, mix, **recordings), 2):
+        for samples_T in (target_T, mix_T - target_T):
+            assert float(samples_T.square().mean().sqrt()) == pytest.approx(0.1, rel=0.02)
+
+
+def test_a_natural_target_is_a_crop_of_the_stored_clip(clean: list[Item], natural: Natural) -> None:
+    """Not of its stems, which add up to something else."""
+    items = natural_items(natural.tracks, sample_rate_hz=RATE_HZ)
+    seen = set()
+    for _, target_T, queries in groups(mixer(clean, config(natural_fraction=1.0), natural=items), 4):
+        (clip,) = [item.clip for item in items if item.labels == queries]
+        whole_T, crop_T = natural.mixtures[clip].astype(np.float64), target_T.double().numpy()
+        first = int(np.argmax(np.abs(np.correlate(whole_T, crop_T, "valid"))))
+        part_T = whole_T[first : first + len(crop_T)]
+        np.testing.assert_allclose(crop_T, part_T * (crop_T @ part_T) / (part_T @ part_T), atol=1e-6)
+        seen.add((clip, first))
+    assert len(seen) > 8
+
+
+@pytest.mark.parametrize(("natural_fraction", "tolerance"), [(0.0, 0.0), (0.25, 0.06), (0.6, 0.06), (1.0, 0.0)])
+def test_share_of_natural_targets(
+    clean: list[Item], recordings: dict[str, list[Item]], natural_fraction: float, tolerance: float
+) -> None:
+    made = mixer(clean, config(batch_size=64, natural_fraction=natural_fraction), **recordings)
+    share = np.mean([len(queries) > 1 for *_, queries in groups(made, 6)])
+    assert share == pytest.approx(natural_fraction, abs=tolerance + 1e-9)
+
+
+def test_without_natural_targets_every_target_is_one_source(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    for made in (
+        mixer(clean, config(batch_size=32, natural_fraction=0.0), **recordings),
+        mixer(clean, config(batch_size=32, natural_fraction=1.0), tracks=recordings["tracks"]),
+    ):
+        for _, target_T, query in mixtures(made, 3):
+            assert [label for label, _ in contents(target_T)] == [query]
+
+
+def test_a_natural_clip_whose_query_is_absent_has_a_silent_target(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    made = mixer(clean, config(natural_fraction=1.0, silence_rate=1.0, batch_size=32), **recordings)
+    for mix_T, target_T, queries in groups(made, 2):
+        (query,) = queries
+        assert not target_T.any()
+        assert len(contents(mix_T)) >= 3
+        assert query not in {label for label, _ in contents(mix_T)}
+
+
+def test_a_natural_clip_with_all_the_labels_there_are_is_not_mixed_with_one_of_them(
+    write_sources: Write, recordings: dict[str, list[Item]]
+) -> None:
+    """A second bell beside a clip of bell and dog would be in the stems that are asked for, but not in the target."""
+    some = [item for item in recordings["natural"] if item.clip == "clip0"]
+    clean = clean_items(write_sources(tones(("bell", "dog"))), folds=None, sample_rate_hz=RATE_HZ)
+    made = mixer(clean, config(natural_fraction=0.5, batch_size=16), natural=some)
+    for mix_T, target_T, queries in groups(made, 4):
+        assert {label for label, _ in contents(target_T)} == set(queries)
+        assert not {label for label, _ in contents(mix_T - target_T)} & set(queries)
+
+
+@pytest.mark.parametrize("pool_s", [7200.0, 3.0], ids=["all-in-memory", "rotating"])
+def test_a_resumed_training_sees_the_same_natural_clips(
+    clean: list[Item], recordings: dict[str, list[Item]], pool_s: float
+) -> None:
+    mix = config(pool_s=pool_s, refresh_steps=3, augment=True, natural_fraction=0.5, silence_rate=0.1)
+    undisturbed, resumed = (mixer(clean, mix, **recordings) for _ in range(2))
+    seen = [raw(undisturbed.batch(step)) for step in range(10)]
+    assert [raw(resumed.batch(step)) for step in range(6, 10)] == seen[6:]
+    assert any(groups != sorted(set(groups)) for *_, groups in seen)
+
+
+# Groups.
+
+
+def test_regroup_adds_up_the_stems_of_a_group_and_gives_its_mixture() -> None:
+    """The groups are not in order and not of one size; every stem gets its gradient."""
+    mix_GT, group_B = torch.randn(3, 50), torch.tensor([1, 0, 2, 1, 1, 0])
+    batch = Batch(
+        mix_BT=mix_GT[group_B], index_B=torch.tensor([0, 1, 2, 3, 4, 5]), group_B=group_B, target_GT=torch.randn(3, 50)
+    )
+    stems_BT = torch.randn(6, 50, requires_grad=True)
+    summed_GT, regrouped_GT = batch.regroup(stems_BT)
+    wanted = [stems_BT[1] + stems_BT[5], stems_BT[0] + stems_BT[3] + stems_BT[4], stems_BT[2]]
+    torch.testing.assert_close(summed_GT, torch.stack(wanted))
+    assert torch.equal(regrouped_GT, mix_GT)
+    (summed_GT * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
+    assert stems_BT.grad is not None
+    assert stems_BT.grad[:, 0].tolist() == [10.0, 1.0, 100.0, 10.0, 10.0, 1.0]
+
+
+def test_regroup_of_a_drawn_batch_gives_the_mixture_of_each_group(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    made = mixer(clean, config(natural_fraction=0.5, batch_size=16), **recordings)
+    batch = made.batch(0)
+    _, mix_GT = batch.regroup(torch.zeros_like(batch.mix_BT))
+    assert torch.equal(mix_GT, torch.stack([mix_T for mix_T, *_ in groups(made, 1)]))
+
+
+def test_a_batch_goes_to_a_device_with_all_it_has(clean: list[Item]) -> None:
+    batch = mixer(clean, config()).batch(0)
+    moved = batch.to(torch.device("meta"))
+    assert {field.name for field in fields(Batch)} == vars(moved).keys()
+    assert all(value.device.type == "meta" for value in vars(moved).values())
+    assert raw(batch.to(torch.device("cpu"))) == raw(batch)
+
+
+def split(batch: Batch, *, seed: int) -> torch.Tensor:
+    """Stems that are noise, but add up to the target of their group."""
+    stems_BT = 0.1 * torch.randn(batch.mix_BT.shape, generator=torch.Generator().manual_seed(seed))
+    summed_GT, _ = batch.regroup(stems_BT)
+    first_G = [batch.group_B.tolist().index(group) for group in range(len(batch.target_GT))]
+    stems_BT[first_G] += batch.target_GT - summed_GT
+    return stems_BT
+
+
+def loss_db(batch: Batch, stems_BT: torch.Tensor) -> float:
+    estimate_GT, mix_GT = batch.regroup(stems_BT)
+    return float(clearsep_loss(estimate=estimate_GT, reference=batch.target_GT, mixture=mix_GT))
+
+
+def test_stems_that_add_up_to_the_target_have_the_least_loss_however_they_divide_it(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    mix = config(natural_fraction=0.5, silence_rate=0.2, batch_size=32)
+    made = mixer(clean, mix, **recordings)
+    batch = made.batch(0)
+    per_group_db = [
+        -10 * np.log10(1 + 1e3 * float(target_T.double().square().sum() / mix_T.double().square().sum()))
+        for mix_T, target_T, _ in groups(made, 1)
+    ]
+    assert 0.0 in per_group_db  # a silent target
+    best_db = np.mean(per_group_db)
+    oracle_BT = split(batch, seed=0)
+    assert [loss_db(batch, split(batch, seed=seed)) for seed in range(4)] == pytest.approx([best_db] * 4, abs=1e-3)
+    without_one_BT = oracle_BT.clone()
+    without_one_BT[batch.group_B.tolist().index(int(batch.group_B.bincount().argmax()))] = 0.0
+    others = {
+        "softer": 0.95 * oracle_BT,
+        "louder": 1.05 * oracle_BT,
+        "inverted": -oracle_BT,
+        "late": oracle_BT.roll(1, dims=1),
+        "silence": torch.zeros_like(oracle_BT),
+        "mixture": batch.mix_BT,
+        "target for every query": batch.target_GT[batch.group_B],
+        "stems of other groups": oracle_BT.roll(1, dims=0),
+        "one stem less": without_one_BT,
+    }
+    assert {name: loss_db(batch, stems_BT) > best_db + 0.1 for name, stems_BT in others.items()} == dict.fromkeys(
+        others, True
+    )
 
 
 def test_tracks_of_another_rate_are_refused(write_pass: Write, tmp_path: Path) -> None:

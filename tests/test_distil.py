@@ -135,6 +135,31 @@ def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> No
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
 
 
+class _Split(torch.nn.Module):
+    """Knows the answer: stems that are noise but add up to the target of their group, and a weight that counts 0."""
+
+    def __init__(self, batch: Batch, seed: int) -> None:
+        super().__init__()
+        noise_BT = torch.randn(batch.mix_BT.shape, generator=torch.Generator().manual_seed(seed))
+        left_GT = batch.target_GT - batch.regroup(noise_BT)[0]
+        noise_BT += left_GT[batch.group_B] / batch.group_B.bincount()[batch.group_B, None]
+        self.stems_BT, self.weight = noise_BT, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, mix_BT: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+        assert len(mix_BT) == len(index_B) == len(self.stems_BT)
+        return self.stems_BT + 0.0 * self.weight
+
+
+def test_a_student_is_judged_by_the_sum_of_the_stems_of_a_group() -> None:
+    """However a model divides the target of two queries: 30 dB with a target that is the whole mixture."""
+    mix_GT, group_B = torch.randn(2, 4000), torch.tensor([0, 1, 1])
+    batch = Batch(mix_BT=mix_GT[group_B], index_B=torch.tensor([1, 0, 1]), group_B=group_B, target_GT=mix_GT)
+    student = _student(_CONFIG)
+    losses_db = [student.learn(_Split(batch, seed), batch, torch.device("cpu")) for seed in range(3)]
+    assert losses_db == pytest.approx([-30.0] * 3, abs=0.01)
+    assert student.step == 3
+
+
 def test_patience_stops_early_and_returns_the_best() -> None:
     student = _student(dataclasses.replace(_CONFIG, steps=1000, patience=2))
     best = None

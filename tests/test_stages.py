@@ -176,9 +176,7 @@ def test_the_mixture_is_stored_with_the_first_stem_of_a_clip_alone(finished):
     ("labels", "stored"), [(("whale", "low", "high"), ["low", "high"]), (("whale", "high"), ["high"])]
 )
 def test_the_mixture_is_there_also_where_the_first_label_has_no_stem(tmp_path, labels, stored):
-    manifest = write_clips(
-        tmp_path / "corpus", {"short.wav": SAMPLES["short.wav"]}, labels={"short.wav": labels}
-    )
+    manifest = write_clips(tmp_path / "corpus", {"short.wav": SAMPLES["short.wav"]}, labels={"short.wav": labels})
     corpus = read_corpus(manifest)
     run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
     rows = stems_of(tmp_path / "out")

@@ -51,7 +51,7 @@ class MixConfig:
     eq_db: float = 3.0
     """Standard deviation of the random colouring."""
     pool_s: float = 7200.0
-    """Audio held in memory by a worker, for tracks and for clean clips each; beyond it the pool rotates."""
+    """Audio held in memory by a worker, of clean clips, tracks and natural clips each; beyond it a pool rotates."""
     refresh_steps: int = 200
     """Steps after which a pool that does not hold everything is filled anew."""
 
@@ -288,7 +288,9 @@ class Mixer:
         num_sources = 3 if len(present) > 2 and rng.random() < self.config.three_source_fraction else 2
         sounds: list[Sound] = []
         if self.natural.by_label and rng.random() < self.config.natural_fraction:
-            sounds, num_sources = [self._natural(rng)], 2
+            natural = self._natural(rng)
+            if not set(natural.labels).issuperset(present):  # else there is nothing to mix it with
+                sounds, num_sources = [natural], 2
         sounds = self._apart(rng, sounds, [present[i] for i in rng.permutation(len(present))], num_sources)
         sources = [self._segment(rng, sound) for sound in sounds]
         mix_T: np.ndarray = np.stack(sources).sum(axis=0, dtype=np.float32)
@@ -305,11 +307,14 @@ class Mixer:
         """
         for label in order:
             heard = frozenset[str]().union(*(sound.heard for sound in sounds))
-            if len(sounds) < num_sources and (sound := self._draw(rng, label, heard)) is not None:
-                sounds = [*sounds, sound]
+            if len(sounds) < num_sources:
+                sounds = sounds + self._draw(rng, label, lambda sound: sound.heard.isdisjoint(heard))  # noqa: B023
         if len(sounds) == 1:
-            others = [label for label in order if label not in sounds[0].labels] or order
-            sounds = [*sounds, next(sound for label in others if (sound := self._draw(rng, label, frozenset())))]
+            first = sounds[0]
+            others = [label for label in order if label not in first.labels]
+            drawn = [self._draw(rng, label, lambda sound: sound.clip != first.clip) for label in others]
+            drawn += [self._draw(rng, label, lambda _: True) for label in others]
+            sounds = sounds + next(sound for sound in drawn if sound)
         return sounds
 
     def _natural(self, rng: np.random.Generator) -> Sound:
@@ -317,15 +322,15 @@ class Mixer:
         pool = pools[rng.integers(len(pools))]
         return pool[rng.integers(len(pool))]
 
-    def _draw(self, rng: np.random.Generator, label: str, heard: frozenset[str]) -> Sound | None:
-        """A sound of a label from a clip that names nothing in ``heard``; null where there is none."""
+    def _draw(self, rng: np.random.Generator, label: str, fits: Callable[[Sound], bool]) -> list[Sound]:
+        """One sound of a label among those that fit, or none."""
         share = self.config.clean_fraction
         pools = [self.clean, self.tracks] if rng.random() < share else [self.tracks, self.clean]
         for pool in pools:
-            apart = [sound for sound in pool.by_label.get(label, []) if sound.heard.isdisjoint(heard)]
-            if apart:
-                return apart[rng.integers(len(apart))]
-        return None
+            fitting = [sound for sound in pool.by_label.get(label, []) if fits(sound)]
+            if fitting:
+                return [fitting[rng.integers(len(fitting))]]
+        return []
 
     def _segment(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
         """A crop ``[T]`` around an active moment, augmented, at the level that its mixture gives it."""

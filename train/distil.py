@@ -66,7 +66,8 @@ def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tup
     if material.tracks is not None:
         share = mix.share_mixture
         items["tracks"] = track_items(material.tracks, sample_rate_hz=sample_rate_hz, share=share)
-        items["natural"] = natural_items(material.tracks, sample_rate_hz=sample_rate_hz)
+        if mix.natural_fraction > 0.0:
+            items["natural"] = natural_items(material.tracks, sample_rate_hz=sample_rate_hz)
     known = list(read_description(task.start)["labels"]) if task.start else []
     found = {label for some in items.values() for item in some for label in item.labels}
     labels = list(dict.fromkeys([*known, *sorted(found)]))

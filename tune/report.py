@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.corpus import read_corpus
@@ -179,7 +180,7 @@ def _pass(stems: Path) -> tuple[list[Table], dict[str, Any]]:
 
 
 def _shard(path: Path) -> tuple[list[Table], dict[str, Any]]:
-    names = [name for name in pq.read_schema(path).names if name != "audio_flac"]
+    names = [field.name for field in pq.read_schema(path) if field.type != pa.binary()]
     rows = pq.read_table(path, columns=names).to_pylist()
     columns = ("clip_id", "label", "num_samples", *SCORES.names)
     text = [["" if row[name] is None else f"{row[name]:.6g}" if isinstance(row[name], float) else str(row[name])
