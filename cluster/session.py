@@ -11,9 +11,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # reporting is the user's to switch on
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",  # the pass shows its own
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_DEDUP_LOGS": "1",
 }
+_ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # this machine will not be taken away; a process less to start
 
 
 @contextmanager
@@ -23,14 +22,14 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
     ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else this machine
     alone, reachable from this machine alone.
     """
-    for name, value in _QUIET.items():
+    address = address or os.environ.get("RAY_ADDRESS") or None
+    for name, value in (_QUIET if address else _QUIET | _ALONE).items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = address or os.environ.get("RAY_ADDRESS") or None
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
