@@ -45,7 +45,7 @@ class Size:
     """How much of everything."""
 
     seed_steps: int = 800
-    round_steps: int = 400
+    round_steps: int = 300
     num_two: int = 400
     num_three: int = 80
     num_mixtures: int = 300
