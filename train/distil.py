@@ -79,8 +79,11 @@ def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tup
 
 
 def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
-    """Batches of steps ``first`` to ``end``, the next one made while this one is learned from."""
-    with ThreadPoolExecutor(max_workers=1) as maker:
+    """Batches of steps ``first`` to ``end``, the next one made while this one is learned from.
+
+    It is made on one thread: two pools of OpenMP threads on the same cores wait for each other, which trebles a step.
+    """
+    with ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,)) as maker:
         coming = maker.submit(mixer.batch, first)
         for step in range(first, end):
             batch = coming.result()
@@ -95,7 +98,7 @@ def _train_loop(values: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.set_num_threads(task.config.threads_per_worker or max(1, (os.cpu_count() or 1) // num_ranks))
+    torch.set_num_threads(task.config.threads_per_worker or max(1, (os.cpu_count() or 1) // num_ranks - 1))
     network = NetworkConfig(**read_description(task.start)["network"]) if task.start else task.network
     mixer, labels = _mixer(task, sample_rate_hz=network.sample_rate_hz, rank=rank, num_ranks=num_ranks)
     student = Student(task.config, labels, start=task.start, network=task.network, device=device)

@@ -43,7 +43,7 @@ class DistilConfig:
     use_gpu: bool | None = None
     """Train on GPUs; null: where the cluster has them."""
     threads_per_worker: int | None = None
-    """CPU threads of a worker; null: this machine's CPUs shared among the workers."""
+    """CPU threads that learn; null: this machine's CPUs shared among the workers, less one that makes the batches."""
     seed: int = 0
     """Of weights, draws and order."""
 

@@ -79,15 +79,15 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
     natural = write_natural(
         read_sources(clips, folds=[2]), folder, num_clips=[(2, 120), (3, 24)], sample_rate_hz=16000, seed=1
     )
-    training = {"threads_per_worker": None, "mix": {"batch_size": 12, "segment_s": 1.5}}
+    training = {"mix": {"batch_size": 12, "segment_s": 1.5}}
     gate = {"min_remix_snr_db": 3.0, "min_stem_level_db": -20.0, "max_coherence_fraction": 0.8}
     return {
         "corpus": str(natural),
         "clean": str(clips),
         "clean_folds": [1],
         "network": {"channels": 128, "num_blocks": 8, "num_bands": 48},
-        "seed_training": {**training, "steps": 400},
-        "distil": {**training, "steps": 300},
+        "seed_training": {**training, "steps": 300},
+        "distil": {**training, "steps": 250},
         "schedule": [gate, gate],
-        "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 100},
+        "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 80},
     }
