@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -122,6 +123,7 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the pass says itself how it goes
     num_gpus, num_actors = _placement(config)
     results = (
         ray.data.from_arrow(tasks)
