@@ -71,7 +71,7 @@ def demo(out: Out = Path("runs/demo"), set_: Set = None, as_json: Json = False, 
     config = recipes.build(RunConfig, recipes.override(settings, set_ or []))
     with connected(address):
         summary = run(config, out / "run", say=_say)
-    _print(lambda: [report.iterations_table(summary), report.labels_table(summary)], summary, as_json)
+    _print(lambda: report.run_tables(summary), summary, as_json)
 
 
 @app.command()
@@ -93,7 +93,7 @@ def run(
     config = recipes.run_config(recipe, set_ or [])
     with connected(address):
         summary = run_loop(config, out, say=_say)
-    _print(lambda: [report.iterations_table(summary), report.labels_table(summary)], summary, as_json)
+    _print(lambda: report.run_tables(summary), summary, as_json)
 
 
 @app.command("separate-corpus")

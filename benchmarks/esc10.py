@@ -34,7 +34,7 @@ from train.student import DistilConfig
 from tune.demo import write_natural
 from tune.loop import RunConfig, run
 from tune.recipes import RECIPES, build
-from tune.report import fill, iterations_table
+from tune.report import fill, iterations_table, rules_table
 
 _HERE = Path(__file__).parent
 _RATE_HZ = 16000
@@ -207,7 +207,7 @@ def details(result: dict[str, Any]) -> str:
         figures = (row["by_label"][label] for label in labels)
         cells = [f"{figure['sdri_db']:.1f} / {figure['si_sdri_db']:.1f}" for figure in figures]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n\n".join([iterations_table(result).markdown(), "\n".join(lines)])
+    return "\n\n".join([iterations_table(result).markdown(), rules_table(result).markdown(), "\n".join(lines)])
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from tune.report import (
     iterations_table,
     labels_table,
     pass_table,
+    rules_table,
     scores_table,
     tracks_table,
 )
@@ -101,14 +102,13 @@ def test_an_iteration_says_what_came_in_and_what_became_of_it() -> None:
     table = iterations_table({"iterations": [SEED, FIRST]})
     assert_well_formed(table)
     assert row(table, 1) == {
-        "iteration": "1",
+        "": "1",
         "clips": "10",
         "stems": "20",
         "kept": "15",
-        "rejected": "min_re_sdr_db 4, min_stem_level_db 1",
+        "rejected": "5",
         "failed": "2",
         "kept h": "0.12",
-        "thresholds": "min_re_sdr_db 10, min_stem_level_db -20",
         "SDRi dB": "7.13",
         "SI-SDRi dB": "6.50",
         "wall s": "63",
@@ -117,9 +117,18 @@ def test_an_iteration_says_what_came_in_and_what_became_of_it() -> None:
 
 def test_a_seed_without_validation_has_empty_figures() -> None:
     seed = row(iterations_table({"iterations": [SEED]}), 0)
-    assert (seed["iteration"], seed["rejected"], seed["thresholds"]) == ("0", "0", "none")
+    assert (seed[""], seed["rejected"]) == ("0", "0")
     assert seed["SDRi dB"] == seed["SI-SDRi dB"] == ""
     assert seed["wall s"] == "12"
+
+
+def test_every_rule_has_its_limit_and_what_it_rejected() -> None:
+    table = rules_table({"iterations": [SEED, FIRST]})
+    assert_well_formed(table)
+    assert [list(cells) for cells in table.rows] == [
+        ["1", "min_re_sdr_db", "10", "4"],
+        ["1", "min_stem_level_db", "-20", "1"],
+    ]
 
 
 def test_labels_have_a_column_for_every_validated_iteration() -> None:
@@ -290,7 +299,7 @@ def test_inspect_a_run(tmp_path: Path) -> None:
     assert value == {"kind": "run", "iterations": []}
     write_json(tmp_path / "summary.json", {"iterations": [SEED, FIRST]})
     tables, value = inspect(tmp_path)
-    assert [len(table.rows) for table in tables] == [2, 2]
+    assert [len(table.rows) for table in tables] == [2, 2, 2]
     assert value == {"kind": "run", "iterations": [SEED, FIRST]}
 
 

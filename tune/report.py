@@ -36,36 +36,41 @@ def _db(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _counts(rejected: dict[str, int]) -> str:
-    return ", ".join(f"{rule} {count}" for rule, count in sorted(rejected.items())) or "0"
-
-
-def _limits(thresholds: dict[str, Any]) -> str:
-    return ", ".join(f"{rule} {limit:g}" for rule, limit in thresholds.items() if limit is not None) or "none"
-
-
 def iterations_table(summary: dict[str, Any]) -> Table:
     """One row an iteration: what came in, what became of it, and the separator that came out."""
     rows = []
     for entry in summary["iterations"]:
         validation = entry["validation"] or {}
+        counts = (entry["num_clips"], entry["num_stems"], entry["num_kept"], sum(entry["num_rejected"].values()))
         rows.append(
             [
                 str(entry["iteration"]),
-                str(entry["num_clips"]),
-                str(entry["num_stems"]),
-                str(entry["num_kept"]),
-                _counts(entry["num_rejected"]),
+                *map(str, counts),
                 str(entry["num_failed"]),
                 f"{entry['kept_h']:.2f}",
-                _limits(entry["thresholds"]),
                 _db(validation.get("sdri_db")),
                 _db(validation.get("si_sdri_db")),
                 f"{entry['wall_s']:.0f}",
             ]
         )
-    columns = ["iteration", "clips", "stems", "kept", "rejected", "failed", "kept h", "thresholds"]
-    return Table(title="Iterations", columns=[*columns, "SDRi dB", "SI-SDRi dB", "wall s"], rows=rows)
+    columns = ["", "clips", "stems", "kept", "rejected", "failed", "kept h", "SDRi dB", "SI-SDRi dB", "wall s"]
+    return Table(title="Iterations", columns=columns, rows=rows)
+
+
+def rules_table(summary: dict[str, Any]) -> Table:
+    """One row for every rule of every iteration: its limit and how many stems it rejected."""
+    rows = [
+        [str(entry["iteration"]), rule, f"{limit:g}", str(entry["num_rejected"].get(rule, 0))]
+        for entry in summary["iterations"]
+        for rule, limit in entry["thresholds"].items()
+        if limit is not None
+    ]
+    return Table(title="Rules", columns=["iteration", "rule", "limit", "rejected"], rows=rows)
+
+
+def run_tables(summary: dict[str, Any]) -> list[Table]:
+    """All tables of a run."""
+    return [iterations_table(summary), rules_table(summary), labels_table(summary)]
 
 
 def labels_table(summary: dict[str, Any]) -> Table:
@@ -138,7 +143,7 @@ def inspect(path: Path) -> tuple[list[Table], dict[str, Any]]:
     """Tables and plain values of whatever a path holds; ``ValueError`` if it is nothing that is known here."""
     if (path / "iterations").is_dir():
         summary = read_json(path / "summary.json") if (path / "summary.json").is_file() else {"iterations": []}
-        return [iterations_table(summary), labels_table(summary)], {"kind": "run", **summary}
+        return run_tables(summary), {"kind": "run", **summary}
     if (path / "separator.json").is_file():
         return _values("checkpoint", read_description(path))
     if (path / "kept.parquet").is_file():
