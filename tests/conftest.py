@@ -14,6 +14,7 @@ from engine.audio import encode_flac24, write_wav
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.shards import write_part
 from engine.storage import write_json
+from tests.remixes import clean, natural, recordings, tracks  # noqa: F401 - fixtures
 
 RATE_HZ = 8000
 TINY = NetworkConfig(
