@@ -37,7 +37,9 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as distil.steps=200; repeatable."),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; started again, it goes on there.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone.")]
+ClassMap = Annotated[Path | None, typer.Option(help="AudioSet's class_labels_indices.csv, for its segment CSV.")]
+AudioRoot = Annotated[Path | None, typer.Option(help="Where AudioSet's audio files are.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a Ray of its own here.")]
 
 
 def _say(text: str) -> None:
@@ -101,8 +103,8 @@ def separate_corpus(
     manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
     separator: Annotated[Path, typer.Option(help="Checkpoint folder of the separator.")],
     out: Out,
-    class_map: Annotated[Path | None, typer.Option(help="AudioSet's class_labels_indices.csv.")] = None,
-    audio_root: Annotated[Path | None, typer.Option(help="Where AudioSet's audio files are.")] = None,
+    class_map: ClassMap = None,
+    audio_root: AudioRoot = None,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -243,12 +245,14 @@ def score(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
+    class_map: ClassMap = None,
+    audio_root: AudioRoot = None,
     as_json: Json = False,
 ) -> None:
     """Say what is in a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
     from tune.report import inspect as look
 
-    tables, value = look(path)
+    tables, value = look(path, class_map=class_map, audio_root=audio_root)
     _print(lambda: tables, value, as_json)
 
 
@@ -263,7 +267,7 @@ def _exit_codes() -> Iterator[None]:
     except ValueError as error:
         _say(f"error: {error}")
         sys.exit(2)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         _say(f"error: {error}; what was done stays, start the same command again to go on")
         sys.exit(1)
 

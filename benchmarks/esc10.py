@@ -46,12 +46,12 @@ class Size:
     """How much of everything."""
 
     seed_steps: int = 800
-    round_steps: int = 300
+    round_steps: int = 1200
     num_two: int = 400
     num_three: int = 80
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    batch_size: int = 16
+    batch_size: int = 8
     gate: Thresholds | None = None  # null: the recipe's
 
 
@@ -62,7 +62,7 @@ QUICK = Size(
     num_three=4,
     num_mixtures=20,
     network=NetworkConfig(channels=64, num_blocks=4),
-    batch_size=8,
+    batch_size=4,
     gate=Thresholds(min_stem_level_db=-30.0),  # a seed of so few steps hardly separates: its stems are copies
 )
 
@@ -166,7 +166,8 @@ def bench(work: Bench, part: str) -> dict[str, Any] | None:
             work.measure("ideal_ratio_mask", None)
     summary = read_json(work.out / "run" / "summary.json") if (work.out / "run" / "summary.json").is_file() else {}
     iterations = summary.get("iterations", [])
-    if after_seed != size.round_steps * (len(iterations) - 1) or not (work.out / "figures").is_dir():
+    trained = all((work.out / name / "separator.json").is_file() for name in rivals)
+    if not trained or after_seed != size.round_steps * (len(iterations) - 1):
         return None
     rows = {"seed (iteration 0)": iterations[0]["validation"]}
     rows |= {f"iteration {entry['iteration']}": entry["validation"] for entry in iterations[1:]}
@@ -187,7 +188,7 @@ def _about(size: Size, seed: int, wall_s: float) -> str:
     return (
         f"{size.num_mixtures} two-source mixtures at 0 dB of fold 4, seed {seed}; corpus of {size.num_two} two- "
         f"and {size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
-        f"{size.round_steps}, batches of {size.batch_size} two-second mixtures, network of {size.network.channels} "
+        f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of {size.network.channels} "
         f"channels and {size.network.num_blocks} blocks at 16 kHz; commit {commit or 'unknown'}, "
         f"{dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU, this part of the run "
         f"{wall_s / 60:.0f} minutes."

@@ -19,8 +19,8 @@ _ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # this machine will not b
 def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of a ``with`` block; a cluster that is already connected is used and left running.
 
-    ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else this machine
-    alone, reachable from this machine alone.
+    ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else one that is
+    started on this machine, reachable from it alone (also where another Ray runs here).
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     for name, value in (_QUIET if address else _QUIET | _ALONE).items():
@@ -31,7 +31,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
         yield
         return
     local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         yield
     finally:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 Samples = NDArray[np.float32]
 Source = str | os.PathLike[str] | BinaryIO
 
+MAX_DURATION_S = 600.0  # of a segment that is decoded at once
 MIN_DECODED_FRACTION = 0.95  # of a truncated segment, to be worth keeping
 _BLOCK_SAMPLES = 8192
 _PADDING_SAMPLES = 4096  # an encoder's last frame may run this far past the stated length
@@ -261,7 +262,7 @@ def decode(
     sample_rate_hz: int,
     start_s: float = 0.0,
     duration_s: float | None = None,
-    max_duration_s: float = 600.0,
+    max_duration_s: float = MAX_DURATION_S,
 ) -> Samples:
     """One segment ``[T]``: mean over channels, resampled, the same samples that the whole decode has there.
 
@@ -352,7 +353,7 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
     if not len(samples_T):
         return b"", 0
     exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
-    steps_T = np.rint(np.ldexp(samples_T.astype(np.float64), 23 - exponent))
+    steps_T = np.rint(samples_T.astype(np.float64) * 2.0 ** (23 - exponent))
     steps_T = np.clip(steps_T, 1 - 2**23, 2**23 - 1).astype(np.int32)  # symmetric, or -1 would need exponent + 1
     buffer = io.BytesIO()
     sf.write(buffer, steps_T << 8, sample_rate_hz, format="FLAC", subtype="PCM_24")
@@ -364,8 +365,7 @@ def decode_flac24(data: bytes, exponent: int) -> Samples:
     if not data:
         return np.zeros(0, np.float32)
     steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
-    samples_T: Samples = np.ldexp((steps_T >> 8).astype(np.float32), exponent - 23)
-    return samples_T
+    return (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))  # exact; ldexp is six times slower
 
 
 def _window_starts(num_samples: int, sample_rate_hz: int, window_s: float) -> NDArray[np.int64]:

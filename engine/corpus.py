@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.audio import AudioError
-from engine.schema import CLIPS, FAILURES, failure
+from engine.schema import CLIPS, FAILURES, failure, plain_label
 
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .mka .mkv .aif .aiff .au .caf .w64 .wma".split()
@@ -184,14 +184,18 @@ def _path(row: _Row) -> str:
 
 
 def _labels(row: _Row) -> list[str]:
-    """Labels without blanks and repeats, in the order of the row."""
+    """Labels without blanks and repeats (also in another spelling), in the order of the row."""
     cell = row.get("labels", row.get("label"))
     if isinstance(cell, str) and "labels" in row:
         cell = _split(cell)
     items = [] if cell is None else [cell] if isinstance(cell, str) else cell
     if not isinstance(items, list):
         raise ValueError(f"labels are a list of strings, not {cell!r}: correct the row")
-    return list(dict.fromkeys(label for item in items if (label := _text(item, "a label").strip())))
+    spelled: dict[str, str] = {}
+    for item in items:
+        if label := _text(item, "a label").strip():
+            spelled.setdefault(plain_label(label), label)
+    return list(spelled.values())
 
 
 def _split(cell: str) -> object:
@@ -241,6 +245,8 @@ def _source_row(row: _Row | ValueError, root: str, where: str) -> _Row:
     try:
         if isinstance(row, ValueError):
             raise row
+        if isinstance(row.get("error"), ValueError):
+            raise row["error"]  # type: ignore[misc]
         path, label, fold = _path(row), _text(row.get("label"), "label").strip(), row.get("fold") or 0
         if not label:
             raise ValueError("a source has a label, this row has none: fill label")

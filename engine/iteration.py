@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+import ray.exceptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -52,14 +53,21 @@ def run_pass(
         separator_fingerprint = str(separator)
     if sample_rate_hz is None:
         raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
-    rows = _rows(corpus.clips, config.min_labels)
-    _claim(out, config, separator_fingerprint, [row["clip_id"] for row in rows])
+    rows = clips_to_separate(corpus, config)
+    identity = {
+        "settings": config.identity(),
+        "separator": separator_fingerprint,
+        "corpus": fingerprint([row["clip_id"] for row in rows]),
+    }
+    _claim(out, identity)
     manifest_path = out / "stems" / "manifest.json"
     if not manifest_path.is_file():
-        started = time.perf_counter()
+        started, done_before_s = time.perf_counter(), _done_audio_s(out)
         write_parquet(out / "failures" / "manifest.parquet", corpus.failures)
         _stream(rows, out, corpus.root, config, open_separator, sample_rate_hz)
-        _close(out, corpus, len(rows), separator_fingerprint, time.perf_counter() - started)
+        wall_s = time.perf_counter() - started
+        speed = {"wall_s": wall_s, "audio_s_per_s": (_done_audio_s(out) - done_before_s) / wall_s}
+        _close(out, corpus, len(rows), identity, speed)
     summary: dict[str, Any] = read_json(manifest_path)
     summary.pop("shards")
     write_json(out / "summary.json", summary)
@@ -70,19 +78,31 @@ def _open(folder: str, device: str) -> Separator:
     return load(folder, device=device)
 
 
-def _rows(clips: pa.Table, min_labels: int) -> list[dict[str, Any]]:
-    """The rows of a pass in the order of their ids, so that parts are the same on every machine."""
-    rows = clips.sort_by("clip_id").to_pylist()
-    return [row for row in rows if len(row["labels"]) >= min_labels]
+def clips_to_separate(corpus: Corpus, config: PassConfig) -> list[dict[str, Any]]:
+    """The rows of a pass in the order of their ids, so that parts are the same on every machine.
+
+    Raises ``ValueError`` where there is none.
+    """
+    clips = corpus.clips.sort_by("clip_id").to_pylist()
+    rows = [row for row in clips if len(row["labels"]) >= config.min_labels]
+    if rows:
+        return rows
+    if clips:
+        raise ValueError(
+            f"none of {len(clips)} clips has {config.min_labels} labels or more, so there is nothing to separate; give "
+            "clips that name several sounds, or set min_labels to 1"
+        )
+    first = corpus.failures.to_pylist()[0]
+    raise ValueError(f"none of {len(corpus.failures)} rows is a clip; the first: {first['path']}: {first['message']}")
 
 
-def _claim(out: Path, config: PassConfig, separator_fingerprint: str, clip_ids: list[str]) -> None:
+def _done_audio_s(out: Path) -> float:
+    """Audio in the parts that are done."""
+    return float(sum(record["audio_s"] for record in done_parts(out).values()))
+
+
+def _claim(out: Path, identity: dict[str, Any]) -> None:
     """Mark ``out`` as the place of this very pass, or refuse if it is another's."""
-    identity = {
-        "settings": config.identity(),
-        "separator": separator_fingerprint,
-        "corpus": fingerprint(clip_ids),
-    }
     path = out / "stems" / "pass.json"
     if not path.is_file():
         write_json(path, identity)
@@ -142,7 +162,18 @@ def _stream(
         )
         .map_batches(ScoreAndWrite(str(out), sample_rate_hz), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS)
     )
-    _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
+    try:
+        _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"the pass broke off: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a worker, without the way it came here."""
+    cause: BaseException = error
+    while isinstance(cause, ray.exceptions.RayError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
+        cause = inner
+    return f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[-1]}"
 
 
 def _placement(config: PassConfig) -> tuple[float, int]:
@@ -176,28 +207,31 @@ def _show(results: ray.data.Dataset, *, total_clips: int) -> None:
                 console.print(f"{speed}, {clips} of about {total_clips} clips", highlight=False)
 
 
-def _close(out: Path, corpus: Corpus, num_rows: int, separator_fingerprint: str, wall_s: float) -> None:
+def _close(out: Path, corpus: Corpus, num_rows: int, identity: dict[str, Any], speed: dict[str, float]) -> None:
     """Add up the parts and write the manifest that closes the pass."""
     done = done_parts(out)
-    total = {key: sum(record[key] for record in done.values()) for key in ("num_stems", "num_clips", "num_queries")}
+    total = {
+        key: sum(record[key] for record in done.values())
+        for key in ("num_stems", "num_failed", "num_clips", "num_queries")
+    }
     audio_s = sum(record["audio_s"] for record in done.values())
     step_s = {step: sum(record[f"{step}_s"] for record in done.values()) for step in _STEPS}
     all_s = sum(step_s.values()) or 1.0
     in_manifest = len(corpus.failures)
-    unread_queries = sum(corpus.failures["num_queries"].to_pylist())
+    not_clips = sum(corpus.failures["num_queries"].to_pylist())
     manifest = {
         "num_clips": total["num_clips"] + in_manifest,
         "num_set_aside": len(corpus.clips) - num_rows,
-        "num_queries": total["num_queries"] + unread_queries,
+        "num_queries": total["num_queries"] + not_clips,
         "num_stems": total["num_stems"],
-        "num_failed": sum(record["num_failures"] for record in done.values()) + in_manifest,
+        "num_failed": total["num_failed"] + not_clips,
         "audio_h": audio_s / 3600.0,
-        "wall_s": wall_s,
-        "audio_s_per_s": audio_s / wall_s,
+        **speed,  # of the start that closed the pass
         "step_cpu_s": step_s,
         "step_fraction": {step: seconds / all_s for step, seconds in step_s.items()},
-        "separator_fingerprint": separator_fingerprint,
+        "separator_fingerprint": identity["separator"],
+        "config_fingerprint": fingerprint(identity["settings"]),
         "shards": {part: record["sha256"] for part, record in done.items()},
     }
-    manifest["fingerprint"] = fingerprint([separator_fingerprint, manifest["shards"]])
+    manifest["fingerprint"] = fingerprint([identity["separator"], manifest["shards"]])
     write_json(out / "stems" / "manifest.json", manifest)

@@ -56,12 +56,21 @@ FAILURES = pa.schema(
         pa.field("clip_id", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("label", pa.string()),  # null: the whole clip failed
-        pa.field("num_queries", pa.int32(), nullable=False),  # how many stems are missing because of it
+        pa.field("num_queries", pa.int32(), nullable=False),  # how many stems are missing because of it, 1 at least
         pa.field("step", pa.string(), nullable=False),  # manifest, decode, separate or score
         pa.field("error_class", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
     ]
 )
+
+
+_SENTENCE = "the sound of "
+
+
+def plain_label(label: str) -> str:
+    """What makes two spellings one label: lower case, spaces for underscores, without ClearSep's "The sound of"."""
+    words = label.strip().lower().replace("_", " ")
+    return words.removeprefix(_SENTENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,12 +95,12 @@ class SeparatedClip:
 def failure(
     *, clip_id: str, path: str, num_queries: int, step: str, error: Exception, label: str | None = None
 ) -> dict[str, Any]:
-    """One row of ``FAILURES`` for an exception caught at a step."""
+    """One row of ``FAILURES`` for an exception caught at a step; without a label it counts as one query."""
     return {
         "clip_id": clip_id,
         "path": path,
         "label": label,
-        "num_queries": num_queries,
+        "num_queries": max(1, num_queries),
         "step": step,
         "error_class": type(error).__name__,
         "message": str(error)[:2000],

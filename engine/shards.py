@@ -43,7 +43,8 @@ def write_part(out: Path, part: str, *, stems: list[dict[str, Any]], failures: l
     path = out / "stems" / f"{part}.parquet"
     write_parquet(path, pa.Table.from_pylist(stems, schema=STEMS), rows_per_group=8)
     write_parquet(out / "failures" / f"{part}.parquet", pa.Table.from_pylist(failures, schema=FAILURES))
-    return {"num_stems": len(stems), "num_failures": len(failures), "sha256": sha256_file(path)}
+    num_failed = sum(row["num_queries"] for row in failures)
+    return {"num_stems": len(stems), "num_failed": num_failed, "sha256": sha256_file(path)}
 
 
 def write_done(out: Path, part: str, record: dict[str, Any]) -> None:
@@ -111,6 +112,8 @@ def write_tracks(stems: Path, out: Path, thresholds: Thresholds) -> dict[str, An
     """
     stems, out = Path(stems), Path(out)
     shards = stem_shards(stems)
+    if (out / "pass.json").is_file():
+        raise ValueError(f"{out} holds the stems of a pass; give another folder for the tracks")
     rejected_by: dict[str, int] = {}
     num_kept, kept_s, labels = 0, 0.0, {}  # type: int, float, dict[str, int]
     (out / "manifest.json").unlink(missing_ok=True)
@@ -137,6 +140,7 @@ def write_tracks(stems: Path, out: Path, thresholds: Thresholds) -> dict[str, An
         "stems": os.path.relpath(stems.resolve(), out.resolve()),
         "pass_fingerprint": pass_manifest["fingerprint"],
         "separator_fingerprint": pass_manifest["separator_fingerprint"],
+        "config_fingerprint": pass_manifest["config_fingerprint"],
         "thresholds": asdict(thresholds),
         "num_stems": num_kept + sum(rejected_by.values()),
         "num_kept": num_kept,

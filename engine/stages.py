@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.audio import decode, decode_flac24, encode_flac24, probe
+from engine.audio import MAX_DURATION_S, decode, decode_flac24, encode_flac24, probe
 from engine.decode import cut_rows, decode_rows, parts
 from engine.filter import Thresholds, judge
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
@@ -54,6 +54,8 @@ class PassConfig:
     """Separate in 16 bits on a GPU."""
 
     def __post_init__(self) -> None:
+        if self.clip_s > MAX_DURATION_S:
+            raise ValueError(f"clip_s is {self.clip_s}; clips are held in memory, give {MAX_DURATION_S:g} s at most")
         for name in ("clip_s", "part_s", "batch_s", "rows_per_task", "min_actors", "num_cpus_per_actor"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
@@ -66,6 +68,7 @@ class PassConfig:
         return {name: getattr(self, name) for name in names}
 
 
+_LENGTH_TOLERANCE_S = 0.1
 _CLIP = pa.struct([*CLIPS, pa.field("samples", pa.large_binary())])
 _SEPARATED = pa.struct([*_CLIP, pa.field("stem_labels", pa.list_(pa.string())), pa.field("stems", pa.large_binary())])
 
@@ -218,9 +221,19 @@ class ScoreAndWrite:
 
 
 def score_files(mixture: str | Path, stems: dict[str, str], thresholds: Thresholds) -> list[dict[str, Any]]:
-    """Scores and verdict of stems in audio files (``{label: path}``), at the mixture's rate and cut to the shortest."""
-    rate = probe(mixture).sample_rate_hz
-    audio = [decode(path, sample_rate_hz=rate) for path in (mixture, *stems.values())]
+    """Scores and verdict of stems in audio files (``{label: path}``), at the mixture's rate.
+
+    Files may differ by 0.1 s in length, as tools that pad do, and are cut to the shortest. Beyond: ``ValueError``.
+    """
+    info = probe(mixture)
+    rate, longest_s = info.sample_rate_hz, max(MAX_DURATION_S, info.duration_s + 1.0)
+    audio = [decode(path, sample_rate_hz=rate, max_duration_s=longest_s) for path in (mixture, *stems.values())]
+    lengths_s = {
+        str(path): len(signal_T) / rate for path, signal_T in zip((mixture, *stems.values()), audio, strict=True)
+    }
+    if max(lengths_s.values()) - min(lengths_s.values()) > _LENGTH_TOLERANCE_S:
+        told = ", ".join(f"{path} {length_s:.2f} s" for path, length_s in lengths_s.items())
+        raise ValueError(f"stems are as long as their mixture, these are not: {told}; give stems of this mixture")
     num_samples = min(len(samples_T) for samples_T in audio)
     mixture_T, *stems_T = (torch.from_numpy(samples_T[:num_samples]) for samples_T in audio)
     scores = score_clip(mixture_T=mixture_T, stems_ST=torch.stack(stems_T), sample_rate_hz=rate)

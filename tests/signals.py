@@ -222,5 +222,6 @@ def run_stages(
 def close_pass(out: Path) -> None:
     """The manifest that ends a pass, with what its readers need."""
     shards = {part: record["sha256"] for part, record in done_parts(out).items()}
-    manifest = {"separator_fingerprint": "bands", "shards": shards, "fingerprint": fingerprint(["bands", shards])}
+    names = {"separator_fingerprint": "bands", "config_fingerprint": "settings"}
+    manifest = {**names, "shards": shards, "fingerprint": fingerprint(["bands", shards])}
     write_json(out / "stems" / "manifest.json", manifest)

@@ -54,6 +54,7 @@ def test_every_manifest_gives_the_same_clips(tmp_path, kind):
         ('"[""Speech, male"", ""dog""]"', ["Speech, male", "dog"]),
         ('"Speech, male; dog ;"', ["Speech, male", "dog"]),
         ("dog", ["dog"]),
+        ("Dog_bark;rain;dog bark;The sound of RAIN", ["Dog_bark", "rain"]),
     ],
 )
 def test_csv_labels(tmp_path, cell, labels):
@@ -83,7 +84,7 @@ def test_clip_id_is_a_fixed_function():
 
 BAD_LINES = {
     ",dog,,": ("has a path", 1),
-    "a.wav,,,": ("at least one label", 0),
+    "a.wav,,,": ("at least one label", 1),
     "a.wav,dog;cat,3,2": ("start_s < end_s", 2),
     "a.wav,dog,2,2": ("start_s < end_s", 1),
     "a.wav,dog,-1,2": ("0 <= start_s", 1),
@@ -91,7 +92,7 @@ BAD_LINES = {
     "a.wav,dog,nan,2": ("number of seconds", 1),
     "../a.wav,dog,,": ("climbs out", 1),
     "x/..\\../a.wav,dog,,": ("climbs out", 1),
-    "a.wav,[dog,,": ("JSON list", 0),
+    "a.wav,[dog,,": ("JSON list", 1),
     "a.wav,dog,,,extra": ("quote cells", 1),
     "good.wav,dog,,": ("repeats", 1),
 }
@@ -242,6 +243,7 @@ def test_read_sources(tmp_path):
         ("path,tag\na,b", "label"),
         ("path,label\n", "at least one"),
         ("path,label\na,", "row 1"),
+        ("path,label\na.wav,Speech, male", "row 1: 3 cells under 2 columns: quote"),
     ):
         with pytest.raises(ValueError, match=reason):
             read_sources(text(tmp_path, "bad.csv", content))

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +20,7 @@ from cluster.session import connected
 from engine import synth
 from engine.separators import NetworkConfig, load, read_description
 from train.batches import Batch, MixConfig
-from train.distil import Material, distil
+from train.distil import Material, Task, _identity, _mixer, distil
 from train.evaluate import ValidationConfig
 from train.student import DistilConfig, Student
 
@@ -99,6 +106,36 @@ def test_done_is_not_done_again_and_another_training_is_refused(ray_session: Non
         distil(tmp_path / "out", material=_material(clips, 1), config=other, network=_NETWORK)
 
 
+def _command(clips: Path, out: Path) -> list[str]:
+    network = dataclasses.asdict(_NETWORK)
+    settings = [f"network.{name}={value}" for name, value in network.items()]
+    settings += ["distil.steps=400", "distil.validate_every_steps=20", "distil.threads_per_worker=1"]
+    settings += ["distil.mix.batch_size=4", "distil.mix.segment_s=0.5"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "clearsep", "distil", "-o", str(out), "--from", "scratch"]
+    return [*command, "--clean", str(clips), "--folds", "1", *overrides]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_undisturbed(clips: Path, tmp_path: Path) -> None:
+    """kill -9 of the whole process group once a checkpoint is recorded; the same command then trains the rest."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(_command(clips, killed), start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob(".killed-training/distil-*/checkpoint_manager_snapshot*")):
+        time.sleep(0.05)
+    assert process.poll() is None, "the training was over before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(_command(clips, killed), check=True, capture_output=True, text=True)
+    assert "resumed_after_step" in again.stderr
+    subprocess.run(_command(clips, whole), check=True, capture_output=True)
+    first, second = (read_description(folder)["history"][-1] for folder in (killed, whole))
+    assert [point["step"] for point in first["curve"]] == list(range(20, 401, 20))
+    assert first["curve"] == second["curve"]
+    ended, wanted = _weights(killed), _weights(whole)
+    assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
 def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path) -> None:
     lines = [line for line in clips.read_text().splitlines() if "path" in line or "rain" in line]
     (clips.parent / "rain.csv").write_text("\n".join(lines) + "\n")
@@ -106,6 +143,53 @@ def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path)
         distil(tmp_path / "out", material=Material(clean=str(clips.parent / "rain.csv")), config=_CONFIG)
     with pytest.raises(ValueError, match="nothing to learn from"):
         Material()
+
+
+def test_labels_in_another_spelling_are_the_separators_own(
+    write_sources: Callable[..., Path], write_checkpoint: Callable[..., Path]
+) -> None:
+    rng = np.random.default_rng(0)
+    clips = write_sources([(name, name, 1, rng.standard_normal(8000)) for name in ("dog_bark", "Rain", "bell")])
+    task = Task(
+        config=_CONFIG,
+        material=Material(clean=str(clips)),
+        network=_NETWORK,
+        start=str(write_checkpoint(["dog bark", "rain"])),
+        validation=None,
+        progress="",
+    )
+    mixer, labels = _mixer(task, sample_rate_hz=8000, rank=0, num_ranks=1)
+    assert labels == ["dog bark", "rain", "bell"]
+    assert {int(index) for step in range(8) for index in mixer.batch(step).index_B} == {0, 1, 2}
+
+
+def test_a_training_of_other_clips_is_another_training_and_one_of_moved_clips_is_not(
+    write_sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    noise_T = np.random.default_rng(0).standard_normal(8000)
+    first = write_sources([(name, name, 1, noise_T) for name in ("dog", "rain")], folder="first")
+    moved = write_sources([(name, name, 1, noise_T) for name in ("dog", "rain")], folder="moved")
+    other = write_sources([(name, name, 1, noise_T) for name in ("dog", "bell")], folder="other")
+
+    def identity(clips: Path, **changes: Any) -> str:
+        validation = ValidationConfig(clips=str(clips), num_mixtures=5)
+        config = dataclasses.replace(_CONFIG, **changes)
+        material = Material(clean=str(clips))
+        return _identity(
+            Task(config=config, material=material, network=_NETWORK, start=None, validation=validation, progress="")
+        )
+
+    assert identity(first) == identity(moved) == identity(first, threads_per_worker=2)
+    assert len({identity(first), identity(other), identity(first, patience=2), identity(first, seed=1)}) == 4
+
+
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, clips: Path) -> None:
+    config = dataclasses.replace(_CONFIG, patience=2)
+    with pytest.raises(ValueError, match="patience chooses by validation"):
+        distil(tmp_path / "out", material=_material(clips, 1), config=config, network=_NETWORK)
+    with pytest.raises(ValueError, match=r"nowhere is not a finished selection"):
+        distil(tmp_path / "out", material=Material(tracks=str(tmp_path / "nowhere")), config=_CONFIG)
+    assert not list(tmp_path.iterdir())
 
 
 def _student(config: DistilConfig) -> Student:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -77,7 +78,9 @@ def test_every_row_is_a_stem_or_a_failure_with_its_reason(
         "2.wav": "manifest",
     }
     assert [row["label"] for row in failures if row["label"]] == ["trombone"]
-    assert summary["num_failed"] == len(failures) == 6
+    assert len(failures) == 6
+    assert summary["num_failed"] == 2 + 2 + 3 + 2 + 1 + 1  # queries: a row without labels counts as one
+    assert summary["num_queries"] == summary["num_stems"] + summary["num_failed"]
     assert summary["num_set_aside"] == 1
     assert summary["num_stems"] == len(stems)
     assert summary["num_queries"] == len(stems) + sum(row["num_queries"] for row in failures)
@@ -128,6 +131,24 @@ def test_a_killed_pass_goes_on_and_ends_as_if_undisturbed(corpus: Path, checkpoi
     for shard in shards:
         assert shard.read_bytes() == (killed / "stems" / shard.name).read_bytes()
     assert read_failures(killed).equals(read_failures(whole))
+
+
+def test_a_pass_that_cannot_write_says_so_and_keeps_what_is_done(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """A folder stands where a shard should go: the worker's error is one line, and the rest is done without it."""
+    (tmp_path / "out" / "stems" / "part-000001-0000.parquet").mkdir(parents=True)
+    done = subprocess.run(_command(corpus, checkpoint, tmp_path / "out"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: the pass broke off: IsADirectoryError")
+    assert last.endswith("what was done stays, start the same command again to go on")
+    (tmp_path / "out" / "stems" / "part-000001-0000.parquet").rmdir()
+    again = subprocess.run(
+        [*_command(corpus, checkpoint, tmp_path / "out"), "--json"], capture_output=True, text=True, check=True
+    )
+    assert json.loads(again.stdout)["num_stems"] == 29
 
 
 def test_a_full_disk_is_an_error_that_leaves_what_was_there(tmp_path: Path) -> None:

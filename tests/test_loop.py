@@ -85,8 +85,8 @@ def test_kept_rejected_and_failed_add_up_at_every_step(finished: tuple[Path, Any
     for entry in finished[1]["iterations"][1:]:
         assert entry["num_kept"] + sum(entry["num_rejected"].values()) == entry["num_stems"]
         assert entry["num_clips"] == 11
-        assert entry["num_failed"] == 1
-        assert entry["num_queries"] == entry["num_stems"] + 2
+        assert entry["num_failed"] == 2  # the missing file has two labels
+        assert entry["num_queries"] == entry["num_stems"] + entry["num_failed"]
         assert entry["num_stems"] == 8 * 2 + 2 * 3
         assert set(entry["validation"]) >= {"sdri_db", "si_sdri_db", "by_label"}
         assert entry["wall_s"] > 0
@@ -117,6 +117,32 @@ def test_a_run_that_lost_its_last_steps_makes_only_those_again(
     wanted = finished[1]["iterations"][2]
     assert again["iterations"][2]["num_kept"] == wanted["num_kept"]
     assert again["iterations"][2]["validation"]["sdri_db"] == pytest.approx(wanted["validation"]["sdri_db"], abs=0.05)
+
+
+def test_what_could_only_fail_hours_later_fails_before_anything_is_made(config: RunConfig, tmp_path: Path) -> None:
+    """And leaves nothing behind that would refuse the corrected settings."""
+    lines = Path(str(config.clean)).read_text().replace(",rain,", ",trombone,")
+    (tmp_path / "trombones.csv").write_text(lines)
+    (tmp_path / "single.csv").write_text("path,labels\na.wav,rain\nb.wav,bell\n")
+    (tmp_path / "empty.csv").write_text("path,labels\na.wav,\n")
+    trombones = ValidationConfig(clips=str(tmp_path / "trombones.csv"), folds=(3,))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"clean": str(tmp_path / "gone.csv")}, "gone.csv"),
+        ({"clean_folds": (9,)}, "folds"),
+        ({"separator": str(tmp_path / "gone")}, "gone is not a checkpoint"),
+        ({"corpus": str(tmp_path / "gone.csv")}, "gone.csv"),
+        ({"corpus": str(tmp_path / "single.csv")}, "none of 2 clips has 2 labels or more"),
+        ({"corpus": str(tmp_path / "empty.csv")}, "none of 1 rows is a clip.*at least one label"),
+        ({"validation": dataclasses.replace(trombones, folds=(8,))}, "folds"),
+        ({"validation": trombones}, "validation has clips of .*trombone.*, which the seed cannot know"),
+        ({"training_validation": trombones}, "training_validation has clips of .*trombone"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            run(dataclasses.replace(config, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="patience chooses by training_validation"):
+        dataclasses.replace(config, distil=dataclasses.replace(config.distil, patience=2))
 
 
 def test_thresholds_that_keep_nothing_say_so(ray_session: None, config: RunConfig, tmp_path: Path) -> None:

@@ -310,19 +310,22 @@ def test_tree_is_plain_settings() -> None:
 
 
 def test_the_config_stored_with_a_run_builds_the_same_run(tmp_path: Path) -> None:
-    """A run whose iterations are all on disk stores its config and does nothing else."""
+    """A run whose iterations are all on disk reads its inputs, stores its config and does nothing else."""
     (tmp_path / "natural.csv").write_text("path,labels\na.wav,dog;rain\n")
+    (tmp_path / "clips.csv").write_text("path,label,fold\na.wav,dog,1\nb.wav,rain,2\nc.wav,Dog,5\n")
     config = run_config(
         "clearsep",
         [
             *CORPUS,
             f"corpus={tmp_path / 'natural.csv'}",
+            f"clean={tmp_path / 'clips.csv'}",
+            f"training_validation.clips={tmp_path / 'clips.csv'}",
             "clean_folds=[1, 2]",
             "network.mask=complex",
             "distil.mix.augment=false",
             "distil.patience=3",
             "schedule.1.max_coherence_fraction=0.75",
-            "validation.clips=held_out.csv",
+            f"validation.clips={tmp_path / 'clips.csv'}",
             "validation.folds=[5]",
             "engine.num_gpus_per_actor=0.5",
         ],

@@ -49,6 +49,8 @@ def figures(sdri_db: float, si_sdri_db: float, num_stems: int = 4) -> dict[str, 
 SEED = {
     "iteration": 0,
     "num_clips": 0,
+    "num_set_aside": 0,
+    "num_queries": 0,
     "num_stems": 0,
     "num_kept": 0,
     "num_rejected": {},
@@ -61,6 +63,8 @@ SEED = {
 FIRST = {
     "iteration": 1,
     "num_clips": 10,
+    "num_set_aside": 3,
+    "num_queries": 22,
     "num_stems": 20,
     "num_kept": 15,
     "num_rejected": {"min_stem_level_db": 1, "min_re_sdr_db": 4},
@@ -104,7 +108,8 @@ def test_an_iteration_says_what_came_in_and_what_became_of_it() -> None:
     assert row(table, 1) == {
         "": "1",
         "clips": "10",
-        "stems": "20",
+        "set aside": "3",
+        "queries": "22",
         "kept": "15",
         "rejected": "5",
         "failed": "2",
@@ -241,12 +246,12 @@ def test_inspect_a_pass_or_its_stems_folder(finished_pass: Path, inside: str) ->
     assert_well_formed(counts)
     assert_well_formed(failures)
     assert_json(value)
-    assert (value["kind"], value["num_clips"], value["num_stems"], value["num_failed"]) == ("pass", 2, 4, 1)
+    assert (value["kind"], value["num_clips"], value["num_stems"], value["num_failed"]) == ("pass", 2, 4, 2)
     assert value["damaged_shards"] == []
     assert value["failures"][0]["error_class"] == "ValueError"
     assert [list(cells) for cells in failures.rows] == [["decode", "c.wav", "", "ValueError", "it is empty"]]
     shown = dict(counts.rows)
-    assert (shown["stems"], shown["failures"], shown["clips set aside (too few labels)"]) == ("4", "1", "0")
+    assert (shown["stems"], shown["queries that failed"], shown["clips set aside (too few labels)"]) == ("4", "2", "0")
     assert shown["time in separate"] == "50% (1.0 s)"
     assert counts.rows == pass_table(value).rows
 

@@ -318,7 +318,7 @@ def test_a_part_counts_only_with_its_record(tmp_path):
     assert done_parts(tmp_path) == {}
     write_done(tmp_path, "part-000000-0000", record)
     assert done_parts(tmp_path) == {"part-000000-0000": record}
-    assert (record["num_stems"], record["num_failures"]) == (0, 0)
+    assert (record["num_stems"], record["num_failed"]) == (0, 0)
 
 
 def test_failures_of_all_parts_are_read_together(tmp_path):
@@ -334,3 +334,11 @@ def test_bands_are_what_this_file_says():
     low_T, high_T = sources("faintest.wav").values()
     (found_T,) = BandSeparator().separate(torch.from_numpy(low_T + high_T)[None], ["high"])
     assert snr_db(estimate=found_T, reference=high_T) > 60
+
+
+def test_tracks_are_not_written_over_the_stems_they_select_from(out):
+    before = {path: path.read_bytes() for path in (out / "stems").iterdir()}
+    (out / "stems" / "pass.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds the stems of a pass"):
+        write_tracks(out / "stems", out / "stems", FAINT)
+    assert {path: path.read_bytes() for path in before} == before

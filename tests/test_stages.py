@@ -110,7 +110,7 @@ def test_every_query_is_a_stem_or_a_failure(finished):
     assert sum(record["num_queries"] for record in records) == NUM_QUERIES
     assert sum(record["num_stems"] for record in records) == len(stems_of(finished)) == 16
     assert sum(row["num_queries"] for row in failures) == NUM_QUERIES - 16
-    assert sum(record["num_failures"] for record in records) == len(failures) == 3
+    assert sum(record["num_failed"] for record in records) == NUM_QUERIES - 16
     assert sum(record["audio_s"] for record in records) == pytest.approx(1.0 + 5.2 + 4.0 + 1.5 + 1.0)
 
 
@@ -239,7 +239,7 @@ def test_a_part_in_which_all_fails_is_an_empty_shard(tmp_path):
     corpus = read_corpus(write_clips(tmp_path / "corpus", files))
     (part,) = run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
     record = done_parts(tmp_path / "out")[part]
-    assert (record["num_clips"], record["num_queries"], record["num_stems"], record["num_failures"]) == (2, 4, 0, 2)
+    assert (record["num_clips"], record["num_queries"], record["num_stems"], record["num_failed"]) == (2, 4, 0, 4)
     assert pq.read_table(tmp_path / "out" / "stems" / f"{part}.parquet").schema.equals(STEMS)
 
 
@@ -272,18 +272,22 @@ def test_the_separator_is_opened_once_on_the_device():
 
 def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished):
     """The two functions that start and end a pass around the stages; importing them imports Ray."""
-    from engine.iteration import _close, _rows
+    from engine.iteration import _close, clips_to_separate
 
-    assert _rows(corpus.clips, 2) == rows_of(corpus)
-    assert {row["path"] for row in _rows(corpus.clips, 2)} == FILES.keys() - {"single.wav"}
-    assert {row["path"] for row in _rows(corpus.clips, 3)} == {"strange.wav"}
-    assert len(_rows(corpus.clips, 1)) == len(FILES)
-    _close(finished, corpus, len(rows_of(corpus)), "bands", 2.0)
+    def chosen(min_labels):
+        return {row["path"] for row in clips_to_separate(corpus, PassConfig(min_labels=min_labels))}
+
+    assert clips_to_separate(corpus, PassConfig()) == rows_of(corpus)
+    assert (chosen(1), chosen(2), chosen(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
+    with pytest.raises(ValueError, match=r"none of .* clips has 4 labels or more.*set min_labels"):
+        chosen(4)
+    identity = {"settings": CONFIG.identity(), "separator": "bands"}
+    _close(finished, corpus, len(rows_of(corpus)), identity, {"wall_s": 2.0, "audio_s_per_s": 6.35})
     manifest = json.loads((finished / "stems" / "manifest.json").read_text())
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
     missing = sum(read_failures(finished)["num_queries"].to_pylist())
     assert manifest["num_queries"] == NUM_QUERIES == manifest["num_stems"] + missing
-    assert manifest["num_failed"] == 3 and manifest["separator_fingerprint"] == "bands"
+    assert manifest["num_failed"] == missing and manifest["separator_fingerprint"] == "bands"
     assert manifest["audio_h"] == pytest.approx(12.7 / 3600)
     assert sum(manifest["step_fraction"].values()) == pytest.approx(1.0)
     assert verify(finished / "stems") == []
@@ -299,6 +303,7 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
         ({"clip_s": 0.0}, "clip_s is 0.0; give a number above 0"),
         ({"batch_s": -1.0}, "batch_s is -1.0"),
         ({"rows_per_task": 0}, "rows_per_task is 0"),
+        ({"clip_s": 900.0}, "clip_s is 900.0; .* give 600 s at most"),
         ({"min_actors": 3, "max_actors": 2}, "max_actors 2 is below min_actors 3"),
     ],
 )
@@ -330,3 +335,11 @@ def test_stems_in_files_are_scored_and_judged(tmp_path):
     assert rows[0]["scores"]["stem_level_db"] == pytest.approx(-3.0, abs=0.2)
     assert rows[1]["rejected_value"] == rows[1]["scores"]["stem_level_db"] == pytest.approx(-43.0, abs=0.2)
     assert rows[0]["scores"]["remix_snr_db"] == pytest.approx(3.1, abs=0.2)
+
+
+def test_stems_of_another_length_than_the_mixture_are_refused(tmp_path):
+    low_T, high_T = two_bands(2 * RATE_HZ)
+    write_clips(tmp_path, {"mix.wav": low_T + high_T, "low.wav": low_T, "high.wav": high_T[:RATE_HZ]})
+    stems = {name: str(tmp_path / f"{name}.wav") for name in ("low", "high")}
+    with pytest.raises(ValueError, match=r"as long as their mixture.*high\.wav 1\.00 s"):
+        score_files(tmp_path / "mix.wav", stems, Thresholds())

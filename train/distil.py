@@ -8,10 +8,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ import torch.distributed
 from torch import nn
 
 from engine.corpus import read_sources
+from engine.schema import plain_label
 from engine.separators import NetworkConfig, load, read_description, save
+from engine.shards import read_tracks
 from engine.storage import fingerprint, read_json
 from train.batches import Batch, Item, Mixer, Pool, clean_items, natural_items, track_items
 from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
@@ -55,7 +57,7 @@ class Task:
     start: str | None
     validation: ValidationConfig | None
     progress: str
-    """File to which the first worker adds a line of JSON at every validation."""
+    """File to which the first worker adds a line of JSON at every validation and when it goes on after a stop."""
 
 
 def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tuple[Mixer, list[str]]:
@@ -70,12 +72,29 @@ def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tup
             items["natural"] = natural_items(material.tracks, sample_rate_hz=sample_rate_hz)
     known = list(read_description(task.start)["labels"]) if task.start else []
     found = {label for some in items.values() for item in some for label in item.labels}
-    labels = list(dict.fromkeys([*known, *sorted(found)]))
+    spelling: dict[str, str] = {}
+    for label in (*known, *sorted(found)):
+        spelling.setdefault(plain_label(label), label)
+    labels = list(spelling.values())
     pools = {
-        name: Pool(some, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, num_ranks=num_ranks)
+        name: Pool(
+            [_spelled(item, spelling) for item in some],
+            mix,
+            sample_rate_hz=sample_rate_hz,
+            seed=seed,
+            rank=rank,
+            num_ranks=num_ranks,
+        )
         for name, some in items.items()
     }
     return Mixer(pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank), labels
+
+
+def _spelled(item: Item, spelling: dict[str, str]) -> Item:
+    """The same sound with its labels as the separator writes them."""
+    labels = tuple(spelling[plain_label(label)] for label in item.labels)
+    heard = frozenset(spelling.get(plain_label(label), label) for label in item.heard)
+    return replace(item, labels=labels, heard=heard)
 
 
 def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
@@ -106,6 +125,8 @@ def _train_loop(values: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             student.restore(torch.load(Path(folder) / "student.pt", map_location=device, weights_only=True))
+        if rank == 0:
+            _tell(task, {"resumed_after_step": student.step})
     model: nn.Module = student.separator
     if num_ranks > 1:
         model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
@@ -119,14 +140,19 @@ def _train_loop(values: dict[str, Any]) -> None:
             if rank == 0:
                 judged = evaluate(estimator(student.average), mixtures) if mixtures else None
                 student.note(sum(losses) / len(losses), judged, num_unusable=mixer.num_unusable)
-                with open(task.progress, "a") as file:
-                    file.write(json.dumps(student.curve[-1]) + "\n")
+                _tell(task, student.curve[-1])
             losses.clear()
             stop = _agree(student.finished, num_ranks)
             saved = _checkpoint(student, rank, Path(task.progress).parent, last=stop)
             ray.train.report({"step": student.step}, checkpoint=saved, delete_local_checkpoint_after_upload=True)
             if stop:
                 break
+
+
+def _tell(task: Task, values: Mapping[str, float]) -> None:
+    """A line for the driver."""
+    with open(task.progress, "a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def _agree(finished: bool, num_ranks: int) -> bool:
@@ -228,17 +254,31 @@ def _told(progress: Path, say: Callable[[str], None] | None) -> Iterator[None]:
 
 def _identity(task: Task) -> str:
     """What a training is: settings, material and start; not how many workers ran it or where its files lie."""
+    material = task.material
     config = {key: value for key, value in asdict(task.config).items() if key not in ("use_gpu", "threads_per_worker")}
-    tracks = task.material.tracks
+    if material.tracks is not None:
+        read_tracks(material.tracks)
+    chosen_by = task.validation if task.config.patience is not None else None
     return fingerprint(
         {
             "config": config,
             "network": None if task.start else asdict(task.network),
             "start": read_description(task.start)["fingerprint"] if task.start else None,
-            "clean_folds": task.material.clean_folds,
-            "tracks": read_json(Path(tracks) / "manifest.json")["fingerprint"] if tracks else None,
+            "clean": _sources(material.clean, material.clean_folds),
+            "tracks": read_json(Path(material.tracks) / "manifest.json")["fingerprint"] if material.tracks else None,
+            "chosen_by": chosen_by and asdict(replace(chosen_by, clips="")),
+            "chosen_by_clips": _sources(chosen_by.clips, chosen_by.folds) if chosen_by else None,
         }
     )
+
+
+def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str, str]] | None:
+    """The single-source clips of a list by name: a list that has changed is noticed, one that moved is not."""
+    if path is None:
+        return None
+    root = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path)))
+    rows = read_sources(path, folds=folds).to_pylist()
+    return [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
 
 
 def _check(task: Task) -> None:
@@ -247,6 +287,8 @@ def _check(task: Task) -> None:
     _, labels = _mixer(task, sample_rate_hz=rate, rank=0, num_ranks=1)
     if len(labels) < 2:
         raise ValueError(f"training needs sounds of two labels at least, found {labels}; give more clips or tracks")
+    if task.config.patience is not None and task.validation is None:
+        raise ValueError("patience chooses by validation; name its clips, or leave patience null to run all steps")
     if task.validation is not None:
         read_sources(task.validation.clips, folds=task.validation.folds)
 
@@ -272,7 +314,11 @@ def _fit(task: Task, work: Path, *, name: str) -> Path:
             failure_config=ray.train.FailureConfig(max_failures=1),
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise RuntimeError(f"training broke off: {reason}") from error
     if result.checkpoint is None:
         raise RuntimeError(f"training reported no checkpoint; its files are in {work}")
     return Path(result.checkpoint.path)

@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
-from engine.corpus import Corpus, read_corpus
+from engine.corpus import Corpus, read_corpus, read_sources
 from engine.filter import Thresholds
-from engine.iteration import run_pass
+from engine.iteration import clips_to_separate, run_pass
+from engine.schema import plain_label
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import write_tracks
 from engine.stages import PassConfig
@@ -27,7 +28,11 @@ class RunConfig:
     """Everything that decides what a run does."""
 
     corpus: str
-    """Natural clips with their labels: a manifest, or a folder of folders by label."""
+    """Natural clips with their labels: a manifest, AudioSet's segment CSV, or a folder of folders by label."""
+    class_map: str | None = None
+    """AudioSet's ``class_labels_indices.csv``, for its segment CSV."""
+    audio_root: str | None = None
+    """Where AudioSet's audio files are; null: beside its CSV."""
     clean: str | None = None
     """Single-source clips, CSV ``path,label[,fold]``: they train the seed and are mixed into every distillation."""
     clean_folds: tuple[int, ...] | None = None
@@ -46,12 +51,20 @@ class RunConfig:
     """How every student is trained from its teacher."""
     validation: ValidationConfig | None = None
     """Mixtures on which every separator is measured; null: none."""
+    training_validation: ValidationConfig | None = None
+    """Mixtures that students are followed on as they learn, and chosen by under ``patience``; null: none.
+
+    Other clips than those of ``validation``, or its figures are of what was chosen by them.
+    """
 
     def __post_init__(self) -> None:
         if not self.corpus:
             raise ValueError("corpus is missing; name the manifest or folder of natural clips: --set corpus=PATH")
         if self.separator is None and self.clean is None:
             raise ValueError("a run starts from a separator, or from clean clips to train one; set separator or clean")
+        patient = any(training.patience is not None for training in (self.distil, self.seed_training))
+        if patient and self.training_validation is None:
+            raise ValueError("patience chooses by training_validation; set its clips, or leave patience null")
 
 
 Say = Callable[[str], None]
@@ -64,15 +77,32 @@ def run(config: RunConfig, out: str | Path, *, say: Say = print) -> dict[str, An
     ``ValueError`` where ``out`` holds a run of another config, other than one whose schedule this one continues.
     """
     out = Path(out).resolve()
-    corpus = read_corpus(config.corpus)
-    if config.separator is not None:
-        read_description(config.separator)
+    corpus = _check(config)
     _claim(config, out)
     mixtures: list[Mixture] = []
     _seed(config, out, mixtures, say)
     for number, thresholds in enumerate(config.schedule, 1):
         _iteration(config, corpus, out, number, thresholds, mixtures, say)
     return summarise(out)
+
+
+def _check(config: RunConfig) -> Corpus:
+    """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
+    corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
+    clips_to_separate(corpus, config.engine)
+    labels: set[str] = set(read_description(config.separator)["labels"]) if config.separator else set()
+    if config.clean is not None:
+        clean = read_sources(config.clean, folds=config.clean_folds)
+        labels |= set() if config.separator else set(clean["label"].to_pylist())
+    known = {plain_label(label) for label in labels}
+    for name in ("validation", "training_validation"):
+        validation: ValidationConfig | None = getattr(config, name)
+        if validation is None:
+            continue
+        wanted = set(read_sources(validation.clips, folds=validation.folds)["label"].to_pylist())
+        if unknown := sorted(label for label in wanted if plain_label(label) not in known):
+            raise ValueError(f"{name} has clips of {unknown}, which the seed cannot know; take them out of its clips")
+    return corpus
 
 
 def _claim(config: RunConfig, out: Path) -> None:
@@ -111,10 +141,13 @@ def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> No
             material=Material(clean=config.clean, clean_folds=config.clean_folds),
             config=config.seed_training,
             network=config.network,
+            validation=config.training_validation,
             say=say,
         )
     counts = {
         "num_clips": 0,
+        "num_set_aside": 0,
+        "num_queries": 0,
         "num_stems": 0,
         "num_kept": 0,
         "num_rejected": {},
@@ -140,6 +173,8 @@ def _iteration(
     started = time.perf_counter()
     say(f"iteration {number}: separating {config.corpus}")
     engine = run_pass(corpus, folder, separator=teacher, config=config.engine)
+    shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
+    say(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
     tracks = write_tracks(folder / "stems", folder / "tracks", thresholds)
     say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
     if not tracks["num_kept"]:
@@ -152,6 +187,7 @@ def _iteration(
         material=Material(clean=config.clean, clean_folds=config.clean_folds, tracks=str(folder / "tracks")),
         config=config.distil,
         start=teacher,
+        validation=config.training_validation,
         say=say,
     )
     counts = {

@@ -37,11 +37,15 @@ def _db(value: float | None) -> str:
 
 
 def iterations_table(summary: dict[str, Any]) -> Table:
-    """One row an iteration: what came in, what became of it, and the separator that came out."""
+    """One row an iteration: what came in, what became of it, and the separator that came out.
+
+    A query is one label of one clip: kept, rejected and failed add up to them.
+    """
     rows = []
     for entry in summary["iterations"]:
         validation = entry["validation"] or {}
-        counts = (entry["num_clips"], entry["num_stems"], entry["num_kept"], sum(entry["num_rejected"].values()))
+        names = ("num_clips", "num_set_aside", "num_queries", "num_kept")
+        counts = (*(entry[name] for name in names), sum(entry["num_rejected"].values()))
         rows.append(
             [
                 str(entry["iteration"]),
@@ -53,7 +57,19 @@ def iterations_table(summary: dict[str, Any]) -> Table:
                 f"{entry['wall_s']:.0f}",
             ]
         )
-    columns = ["", "clips", "stems", "kept", "rejected", "failed", "kept h", "SDRi dB", "SI-SDRi dB", "wall s"]
+    columns = [
+        "",
+        "clips",
+        "set aside",
+        "queries",
+        "kept",
+        "rejected",
+        "failed",
+        "kept h",
+        "SDRi dB",
+        "SI-SDRi dB",
+        "wall s",
+    ]
     return Table(title="Iterations", columns=columns, rows=rows)
 
 
@@ -113,7 +129,8 @@ def pass_table(summary: dict[str, Any]) -> Table:
         ["clips", str(summary["num_clips"])],
         ["clips set aside (too few labels)", str(summary["num_set_aside"])],
         ["stems", str(summary["num_stems"])],
-        ["failures", str(summary["num_failed"])],
+        ["queries", str(summary["num_queries"])],
+        ["queries that failed", str(summary["num_failed"])],
         ["audio", f"{summary['audio_h']:.3f} h"],
         ["throughput", f"{summary['audio_s_per_s']:.1f} s of audio per second"],
     ]
@@ -139,7 +156,9 @@ def scores_table(result: dict[str, Any]) -> Table:
     return Table(title="Scores", columns=["stem", *names, "kept"], rows=rows)
 
 
-def inspect(path: Path) -> tuple[list[Table], dict[str, Any]]:
+def inspect(
+    path: Path, *, class_map: Path | None = None, audio_root: Path | None = None
+) -> tuple[list[Table], dict[str, Any]]:
     """Tables and plain values of whatever a path holds; ``ValueError`` if it is nothing that is known here."""
     if (path / "iterations").is_dir():
         summary = read_json(path / "summary.json") if (path / "summary.json").is_file() else {"iterations": []}
@@ -155,7 +174,7 @@ def inspect(path: Path) -> tuple[list[Table], dict[str, Any]]:
         return _pass(stems)
     if path.suffix == ".parquet" and path.is_file() and "audio_flac" in pq.read_schema(path).names:
         return _shard(path)
-    corpus = read_corpus(path)
+    corpus = read_corpus(path, class_map=class_map, audio_root=audio_root)
     labels: dict[str, int] = {}
     for label in corpus.clips["labels"].combine_chunks().flatten().to_pylist():
         labels[label] = labels.get(label, 0) + 1

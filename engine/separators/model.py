@@ -8,17 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.schema import plain_label
 from engine.separators.base import nearest, overlap_add
 from engine.separators.network import MaskNetwork, NetworkConfig
 
-_SENTENCE = "the sound of "
 _CHUNK_S, _OVERLAP_S = 12.0, 1.0
-
-
-def _plain(query: str) -> str:
-    """A query as its words: lower case, spaces for underscores, without ClearSep's "The sound of"."""
-    words = query.strip().lower().replace("_", " ")
-    return words.removeprefix(_SENTENCE)
 
 
 class QueryEncoder(nn.Module):
@@ -35,7 +29,7 @@ class QueryEncoder(nn.Module):
         if not labels and not self.labels:
             raise ValueError("a separator needs at least one label; give it labelled clips")
         new = [label for label in dict.fromkeys(labels) if label not in self.labels]
-        index = {_plain(label): i for i, label in enumerate((*self.labels, *new))}
+        index = {plain_label(label): i for i, label in enumerate((*self.labels, *new))}
         if len(index) != len(self.labels) + len(new):
             raise ValueError(f"labels differ only in case or underscores: {sorted({*self.labels, *new})}; rename one")
         fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
@@ -44,10 +38,10 @@ class QueryEncoder(nn.Module):
 
     def index(self, query: str) -> int:
         """The row of a query's vector; an unknown label is a ``ValueError`` that names the nearest."""
-        found = self._index.get(_plain(query))
+        found = self._index.get(plain_label(query))
         if found is None:
-            known = {_plain(label): label for label in self.labels}
-            near = difflib.get_close_matches(_plain(query), known, n=1, cutoff=0.5)
+            known = {plain_label(label): label for label in self.labels}
+            near = difflib.get_close_matches(plain_label(query), known, n=1, cutoff=0.5)
             hint = nearest(known[near[0]] if near else query, self.labels)
             raise ValueError(f"the separator does not know {query!r}; {hint}")
         return found
