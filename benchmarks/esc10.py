@@ -188,9 +188,9 @@ def _about(size: Size, seed: int, wall_s: float) -> str:
     return (
         f"{size.num_mixtures} two-source mixtures at 0 dB of fold 4, seed {seed}; corpus of {size.num_two} two- "
         f"and {size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
-        f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of {size.network.channels} "
-        f"channels and {size.network.num_blocks} blocks at 16 kHz; commit {commit or 'unknown'}, "
-        f"{dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU, this part of the run "
+        f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of "
+        f"{size.network.channels} channels and {size.network.num_blocks} blocks at 16 kHz; "
+        f"commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU, this part of the run "
         f"{wall_s / 60:.0f} minutes."
     )
 
