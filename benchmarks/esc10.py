@@ -16,7 +16,6 @@ import os
 import platform
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from cluster.session import connected
 from engine.corpus import read_sources
 from engine.filter import Thresholds
-from engine.separators import NetworkConfig, load
+from engine.separators import NetworkConfig, load, read_description
 from engine.storage import read_json, write_bytes, write_json
 from train.batches import MixConfig
 from train.distil import Material, distil
@@ -151,7 +150,7 @@ def _say(text: str) -> None:
 
 def bench(work: Bench, part: str) -> dict[str, Any] | None:
     """The trainings of a part, and the table where all of them are there; null where another part is still to come."""
-    size, started = work.size, time.perf_counter()
+    size = work.size
     after_seed = len(RECIPES["laptop"]()["schedule"]) * size.round_steps
     rivals = {"control": (1,), "supervised": (1, 2, 3)}
     with connected():
@@ -174,7 +173,8 @@ def bench(work: Bench, part: str) -> dict[str, Any] | None:
     rows["seed trained on, same steps, own data (fold 1)"] = work.measure("control", work.out / "control")
     rows["seed trained on, same steps, true clips (folds 1 to 3)"] = work.measure("supervised", work.out / "supervised")
     rows["ideal ratio mask (oracle)"] = work.measure("ideal_ratio_mask", None)
-    wall_s = time.perf_counter() - started
+    trainings = (read_description(work.out / name)["history"][-1] for name in ("seed", *rivals))
+    wall_s = sum(entry["wall_s"] for entry in (*iterations, *trainings))
     return {"rows": rows, "iterations": iterations, "about": _about(size, work.seed, wall_s)}
 
 
@@ -190,8 +190,8 @@ def _about(size: Size, seed: int, wall_s: float) -> str:
         f"and {size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
         f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of "
         f"{size.network.channels} channels and {size.network.num_blocks} blocks at 16 kHz; "
-        f"commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU, this part of the run "
-        f"{wall_s / 60:.0f} minutes."
+        f"commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU; "
+        f"seed, iterations, control and bound took {wall_s / 60:.0f} minutes one after another."
     )
 
 
