@@ -50,7 +50,7 @@ class Size:
     num_three: int = 80
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    batch_size: int = 8
+    batch_size: int = 16
     gate: Thresholds | None = None  # null: the recipe's
 
 
@@ -61,7 +61,7 @@ QUICK = Size(
     num_three=4,
     num_mixtures=20,
     network=NetworkConfig(channels=64, num_blocks=4),
-    batch_size=4,
+    batch_size=8,
     gate=Thresholds(min_stem_level_db=-30.0),  # a seed of so few steps hardly separates: its stems are copies
 )
 

@@ -347,13 +347,14 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
     """
     if not 1 <= sample_rate_hz <= _FLAC_MAX_RATE_HZ:
         raise ValueError(f"FLAC holds 1 to {_FLAC_MAX_RATE_HZ} Hz, not {sample_rate_hz}: resample first")
+    samples_T = np.asarray(samples_T, np.float32)
     peak = float(np.max(np.abs(samples_T), initial=0.0))
     if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
         raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
     if not len(samples_T):
         return b"", 0
     exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
-    steps_T = np.rint(samples_T.astype(np.float64) * 2.0 ** (23 - exponent))
+    steps_T = np.rint(samples_T * np.float32(2.0 ** (23 - exponent)))  # a power of two: exact
     steps_T = np.clip(steps_T, 1 - 2**23, 2**23 - 1).astype(np.int32)  # symmetric, or -1 would need exponent + 1
     buffer = io.BytesIO()
     sf.write(buffer, steps_T << 8, sample_rate_hz, format="FLAC", subtype="PCM_24")

@@ -30,9 +30,9 @@ _WINDOW_S = 0.1
 class MixConfig:
     """How training mixtures are made."""
 
-    batch_size: int = 8
+    batch_size: int = 16
     """Mixtures in a step, on each worker."""
-    segment_s: float = 4.0
+    segment_s: float = 2.0
     """Length of a training mixture."""
     three_source_fraction: float = 0.25
     """Share of mixtures of three sources; the rest have two."""
