@@ -347,17 +347,11 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
     """
     if not 1 <= sample_rate_hz <= _FLAC_MAX_RATE_HZ:
         raise ValueError(f"FLAC holds 1 to {_FLAC_MAX_RATE_HZ} Hz, not {sample_rate_hz}: resample first")
-    samples_T = np.asarray(samples_T, np.float32)
-    peak = float(np.max(np.abs(samples_T), initial=0.0))
-    if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
-        raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
     if not len(samples_T):
         return b"", 0
-    exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
-    steps_T = np.rint(samples_T * np.float32(2.0 ** (23 - exponent)))  # a power of two: exact
-    steps_T = np.clip(steps_T, 1 - 2**23, 2**23 - 1).astype(np.int32)  # symmetric, or -1 would need exponent + 1
+    steps_T, exponent = _steps(samples_T)
     buffer = io.BytesIO()
-    sf.write(buffer, steps_T << 8, sample_rate_hz, format="FLAC", subtype="PCM_24")
+    sf.write(buffer, steps_T.astype(np.int32) << 8, sample_rate_hz, format="FLAC", subtype="PCM_24")
     return buffer.getvalue(), exponent
 
 
@@ -366,7 +360,24 @@ def decode_flac24(data: bytes, exponent: int) -> Samples:
     if not data:
         return np.zeros(0, np.float32)
     steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
-    return (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))  # exact; ldexp is six times slower
+    return (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))
+
+
+def round_flac24(samples_T: Samples) -> Samples:
+    """What ``decode_flac24`` gives back of samples that ``encode_flac24`` takes, without the coding between."""
+    steps_T, exponent = _steps(samples_T)
+    return steps_T * np.float32(2.0 ** (exponent - 23))
+
+
+def _steps(samples_T: Samples) -> tuple[Samples, int]:
+    """Samples in whole steps of 24 bits, and their exponent; scaling by a power of two is exact."""
+    samples_T = np.asarray(samples_T, np.float32)
+    peak = float(np.max(np.abs(samples_T), initial=0.0))
+    if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
+        raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
+    exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
+    steps_T = np.rint(samples_T * np.float32(2.0 ** (23 - exponent)))
+    return np.clip(steps_T, 1 - 2**23, 2**23 - 1), exponent  # symmetric, or -1 would need exponent + 1
 
 
 def _window_starts(num_samples: int, sample_rate_hz: int, window_s: float) -> NDArray[np.int64]:

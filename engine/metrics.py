@@ -187,8 +187,8 @@ def _solve_toeplitz(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
     power_B1 = auto_BL[..., :1]
     silent_B1 = power_B1 <= 0
     power_B1 = torch.where(silent_B1, 1.0, power_B1)
-    lags_L = torch.arange(auto_BL.shape[-1], device=auto_BL.device)
-    matrix_BLL = (auto_BL / power_B1)[..., (lags_L[:, None] - lags_L).abs()]
+    even_B = torch.cat([auto_BL.flip(-1), auto_BL[..., 1:]], -1) / power_B1  # lags from 1 - L to L - 1
+    matrix_BLL = even_B.unfold(-1, auto_BL.shape[-1], 1).flip(-2).contiguous()
     matrix_BLL.diagonal(dim1=-2, dim2=-1).add_(silent_B1.to(matrix_BLL.dtype))
     right_BL1 = (cross_BL / power_B1)[..., None]
     return torch.cholesky_solve(right_BL1, _cholesky(matrix_BLL))[..., 0]

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.audio import MAX_DURATION_S, decode, decode_flac24, encode_flac24, probe
+from engine.audio import MAX_DURATION_S, decode, encode_flac24, probe, round_flac24
 from engine.decode import cut_rows, decode_rows, parts
 from engine.filter import Thresholds, judge
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
@@ -203,7 +203,7 @@ class ScoreAndWrite:
         return audio
 
     def _score(self, item: SeparatedClip, audio: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        stored_ST = np.stack([decode_flac24(entry["audio_flac"], entry["audio_exponent"]) for entry in audio])
+        stored_ST = np.stack([round_flac24(stem_T) for stem_T in item.stems_ST])
         scores = score_clip(
             mixture_T=torch.from_numpy(item.clip.samples_T.copy()),
             stems_ST=torch.from_numpy(stored_ST),

@@ -17,6 +17,7 @@ from engine.audio import (
     decode_flac24,
     encode_flac24,
     probe,
+    round_flac24,
     write_wav,
 )
 
@@ -238,6 +239,7 @@ def test_flac24_is_within_half_a_step_and_idempotent(peak, exponent, rate_hz):
     assert got == exponent and decoded.dtype == np.float32
     assert np.max(np.abs(decoded - samples.astype("f8"))) <= 2.0 ** (got - 24)
     assert sf.info(io.BytesIO(data)).samplerate == rate_hz
+    assert np.array_equal(round_flac24(samples), decoded)
     again, exponent_again = encode_flac24(decoded, sample_rate_hz=rate_hz)
     assert np.array_equal(decode_flac24(again, exponent_again), decoded)
 
