@@ -133,6 +133,25 @@ def test_a_killed_pass_goes_on_and_ends_as_if_undisturbed(corpus: Path, checkpoi
     assert read_failures(killed).equals(read_failures(whole))
 
 
+def test_an_interrupted_pass_exits_130_in_words(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """As Ctrl-C does, to the whole process group."""
+    process = subprocess.Popen(
+        _command(corpus, checkpoint, tmp_path / "out"),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not done_parts(tmp_path / "out") and process.poll() is None:
+        time.sleep(0.05)
+    assert process.poll() is None, "the pass was over before it could be interrupted"
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (130, "")
+    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
+    assert "Traceback" not in stderr
+
+
 def test_a_pass_that_cannot_write_says_so_and_keeps_what_is_done(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
