@@ -4,8 +4,9 @@
 
 The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
 as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
-Start-up is excluded by difference: a pass over 3N clips less one over N is a pass over 2N without its start. Memory is
-the peak of the proportional set sizes of Ray's workers and this process. Writes ``benchmarks/overhead.md``.
+Start-up is excluded: the clock of a pass starts when a third of it is done, by when all processes of Ray have started,
+and ends with the pass. Memory is the peak of the proportional set sizes of Ray's workers and this process, over N and
+over 3N clips. Writes ``benchmarks/overhead.md``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from engine.schema import DecodedClip
 from engine.separate import separate_clips
 from engine.separators import NetworkConfig, QuerySeparator, load, save
 from engine.stages import PassConfig
-from engine.storage import write_bytes
+from engine.storage import read_json, write_bytes
 from tune.report import fill
 
-_RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
+_RATE_HZ, _CLIP_S, _BATCH_S, _CLIPS_PER_PART = 16000, 10.0, 80.0, 16
 _LABELS = ("rain", "siren")
 _SIZES = {
     "laptop (256 channels, 10 blocks)": NetworkConfig(),
@@ -57,8 +58,8 @@ def write_corpus(folder: Path, num_clips: int) -> Path:
     return folder / f"natural-{num_clips}.csv"
 
 
-def plain_loop_s(checkpoint: Path, manifest: Path) -> float:
-    """Seconds of separating decoded clips one batch after another in this process."""
+def plain_s_per_clip(checkpoint: Path, manifest: Path) -> float:
+    """Seconds a clip of separating decoded clips one batch after another in this process."""
     corpus = read_corpus(manifest)
     rows = corpus.clips.to_pylist()
     clips = [
@@ -70,7 +71,7 @@ def plain_loop_s(checkpoint: Path, manifest: Path) -> float:
     started = time.perf_counter()
     for first in range(0, len(clips), 32):
         separate_clips(clips[first : first + 32], separator, batch_s=_BATCH_S)
-    return time.perf_counter() - started
+    return (time.perf_counter() - started) / len(clips)
 
 
 class Memory:
@@ -87,7 +88,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(0.5):
+        while not self._stop.wait(2.0):
             self.peak_gib = max(self.peak_gib, sum(map(_pss_kib, Path("/proc").glob("[0-9]*"))) / 2**20)
 
 
@@ -102,13 +103,17 @@ def _pss_kib(process: Path) -> int:
         return 0
 
 
-def pass_s(checkpoint: Path, manifest: Path) -> tuple[float, float, dict[str, float]]:
-    """Wall seconds and peak memory of a pass, and how its CPU time splits."""
-    config = PassConfig(batch_s=_BATCH_S, rows_per_task=16, part_s=160.0)
+def pass_s_per_clip(checkpoint: Path, manifest: Path) -> tuple[float, float, dict[str, float]]:
+    """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the CPU time splits."""
+    config = PassConfig(batch_s=_BATCH_S, rows_per_task=_CLIPS_PER_PART, part_s=_CLIPS_PER_PART * _CLIP_S)
     with tempfile.TemporaryDirectory() as out, Memory() as memory:
-        started = time.perf_counter()
         summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
-        return time.perf_counter() - started, memory.peak_gib, summary["step_fraction"]
+        ended = time.time()
+        done = sorted((path.stat().st_mtime, path) for path in (Path(out) / "stems").glob("*.done.json"))
+        first = len(done) // 3
+        started, _ = done[first - 1]
+        num_clips = sum(read_json(path)["num_clips"] for _, path in done[first:])
+        return (ended - started) / num_clips, memory.peak_gib, summary["step_fraction"]
 
 
 def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, repeats: int) -> list[str]:
@@ -118,11 +123,13 @@ def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, rep
     small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
     ratios, memories, split = [], [], {}
     for _ in range(repeats):
-        plain = 2.0 * plain_loop_s(checkpoint, small)
-        (short_s, short_gib, _), (long_s, long_gib, split) = (pass_s(checkpoint, path) for path in (small, large))
-        ratios.append((long_s - short_s) / plain)
+        plain_s = plain_s_per_clip(checkpoint, small)
+        _, short_gib, _ = pass_s_per_clip(checkpoint, small)
+        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large)
+        plain_s = (plain_s + plain_s_per_clip(checkpoint, small)) / 2.0  # before and after: the machine drifts
+        ratios.append(pass_s / plain_s)
         memories.append((short_gib, long_gib))
-        print(f"{name}: plain {plain:.1f} s, pass {long_s - short_s:.1f} s, ratio {ratios[-1]:.2f}", flush=True)
+        print(f"{name}: plain {plain_s:.3f}, pass {pass_s:.3f} s a clip, ratio {ratios[-1]:.2f}", flush=True)
     shares = ", ".join(f"{step} {share:.0%}" for step, share in split.items())
     gib = (f"{statistics.median(column):.2f}" for column in zip(*memories, strict=True))
     return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", shares, *gib]

@@ -154,7 +154,9 @@ def _stream(
         .map_batches(
             Separate,
             fn_constructor_args=(open_separator, config, num_gpus > 0),
-            compute=ray.data.ActorPoolStrategy(min_size=min(config.min_actors, num_actors), max_size=num_actors),
+            compute=ray.data.ActorPoolStrategy(
+                min_size=min(config.min_actors or num_actors, num_actors), max_size=num_actors
+            ),
             batch_size=1,
             batch_format="pyarrow",
             num_cpus=config.num_cpus_per_actor,

@@ -42,8 +42,8 @@ class PassConfig:
     """Audio of a stem shard, in seconds of mixture: what travels together and is redone together."""
     batch_s: float = 80.0
     """Audio in one call of the separator, in seconds, padding included."""
-    min_actors: int = 1
-    """Separator actors to start with."""
+    min_actors: int | None = None
+    """Separator actors to start with; null: all of them, else Ray adds one after another as work piles up."""
     max_actors: int | None = None
     """Separator actors at the most; null: as many as the GPUs, or without any the CPUs, can hold."""
     num_gpus_per_actor: float | None = None
@@ -57,9 +57,10 @@ class PassConfig:
         if self.clip_s > MAX_DURATION_S:
             raise ValueError(f"clip_s is {self.clip_s}; clips are held in memory, give {MAX_DURATION_S:g} s at most")
         for name in ("clip_s", "part_s", "batch_s", "rows_per_task", "min_actors", "num_cpus_per_actor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        if self.max_actors is not None and self.max_actors < self.min_actors:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} is {value}; give a number above 0")
+        if self.max_actors is not None and self.max_actors < (self.min_actors or 1):
             raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it")
 
     def identity(self) -> dict[str, Any]:
