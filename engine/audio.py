@@ -360,7 +360,8 @@ def decode_flac24(data: bytes, exponent: int) -> Samples:
     if not data:
         return np.zeros(0, np.float32)
     steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
-    return (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))
+    samples_T: Samples = (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))
+    return samples_T
 
 
 def round_flac24(samples_T: Samples) -> Samples:
