@@ -191,7 +191,7 @@ def _about(size: Size, seed: int, wall_s: float) -> str:
         f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of "
         f"{size.network.channels} channels and {size.network.num_blocks} blocks at 16 kHz; "
         f"commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU; "
-        f"seed, iterations, control and bound took {wall_s / 60:.0f} minutes one after another."
+        f"the wall times of seed, iterations, control and bound add up to {wall_s / 60:.0f} minutes."
     )
 
 
