@@ -261,9 +261,10 @@ def _exit_codes() -> Iterator[None]:
     """Turn what went wrong into one line on standard error and an exit code."""
     try:
         yield
-    except KeyboardInterrupt:
-        _say("interrupted; start the same command again to go on")
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what Typer makes of Ctrl-C
+            _say("interrupted; start the same command again to go on")
+        raise
     except ValueError as error:
         _say(f"error: {error}")
         sys.exit(2)

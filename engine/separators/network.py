@@ -166,6 +166,9 @@ class MaskNetwork(nn.Module):
         )
         num_masks = 2 if config.mask == "complex" else 1
         self.outward = nn.Linear(config.channels, num_masks * split_features)
+        with torch.no_grad():  # no rotation to begin with: random phases teach silence before anything else
+            self.outward.weight[split_features:] = 0.0
+            self.outward.bias[split_features:] = 0.0
         self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
 
     def forward(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor | None = None) -> Tensor:
