@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -143,7 +144,8 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # the pass says itself how it goes
+    context.raise_original_map_exception = True  # the worker's own error, for `_reason`
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass says itself how it goes
     num_gpus, num_actors = _placement(config)
     results = (
         ray.data.from_arrow(tasks)
@@ -171,11 +173,9 @@ def _stream(
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong in a worker, without the way it came here."""
-    cause: BaseException = error
-    while isinstance(cause, ray.exceptions.RayError) and (inner := getattr(cause, "cause", None) or cause.__cause__):
-        cause = inner
-    return f"{type(cause).__name__}: {(str(cause).strip() or 'no message').splitlines()[-1]}"
+    """The line of a worker's traceback that names its last error, without the advice that Ray adds."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
 
 
 def _placement(config: PassConfig) -> tuple[float, int]:
