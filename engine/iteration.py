@@ -91,7 +91,7 @@ def clips_to_separate(corpus: Corpus, config: PassConfig) -> list[dict[str, Any]
     if clips:
         raise ValueError(
             f"none of {len(clips)} clips has {config.min_labels} labels or more, so there is nothing to separate; give "
-            "clips that name several sounds, or set min_labels to 1"
+            "clips that name several sounds, or set min_labels to 1 (engine.min_labels in a run)"
         )
     first = corpus.failures.to_pylist()[0]
     raise ValueError(f"none of {len(corpus.failures)} rows is a clip; the first: {first['path']}: {first['message']}")

@@ -90,10 +90,11 @@ def _check(config: RunConfig) -> Corpus:
     """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
     corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
     clips_to_separate(corpus, config.engine)
-    labels: set[str] = set(read_description(config.separator)["labels"]) if config.separator else set()
+    labels: list[str] = []
     if config.clean is not None:
-        clean = read_sources(config.clean, folds=config.clean_folds)
-        labels |= set() if config.separator else set(clean["label"].to_pylist())
+        labels = read_sources(config.clean, folds=config.clean_folds)["label"].to_pylist()
+    if config.separator is not None:
+        labels = read_description(config.separator)["labels"]
     known = {plain_label(label) for label in labels}
     for name in ("validation", "training_validation"):
         validation: ValidationConfig | None = getattr(config, name)

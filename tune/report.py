@@ -57,19 +57,8 @@ def iterations_table(summary: dict[str, Any]) -> Table:
                 f"{entry['wall_s']:.0f}",
             ]
         )
-    columns = [
-        "",
-        "clips",
-        "set aside",
-        "queries",
-        "kept",
-        "rejected",
-        "failed",
-        "kept h",
-        "SDRi dB",
-        "SI-SDRi dB",
-        "wall s",
-    ]
+    counted = ["clips", "set aside", "queries", "kept", "rejected", "failed", "kept h"]
+    columns = ["", *counted, "SDRi dB", "SI-SDRi dB", "wall s"]
     return Table(title="Iterations", columns=columns, rows=rows)
 
 
