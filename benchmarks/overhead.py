@@ -1,11 +1,11 @@
 """What an engine pass costs beyond its separator, and whether its memory grows with the corpus.
 
-    python benchmarks/overhead.py [--clips 150] [--repeats 3]
+    python benchmarks/overhead.py [--repeats 3] [--only laptop]
 
 The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
 as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
 Start-up is excluded: the clock of a pass starts when a third of it is done, by when all processes of Ray have started,
-and ends with the pass. Memory is the peak of the proportional set sizes of Ray's workers and this process, over N and
+and ends with the pass. Memory is the peak of what Ray's workers, this process and the object store hold, over N and
 over 3N clips. Writes ``benchmarks/overhead.md``.
 """
 
@@ -36,11 +36,11 @@ from engine.stages import PassConfig
 from engine.storage import read_json, write_bytes
 from tune.report import fill
 
-_RATE_HZ, _CLIP_S, _BATCH_S, _CLIPS_PER_PART = 16000, 10.0, 80.0, 16
+_RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
 _LABELS = ("rain", "siren")
-_SIZES = {
-    "laptop (256 channels, 10 blocks)": NetworkConfig(),
-    "large (768 channels, 20 blocks)": NetworkConfig(channels=768, num_blocks=20),
+_SIZES = {  # network, N, clips of a part
+    "laptop (256 channels, 10 blocks)": (NetworkConfig(), 200, 8),
+    "large (768 channels, 20 blocks)": (NetworkConfig(channels=768, num_blocks=20), 24, 4),
 }
 
 
@@ -75,10 +75,11 @@ def plain_s_per_clip(checkpoint: Path, manifest: Path) -> float:
 
 
 class Memory:
-    """Peak of the memory of Ray's workers and this process while a ``with`` block runs, in GiB."""
+    """Peak of the memory of Ray's workers, this process and the object store while a ``with`` block runs, in GiB."""
 
     def __enter__(self) -> Memory:
         self.peak_gib, self._stop = 0.0, threading.Event()
+        self._shared_before = _shared_bytes()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -88,24 +89,31 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(2.0):
-            self.peak_gib = max(self.peak_gib, sum(map(_pss_kib, Path("/proc").glob("[0-9]*"))) / 2**20)
+        while not self._stop.wait(1.0):
+            held = sum(map(_own_bytes, Path("/proc").glob("[0-9]*"))) + _shared_bytes() - self._shared_before
+            self.peak_gib = max(self.peak_gib, held / 2**30)
 
 
-def _pss_kib(process: Path) -> int:
+def _shared_bytes() -> int:
+    """What lies in shared memory, where Ray keeps its objects."""
+    shared = os.statvfs("/dev/shm")
+    return (shared.f_blocks - shared.f_bfree) * shared.f_frsize
+
+
+def _own_bytes(process: Path) -> int:
+    """Memory that a process shares with no other, if it is a worker of Ray's or this one."""
     try:
-        name = (process / "cmdline").read_bytes()
-        if not name.startswith(b"ray::") and process.name != str(os.getpid()):
+        if not (process / "cmdline").read_bytes().startswith(b"ray::") and process.name != str(os.getpid()):
             return 0
-        lines = (process / "smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        lines = (process / "status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
     except (OSError, StopIteration):
         return 0
 
 
-def pass_s_per_clip(checkpoint: Path, manifest: Path) -> tuple[float, float, dict[str, float]]:
+def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_part: int) -> tuple[float, float, dict[str, float]]:
     """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the CPU time splits."""
-    config = PassConfig(batch_s=_BATCH_S, rows_per_task=_CLIPS_PER_PART, part_s=_CLIPS_PER_PART * _CLIP_S)
+    config = PassConfig(batch_s=_BATCH_S, rows_per_task=clips_per_part, part_s=clips_per_part * _CLIP_S)
     with tempfile.TemporaryDirectory() as out, Memory() as memory:
         summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
         ended = time.time()
@@ -116,16 +124,17 @@ def pass_s_per_clip(checkpoint: Path, manifest: Path) -> tuple[float, float, dic
         return (ended - started) / num_clips, memory.peak_gib, summary["step_fraction"]
 
 
-def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, repeats: int) -> list[str]:
+def measure(name: str, folder: Path, repeats: int) -> list[str]:
     """A row of the table."""
+    network, num_clips, clips_per_part = _SIZES[name]
     checkpoint = folder / name.split(maxsplit=1)[0]
     save(QuerySeparator(network, _LABELS), checkpoint)
     small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
     ratios, memories, split = [], [], {}
     for _ in range(repeats):
         plain_s = plain_s_per_clip(checkpoint, small)
-        _, short_gib, _ = pass_s_per_clip(checkpoint, small)
-        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large)
+        _, short_gib, _ = pass_s_per_clip(checkpoint, small, clips_per_part)
+        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large, clips_per_part)
         plain_s = (plain_s + plain_s_per_clip(checkpoint, small)) / 2.0  # before and after: the machine drifts
         ratios.append(pass_s / plain_s)
         memories.append((short_gib, long_gib))
@@ -137,17 +146,15 @@ def measure(name: str, network: NetworkConfig, folder: Path, num_clips: int, rep
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=150, help="N, the clips of the small pass")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", help="word that the size's name starts with")
     arguments = parser.parse_args()
     columns = ["separator", "pass / plain loop", "range", "CPU time of the pass", "GiB at N", "GiB at 3N"]
     rows = []
     with connected(), tempfile.TemporaryDirectory() as folder:
-        for name, network in _SIZES.items():
+        for name in _SIZES:
             if name.startswith(arguments.only or ""):
-                num_clips = arguments.clips if "laptop" in name else max(arguments.clips // 4, 8)
-                rows.append(measure(name, network, Path(folder), num_clips, arguments.repeats))
+                rows.append(measure(name, Path(folder), arguments.repeats))
     lines = [columns, ["---"] * len(columns), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."

@@ -79,8 +79,8 @@ class _SndfileReader:
         try:
             while True:
                 begin = self._file.seek(max(0, position - overlap))
-                block_TC = self._file.read(position - begin + size, dtype="float32", always_2d=True)
-                block_T = block_TC[position - begin :].mean(axis=1, dtype=np.float32)
+                block_TC = self._file.read(position - begin + size, dtype="float32", always_2d=True)[position - begin :]
+                block_T = block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
                 if not len(block_T):
                     return
                 if position + len(block_T) > start_samples:
@@ -350,8 +350,9 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
     if not len(samples_T):
         return b"", 0
     steps_T, exponent = _steps(samples_T)
-    buffer = io.BytesIO()
-    sf.write(buffer, steps_T.astype(np.int32) << 8, sample_rate_hz, format="FLAC", subtype="PCM_24")
+    buffer, words_T = io.BytesIO(), steps_T.astype(np.int32)
+    words_T <<= 8
+    sf.write(buffer, words_T, sample_rate_hz, format="FLAC", subtype="PCM_24")
     return buffer.getvalue(), exponent
 
 
@@ -377,8 +378,9 @@ def _steps(samples_T: Samples) -> tuple[Samples, int]:
     if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
         raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
     exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
-    steps_T = np.rint(samples_T * np.float32(2.0 ** (23 - exponent)))
-    return np.clip(steps_T, 1 - 2**23, 2**23 - 1), exponent  # symmetric, or -1 would need exponent + 1
+    steps_T = samples_T * np.float32(2.0 ** (23 - exponent))
+    np.rint(steps_T, out=steps_T)
+    return np.clip(steps_T, 1 - 2**23, 2**23 - 1, out=steps_T), exponent  # symmetric, or -1 would need exponent + 1
 
 
 def _window_starts(num_samples: int, sample_rate_hz: int, window_s: float) -> NDArray[np.int64]:

@@ -21,10 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from engine.corpus import Corpus
 from engine.separators import Separator, load, read_description
 from engine.shards import done_parts
-from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
+from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite
 from engine.storage import fingerprint, read_json, write_json, write_parquet
 
-_TASK_CPUS = 0.25  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
+_TASK_CPUS = 0.4  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
 _STEPS = ("decode", "separate", "score", "write")
 
 
@@ -147,25 +147,27 @@ def _stream(
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass says itself how it goes
     num_gpus, num_actors = _placement(config)
-    results = (
+    one_part = {"batch_size": 1, "batch_format": "pyarrow"}
+    actors = {
+        **one_part,
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=min(config.min_actors or num_actors, num_actors), max_size=num_actors
+        ),
+        "num_cpus": config.num_cpus_per_actor,
+    }
+    decoded = (
         ray.data.from_arrow(tasks)
         .repartition(len(tasks))
-        .map_batches(
-            Decode(root, sample_rate_hz, config, done), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS
-        )
-        .map_batches(
-            Separate,
-            fn_constructor_args=(open_separator, config, num_gpus > 0),
-            compute=ray.data.ActorPoolStrategy(
-                min_size=min(config.min_actors or num_actors, num_actors), max_size=num_actors
-            ),
-            batch_size=1,
-            batch_format="pyarrow",
-            num_cpus=config.num_cpus_per_actor,
-            num_gpus=num_gpus,
-        )
-        .map_batches(ScoreAndWrite(str(out), sample_rate_hz), batch_size=1, batch_format="pyarrow", num_cpus=_TASK_CPUS)
+        .map_batches(Decode(root, sample_rate_hz, config, done), num_cpus=_TASK_CPUS, **one_part)
     )
+    if num_gpus:
+        separated = decoded.map_batches(
+            Separate, fn_constructor_args=(open_separator, config, True), num_gpus=num_gpus, **actors
+        )
+        results = separated.map_batches(ScoreAndWrite(str(out), sample_rate_hz), num_cpus=_TASK_CPUS, **one_part)
+    else:
+        arguments = (open_separator, config, str(out), sample_rate_hz)
+        results = decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
     try:
         _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
     except ray.exceptions.RayError as error:
@@ -187,8 +189,15 @@ def _placement(config: PassConfig) -> tuple[float, int]:
         num_gpus = 1.0 if available_gpus else 0.0
     if num_gpus > available_gpus:
         raise ValueError(f"num_gpus_per_actor is {num_gpus}, the cluster has {available_gpus:g}; set it to 0")
-    room = available_gpus / num_gpus if num_gpus else resources.get("CPU", 1.0)
-    return num_gpus, max(1, config.max_actors or int(room))
+    num_cpus, share = resources.get("CPU", 1.0), config.num_cpus_per_actor
+    room = available_gpus / num_gpus if num_gpus else num_cpus / max(1.0, share)
+    most = int(min(room, (num_cpus - _TASK_CPUS) / share))
+    if not most:
+        raise ValueError(
+            f"num_cpus_per_actor is {share:g}, but of the cluster's {num_cpus:g} CPUs {_TASK_CPUS:g} are needed to "
+            "decode with; lower it"
+        )
+    return num_gpus, min(config.max_actors or most, most)
 
 
 def _show(results: ray.data.Dataset, *, total_clips: int) -> None:

@@ -134,16 +134,7 @@ class Separate:
         self.config = config
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        part = batch.to_pylist()[0]
-        started = time.perf_counter()
-        clips = [_clip(entry) for entry in part["clips"]]
-        separated, failures = separate_clips(
-            clips,
-            self.separator,
-            batch_s=self.config.batch_s,
-            device=self.device,
-            autocast=self.config.autocast and self.device == "cuda",
-        )
+        part = self.separate(batch.to_pylist()[0])
         part["clips"] = [
             {
                 **item.clip.row,
@@ -151,11 +142,24 @@ class Separate:
                 "stem_labels": item.labels,
                 "stems": np.ascontiguousarray(item.stems_ST, dtype=np.float32).tobytes(),
             }
-            for item in separated
+            for item in part["clips"]
         ]
+        return _row(part, _SEPARATED)
+
+    def separate(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The part with its clips as :class:`SeparatedClip`."""
+        started = time.perf_counter()
+        clips = [_clip(entry) for entry in part["clips"]]
+        part["clips"], failures = separate_clips(
+            clips,
+            self.separator,
+            batch_s=self.config.batch_s,
+            device=self.device,
+            autocast=self.config.autocast and self.device == "cuda",
+        )
         part["failures"] += failures
         part["separate_s"] = time.perf_counter() - started
-        return _row(part, _SEPARATED)
+        return part
 
 
 def _separated(entry: dict[str, Any]) -> SeparatedClip:
@@ -178,12 +182,16 @@ class ScoreAndWrite:
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
         part = batch.to_pylist()[0]
+        part["clips"] = [_separated(entry) for entry in part["clips"]]
+        return self.write(part)
+
+    def write(self, part: dict[str, Any]) -> pa.Table:
+        """What became of a part, once it is on disk."""
         name, clips, failures = part.pop("part"), part.pop("clips"), part.pop("failures")
         started = time.perf_counter()
         stems: list[dict[str, Any]] = []  # those of a clip one after another
         part["score_s"] = 0.0
-        for entry in clips:
-            item = _separated(entry)
+        for item in clips:
             try:
                 audio = self._encode(item)
                 encoded = time.perf_counter()
@@ -219,6 +227,19 @@ class ScoreAndWrite:
             {**common, "label": label, **entry, **score}
             for label, entry, score in zip(item.labels, audio, scores, strict=True)
         ]
+
+
+class SeparateScoreAndWrite:
+    """Actor: both of these in one process, where separating is CPU work too, so that no stem travels."""
+
+    def __init__(
+        self, open_separator: Callable[[str], Separator], config: PassConfig, out: str, sample_rate_hz: int
+    ) -> None:
+        self.first = Separate(open_separator, config, on_gpu=False)
+        self.then = ScoreAndWrite(out, sample_rate_hz)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return self.then.write(self.first.separate(batch.to_pylist()[0]))
 
 
 def score_files(mixture: str | Path, stems: dict[str, str], thresholds: Thresholds) -> list[dict[str, Any]]:
