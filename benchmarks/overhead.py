@@ -39,7 +39,7 @@ from tune.report import fill
 _RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
 _LABELS = ("rain", "siren")
 _SIZES = {  # network, N, clips of a part
-    "laptop (256 channels, 10 blocks)": (NetworkConfig(), 200, 8),
+    "laptop (256 channels, 10 blocks)": (NetworkConfig(), 250, 16),
     "large (768 channels, 20 blocks)": (NetworkConfig(channels=768, num_blocks=20), 24, 4),
 }
 

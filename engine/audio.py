@@ -78,7 +78,9 @@ class _SndfileReader:
         position = self._safe_start(start_samples)
         try:
             while True:
-                begin = self._file.seek(max(0, position - overlap))
+                begin = max(0, position - overlap)
+                if begin != self._file.tell():  # a seek in a FLAC decodes again
+                    begin = self._file.seek(begin)
                 block_TC = self._file.read(position - begin + size, dtype="float32", always_2d=True)[position - begin :]
                 block_T = block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
                 if not len(block_T):

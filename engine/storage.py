@@ -53,9 +53,19 @@ def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - JSON is an
 
 
 def write_parquet(path: str | os.PathLike[str], table: pa.Table, *, rows_per_group: int = 64) -> None:
-    """Write a table atomically; small row groups keep one stem's audio cheap to reach."""
+    """Write a table atomically; small row groups keep one stem's audio cheap to reach.
+
+    Binary columns hold coded audio, which does not get smaller: they are stored as they are.
+    """
+    others = [_leaf(field) for field in table.schema if not pa.types.is_binary(field.type)]
+    compression = dict.fromkeys(table.schema.names, "none") | dict.fromkeys(others, "zstd")
     with atomic_path(path) as aside:
-        pq.write_table(table, aside, row_group_size=rows_per_group, compression="zstd")
+        pq.write_table(table, aside, row_group_size=rows_per_group, compression=compression, use_dictionary=others)
+
+
+def _leaf(field: pa.Field) -> str:
+    """How Parquet names the values of a column."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:
