@@ -20,11 +20,14 @@ _ALONE = {
 
 
 @contextmanager
-def connected(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+def connected(
+    address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None
+) -> Iterator[None]:
     """Ray for the length of a ``with`` block; a cluster that is already connected is used and left running.
 
     ``address`` is Ray's (``auto``, ``ray://host:10001``), null: ``RAY_ADDRESS`` where it is set, else one that is
-    started on this machine, reachable from it alone (also where another Ray runs here).
+    started on this machine, reachable from it alone (also where another Ray runs here), with all its CPUs and GPUs
+    unless told otherwise.
     """
     address = address or os.environ.get("RAY_ADDRESS") or None
     for name, value in (_QUIET if address else _QUIET | _ALONE).items():
@@ -34,7 +37,7 @@ def connected(address: str | None = None, *, num_cpus: int | None = None) -> Ite
     if ray.is_initialized():
         yield
         return
-    local = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
+    local = {} if address else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
     ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         yield

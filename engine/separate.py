@@ -91,7 +91,7 @@ class _Work:
         try:
             with torch.autocast(self.device, enabled=self.autocast):
                 stems_BT = self.separator.separate(
-                    _stack(self.clips, batch).to(self.device),
+                    _stack(self.clips, batch),
                     [query.label for query in batch],
                     lengths=[query.num_samples for query in batch],
                 )

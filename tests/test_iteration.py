@@ -14,7 +14,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
+import signals
 import soundfile
+from signals import RATE_HZ, BandSeparator, mixture, write_clips
 
 from cluster.session import connected
 from engine import synth
@@ -26,12 +29,14 @@ from engine.stages import PassConfig
 
 pytestmark = pytest.mark.slow
 _LABELS = ("rain", "siren", "bell")
-_CONFIG = PassConfig(rows_per_task=4, part_s=6.0, clip_s=3.0)
+_CONFIG = PassConfig(rows_per_task=4, part_s=6.0, clip_s=3.0, num_gpus_per_actor=0.0)
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with connected(num_cpus=2):
+    """Two CPUs and a GPU, which only Ray believes in."""
+    ray.cloudpickle.register_pickle_by_value(signals)  # workers cannot import from the tests' folder
+    with connected(num_cpus=2, num_gpus=1):
         yield
 
 
@@ -105,6 +110,34 @@ def test_again_does_nothing_and_another_separator_or_setting_is_refused(
     save(QuerySeparator(NetworkConfig(channels=16, num_blocks=1, sample_rate_hz=8000), _LABELS), other)
     with pytest.raises(ValueError, match="another separator"):
         run_pass(read_corpus(corpus), tmp_path / "out", separator=other, config=_CONFIG)
+
+
+def test_with_gpus_stems_are_scored_in_other_processes_and_come_out_the_same(ray_session: None, tmp_path: Path) -> None:
+    clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) for number in range(6)}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", clips))
+    shares = {"gpu": None, "cpu": 0.0}  # null: the whole GPU
+    for name, share in shares.items():
+        config = PassConfig(rows_per_task=4, part_s=20.0, num_gpus_per_actor=share, autocast=False)
+        run_pass(
+            corpus,
+            tmp_path / name,
+            separator="bands",
+            config=config,
+            open_separator=lambda device: BandSeparator(),
+            sample_rate_hz=RATE_HZ,
+        )
+    shards = stem_shards(tmp_path / "cpu" / "stems")
+    assert sum(len(pq.read_table(shard)) for shard in shards) == 12
+    for shard in shards:
+        assert shard.read_bytes() == (tmp_path / "gpu" / "stems" / shard.name).read_bytes()
+
+
+@pytest.mark.parametrize(("setting", "share"), [("num_cpus_per_actor", 2.0), ("num_gpus_per_actor", 2.0)])
+def test_shares_that_the_cluster_cannot_give_are_refused_instead_of_waited_for(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path, setting: str, share: float
+) -> None:
+    with pytest.raises(ValueError, match=f"{setting} is 2"):
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=PassConfig(**{setting: share}))
 
 
 def _command(corpus: Path, checkpoint: Path, out: Path) -> list[str]:

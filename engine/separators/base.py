@@ -26,8 +26,8 @@ class Separator(Protocol):
         """Stems ``[B, T]`` (float32) of mixtures ``[B, T]``, one query a row, any length.
 
         A query is a label or ClearSep's sentence for it, "The sound of dog bark". Rows may be padded with zeros to a
-        common length; ``lengths`` says how many samples of each row are real. Raises ``ValueError`` for an unknown
-        label.
+        common length; ``lengths`` says how many samples of each row are real. Mixtures may lie in the CPU's memory
+        wherever the separator runs, stems on any device. Raises ``ValueError`` for an unknown label.
         """
 
 
