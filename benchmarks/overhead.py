@@ -112,7 +112,7 @@ def _own_bytes(process: Path) -> int:
 
 
 def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_part: int) -> tuple[float, float, dict[str, float]]:
-    """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the CPU time splits."""
+    """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the time of its steps splits."""
     config = PassConfig(batch_s=_BATCH_S, rows_per_task=clips_per_part, part_s=clips_per_part * _CLIP_S)
     with tempfile.TemporaryDirectory() as out, Memory() as memory:
         summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", help="word that the size's name starts with")
     arguments = parser.parse_args()
-    columns = ["separator", "pass / plain loop", "range", "CPU time of the pass", "GiB at N", "GiB at 3N"]
+    columns = ["separator", "pass / plain loop", "range", "time of the steps", "GiB at N", "GiB at 3N"]
     rows = []
     with connected(), tempfile.TemporaryDirectory() as folder:
         for name in _SIZES:

@@ -60,12 +60,13 @@ def run_pass(
         "separator": separator_fingerprint,
         "corpus": fingerprint([row["clip_id"] for row in rows]),
     }
-    _claim(out, identity)
     manifest_path = out / "stems" / "manifest.json"
-    if not manifest_path.is_file():
+    placement = None if manifest_path.is_file() else _placement(config)  # refused before the folder is claimed
+    _claim(out, identity)
+    if placement:
         started, done_before_s = time.perf_counter(), _done_audio_s(out)
         write_parquet(out / "failures" / "manifest.parquet", corpus.failures)
-        _stream(rows, out, corpus.root, config, open_separator, sample_rate_hz)
+        _stream(rows, out, corpus.root, config, placement, open_separator, sample_rate_hz)
         wall_s = time.perf_counter() - started
         speed = {"wall_s": wall_s, "audio_s_per_s": (_done_audio_s(out) - done_before_s) / wall_s}
         _close(out, corpus, len(rows), identity, speed)
@@ -135,6 +136,7 @@ def _stream(
     out: Path,
     root: str,
     config: PassConfig,
+    placement: tuple[float, int],
     open_separator: Callable[[str], Separator],
     sample_rate_hz: int,
 ) -> None:
@@ -146,7 +148,7 @@ def _stream(
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass says itself how it goes
-    num_gpus, num_actors = _placement(config)
+    num_gpus, num_actors = placement
     one_part = {"batch_size": 1, "batch_format": "pyarrow"}
     actors = {
         **one_part,
@@ -238,7 +240,7 @@ def _close(out: Path, corpus: Corpus, num_rows: int, identity: dict[str, Any], s
         "num_failed": total["num_failed"] + not_clips,
         "audio_h": audio_s / 3600.0,
         **speed,  # of the start that closed the pass
-        "step_cpu_s": step_s,
+        "step_s": step_s,
         "step_fraction": {step: seconds / all_s for step, seconds in step_s.items()},
         "separator_fingerprint": identity["separator"],
         "config_fingerprint": fingerprint(identity["settings"]),

@@ -108,7 +108,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
             "audio_h": 0.001,
             "wall_s": 2.0,
             "audio_s_per_s": 1.8,
-            "step_cpu_s": {"decode": 0.5, "separate": 1.0, "score": 0.5},
+            "step_s": {"decode": 0.5, "separate": 1.0, "score": 0.5},
             "step_fraction": {"decode": 0.25, "separate": 0.5, "score": 0.25},
             "separator_fingerprint": "teacher",
             "config_fingerprint": "settings",

@@ -138,6 +138,7 @@ def test_shares_that_the_cluster_cannot_give_are_refused_instead_of_waited_for(
 ) -> None:
     with pytest.raises(ValueError, match=f"{setting} is 2"):
         run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=PassConfig(**{setting: share}))
+    assert not (tmp_path / "out").exists()  # other settings may follow
 
 
 def _command(corpus: Path, checkpoint: Path, out: Path) -> list[str]:

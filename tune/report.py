@@ -124,7 +124,7 @@ def pass_table(summary: dict[str, Any]) -> Table:
         ["throughput", f"{summary['audio_s_per_s']:.1f} s of audio per second"],
     ]
     rows += [
-        [f"time in {step}", f"{share:.0%} ({summary['step_cpu_s'][step]:.1f} s)"]
+        [f"time in {step}", f"{share:.0%} ({summary['step_s'][step]:.1f} s)"]
         for step, share in summary["step_fraction"].items()
     ]
     return Table(title="Engine pass", columns=["", ""], rows=rows)
