@@ -127,12 +127,15 @@ def separate_corpus(
 def filter_(
     stems: Annotated[Path, typer.Argument(help="A finished pass: its folder or the stems folder in it.")],
     out: Out,
+    quality: Annotated[Path | None, typer.Option(help="Estimator of each stem's SI-SDR from its scores.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Decide again from stored scores which stems become tracks; opens no audio.
 
     Example: `clearsep filter runs/first/iterations/1 -o strict --set min_re_sdr_db=15`
+
+    A limit may be a quantile of the pass: `--set 'min_remix_snr_db={quantile: 0.4, by_label: true}'`
     """
     from engine.filter import Thresholds
     from engine.shards import write_tracks
@@ -140,7 +143,13 @@ def filter_(
 
     thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
     folder = stems / "stems" if (stems / "stems").is_dir() else stems
-    tracks = write_tracks(folder, out, thresholds)
+    estimator: dict[str, Any] = {}
+    if quality is not None:
+        from engine.quality import load_quality
+
+        loaded = load_quality(quality)
+        estimator = {"estimate": loaded.estimate, "estimator_fingerprint": loaded.fingerprint}
+    tracks = write_tracks(folder, out, thresholds, **estimator)
     _print(lambda: [report.tracks_table(tracks)], tracks, as_json)
 
 
@@ -195,29 +204,44 @@ def _curve_table(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - report is impo
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of the separator.")],
-    clips: Annotated[Path, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder by label.")],
-    folds: Annotated[list[int] | None, typer.Option(help="Folds to draw from; repeatable.")] = None,
-    num_mixtures: Annotated[int, typer.Option(help="Mixtures to draw.")] = 300,
-    num_sources: Annotated[int, typer.Option(help="Sources in each.")] = 2,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    clips: Annotated[Path | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
+    list_: Annotated[Path | None, typer.Option("--list", help="AudioSep's or CLAPSep's evaluation CSV.")] = None,
+    audio: Annotated[Path | None, typer.Option(help="Folder of the audio that --list names.")] = None,
+    folds: Annotated[list[int] | None, typer.Option(help="Folds of --clips to draw from; repeatable.")] = None,
+    num_mixtures: Annotated[int | None, typer.Option(help="Mixtures to draw of --clips; 300 by default.")] = None,
+    num_sources: Annotated[int | None, typer.Option(help="Sources in each; 2 by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw and of queries for absent sounds.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure a separator on seeded mixtures of single-source clips, levels equal over the active parts."""
+    """Measure a separator on seeded mixtures of single-source clips or on the mixture list of a paper.
+
+    Clips are mixed at equal levels over their active parts. The lists of AudioSep and CLAPSep are read as they are:
+    `clearsep evaluate CHECKPOINT --list esc50_eval.csv --audio esc50`
+    """
     from engine.separators import load
     from train.evaluate import ValidationConfig, draw_mixtures, estimator
     from train.evaluate import evaluate as measure
+    from train.lists import evaluate_list, read_list
     from tune import report
 
-    config = ValidationConfig(
-        clips=str(clips),
-        folds=tuple(folds) if folds else None,
-        num_mixtures=num_mixtures,
-        num_sources=num_sources,
-        seed=seed,
-    )
-    separator = load(checkpoint)
-    mixtures = draw_mixtures(config, sample_rate_hz=separator.sample_rate_hz)
-    result = measure(estimator(separator), mixtures)
+    if (clips is None) == (list_ is None) or (audio is None) != (list_ is None):
+        raise ValueError("evaluate takes either --clips, or --list with --audio: give one of the two")
+    if list_ is not None and audio is not None:
+        if folds or num_mixtures is not None or num_sources is not None:
+            raise ValueError("a list is evaluated as it is; --folds, --num-mixtures and --num-sources go with --clips")
+        mixture_list = read_list(list_)
+        result = evaluate_list(load(checkpoint), mixture_list, audio, seed=seed, say=_say)
+    else:
+        config = ValidationConfig(
+            clips=str(clips),
+            folds=tuple(folds) if folds else None,
+            num_mixtures=300 if num_mixtures is None else num_mixtures,
+            num_sources=2 if num_sources is None else num_sources,
+            seed=seed,
+        )
+        separator = load(checkpoint)
+        mixtures = draw_mixtures(config, sample_rate_hz=separator.sample_rate_hz)
+        result = measure(estimator(separator), mixtures, seed=seed)
     _print(lambda: [report.evaluation_table(result)], result, as_json)
 
 

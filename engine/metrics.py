@@ -26,6 +26,8 @@ FILTER_LENGTH = 512
 _SINGULAR_LOAD = 1e-10  # keeps an exact copy above 100 dB: the load costs it at most load / 4 of its energy
 _WORST_RESIDUAL = 1e-8  # of Levinson's recursion; on recordings it stays below 1e-10
 _FRAME_S = 0.032
+_WINDOW_S = 0.1
+_ACTIVE_RATIO = 1e-4  # 40 dB below the loudest window
 _MIN_FRAMES = 32
 _FRAMES_AT_ONCE = 64
 _COHERENCE_FLOOR = 1e-2
@@ -36,10 +38,10 @@ def snr_db(*, estimate: Tensor, reference: Tensor) -> Tensor:
 
     AudioSep's papers call it SDR. A silent estimate of a reference that is not silent gives 0.
     """
-    estimate, reference = _checked(estimate, reference)
-    peak_B1 = torch.maximum(_peak(estimate), _peak(reference))
+    estimate, reference = checked(estimate, reference)
+    peak_B1 = torch.maximum(peak(estimate), peak(reference))
     estimate, reference = estimate / peak_B1, reference / peak_B1
-    return _ratio_db(_energy(reference), _energy(reference - estimate))
+    return ratio_db(_energy(reference), _energy(reference - estimate))
 
 
 def si_sdr_db(*, estimate: Tensor, reference: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def si_sdr_db(*, estimate: Tensor, reference: Tensor) -> Tensor:
     energy = _energy(reference)
     gain = (estimate * reference).sum(-1) / torch.where(energy > 0, energy, 1.0)
     target = gain[..., None] * reference
-    return _ratio_db(_energy(target), _energy(estimate - target))
+    return ratio_db(_energy(target), _energy(estimate - target))
 
 
 def bss_sdr_db(*, estimate: Tensor, reference: Tensor, filter_length: int = FILTER_LENGTH) -> Tensor:
@@ -70,7 +72,7 @@ def bss_sdr_db(*, estimate: Tensor, reference: Tensor, filter_length: int = FILT
     cross_BL = _correlation(estimate_BKN, history_BKF, filter_length)
     auto_BL = _correlation(reference_BKN, history_BKF, filter_length)
     target_BKN = _filtered(history_BKF, _solve_toeplitz(auto_BL, cross_BL))
-    return _ratio_db(_energy(target_BKN).sum(-1), _energy(estimate_BKN - target_BKN).sum(-1))
+    return ratio_db(_energy(target_BKN).sum(-1), _energy(estimate_BKN - target_BKN).sum(-1))
 
 
 def re_sdr_db(*, stems_BST: Tensor, mixture_BT: Tensor) -> Tensor:
@@ -99,15 +101,15 @@ def level_db(*, signal: Tensor, reference: Tensor) -> Tensor:
 
     A silent signal gives -100 whatever the reference; one that is not, against a silent reference, +100.
     """
-    signal, reference = _checked(signal, reference)
-    peak_B1, reference_peak_B1 = _peak(signal), _peak(reference)
+    signal, reference = checked(signal, reference)
+    peak_B1, reference_peak_B1 = peak(signal), peak(reference)
     gain = (peak_B1 / reference_peak_B1)[..., 0].clamp(1e-30, 1e30)
-    return _ratio_db(gain.square() * _energy(signal / peak_B1), _energy(reference / reference_peak_B1))
+    return ratio_db(gain.square() * _energy(signal / peak_B1), _energy(reference / reference_peak_B1))
 
 
 def coherence_fraction(first_BT: Tensor, second_BT: Tensor, *, sample_rate_hz: int) -> Tensor:
     """Coherence of two signals, [B] in 0..1: `pairwise_coherence` of just these two."""
-    first_BT, second_BT = _checked(first_BT, second_BT)
+    first_BT, second_BT = checked(first_BT, second_BT)
     stems_BST = torch.stack([first_BT + 0 * second_BT, second_BT + 0 * first_BT], dim=-2)  # broadcast
     return pairwise_coherence(stems_BST, sample_rate_hz=sample_rate_hz)[..., 0, 1]
 
@@ -124,12 +126,23 @@ def pairwise_coherence(stems_BST: Tensor, *, sample_rate_hz: int) -> Tensor:
     """
     if sample_rate_hz < 1:
         raise ValueError(f"sample_rate_hz must be positive, got {sample_rate_hz}; pass the rate of the stems")
-    (stems_BST,) = _checked(stems_BST)
-    cross_BFSS = _cross_spectra(stems_BST / _peak(stems_BST), sample_rate_hz)
+    (stems_BST,) = checked(stems_BST)
+    cross_BFSS = _cross_spectra(stems_BST / peak(stems_BST), sample_rate_hz)
     power_BFS = cross_BFSS.diagonal(dim1=-2, dim2=-1).real
     root_BFS = (power_BFS + _COHERENCE_FLOOR * power_BFS.mean(-2, keepdim=True)).sqrt()
     bound_BSS = root_BFS.mT @ root_BFS / (1 + _COHERENCE_FLOOR)
     return (cross_BFSS.abs().sum(-3) / torch.where(bound_BSS > 0, bound_BSS, 1.0)).clamp(0.0, 1.0)
+
+
+def active_fraction(signal: Tensor, *, sample_rate_hz: int) -> Tensor:
+    """Share [...] of a signal's 0.1 s windows whose energy is within 40 dB of the loudest; 0 for silence."""
+    (signal,) = checked(signal)
+    window = min(signal.shape[-1], max(1, round(_WINDOW_S * sample_rate_hz)))
+    padded = pad(signal / peak(signal), (0, -signal.shape[-1] % window))
+    energy = _energy(padded.unfold(-1, window, window))
+    loudest = energy.amax(-1, keepdim=True)
+    active: Tensor = (energy > _ACTIVE_RATIO * loudest) & (loudest > 0)
+    return active.double().mean(-1)
 
 
 def _cross_spectra(signal_BST: Tensor, sample_rate_hz: int) -> Tensor:
@@ -241,7 +254,7 @@ def _remix(stems_BST: Tensor) -> Tensor:
     return stems_BST.sum(-2, dtype=torch.float64)
 
 
-def _ratio_db(numerator: Tensor, denominator: Tensor) -> Tensor:
+def ratio_db(numerator: Tensor, denominator: Tensor) -> Tensor:
     ratio_db = 10 * torch.log10(numerator / denominator)
     return torch.where(numerator > 0, ratio_db, -MAX_DB).clamp(-MAX_DB, MAX_DB)
 
@@ -250,7 +263,7 @@ def _energy(signal: Tensor) -> Tensor:
     return signal.square().sum(-1)
 
 
-def _checked(*signals: Tensor) -> tuple[Tensor, ...]:
+def checked(*signals: Tensor) -> tuple[Tensor, ...]:
     """The signals in float64, once they are known to have one length, which is not zero."""
     lengths = [signal.shape[-1] if signal.ndim else 0 for signal in signals]
     if min(lengths) < 1 or len(set(lengths)) > 1:
@@ -260,10 +273,10 @@ def _checked(*signals: Tensor) -> tuple[Tensor, ...]:
 
 def _at_unit_peaks(estimate: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Both with peak 1, for ratios that see neither's gain: no energy overflows or vanishes."""
-    estimate, reference = _checked(estimate, reference)
-    return estimate / _peak(estimate), reference / _peak(reference)
+    estimate, reference = checked(estimate, reference)
+    return estimate / peak(estimate), reference / peak(reference)
 
 
-def _peak(signal: Tensor) -> Tensor:
+def peak(signal: Tensor) -> Tensor:
     """Largest magnitude, [B, 1]; a tiny number for silence, so that it divides."""
     return signal.abs().amax(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)

@@ -33,7 +33,22 @@ SCORES = pa.schema(
         pa.field("re_si_sdr_db", pa.float32()),  # per clip
         pa.field("remix_snr_db", pa.float32()),  # per clip
         pa.field("stem_level_db", pa.float32()),  # stem energy relative to the mixture's
+        pa.field("active_fraction", pa.float32()),  # of the stem's time within reach of its loudest moment
         pa.field("coherence_fraction", pa.float32()),  # with the most similar other stem; null for one stem
+        pa.field("mixture_coherence_fraction", pa.float32()),  # with the mixture
+        pa.field("mask_snr_db", pa.float32()),  # what the masks that make the clip's stems expect of this one
+        pa.field("share_si_sdr_db", pa.float32()),  # against its share of the clip
+        pa.field("contested_db", pa.float32()),  # how much of the stem its clip's other stems claim too; null for one
+        pa.field("cycle_si_sdr_db", pa.float32()),  # remixed and separated again, against itself; null: switched off
+        pa.field("rival_leak_db", pa.float32()),  # what the rivals' queries pull out of the stem alone; likewise
+        pa.field("tagger_margin_db", pa.float32()),  # own label over the strongest rival; null without a tagger
+    ]
+)
+
+ESTIMATES = pa.schema(
+    [
+        pa.field("estimated_si_sdr_db", pa.float32()),  # of the stem against the truth that nobody has
+        pa.field("estimated_error_db", pa.float32()),  # standard deviation of that estimate
     ]
 )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine import metrics
+from engine import metrics, spectra
+from engine.schema import SCORES
 
 Scores = dict[str, float | None]
 
@@ -24,20 +25,27 @@ def score_batch(*, mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) 
     """Scores of clips of one length: per clip, one dict per stem with exactly the names in `schema.SCORES`.
 
     Values are those of the float32 columns, so a threshold decides the same before and after a write. A clip
-    with one stem has no coherence: None. Raises ValueError where the shapes do not agree or are empty, or
-    where a mixture or stem has a sample that is not finite, naming the first.
+    with one stem has no coherence and nothing contested: None. What takes a separator
+    or a tagger is None too. Raises ValueError where the shapes do not agree or are empty, or where a mixture or stem
+    has a sample that is not finite, naming the first.
     """
     _check_shapes(mixtures_BT, stems_BST)
     _check_finite(mixtures_BT, stems_BST)
     mixtures_BT, stems_BST = mixtures_BT.to(torch.float64), stems_BST.to(torch.float64)  # once for all
+    clips = spectra.Spectra.of(stems_BST=stems_BST, mixture_BT=mixtures_BT, sample_rate_hz=sample_rate_hz)
     columns: dict[str, Tensor | None] = {
         "re_sdr_db": metrics.re_sdr_db(stems_BST=stems_BST, mixture_BT=mixtures_BT),
         "re_si_sdr_db": metrics.re_si_sdr_db(stems_BST=stems_BST, mixture_BT=mixtures_BT),
         "remix_snr_db": metrics.remix_snr_db(stems_BST=stems_BST, mixture_BT=mixtures_BT),
         "stem_level_db": metrics.level_db(signal=stems_BST, reference=mixtures_BT[:, None]),
+        "active_fraction": metrics.active_fraction(stems_BST, sample_rate_hz=sample_rate_hz),
         "coherence_fraction": _closest_coherence(stems_BST, sample_rate_hz),
+        "mixture_coherence_fraction": spectra.mixture_coherence_fraction(clips),
+        "mask_snr_db": spectra.mask_snr_db(clips),
+        "share_si_sdr_db": spectra.share_si_sdr_db(clips),
+        "contested_db": spectra.contested_db(clips) if stems_BST.shape[1] > 1 else None,
     }
-    return _rows(columns, num_stems=stems_BST.shape[1])
+    return _rows(dict.fromkeys(SCORES.names) | columns, num_stems=stems_BST.shape[1])
 
 
 def _closest_coherence(stems_BST: Tensor, sample_rate_hz: int) -> Tensor | None:

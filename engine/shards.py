@@ -3,26 +3,28 @@
 ``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what could
 not be done, and ``stems/<part>.done.json``, written last, says that both are whole. ``stems/manifest.json`` closes the
 pass. ``tracks/`` refers to rows of the stem shards instead of copying them (measured in ``benchmarks/tracks.py``), so
-that a selection costs a scan of the score columns and no second copy of the audio.
+that a selection costs two scans of the score columns and no second copy of the audio.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.audio import decode_flac24
-from engine.filter import VERDICT, Thresholds, judge
-from engine.schema import FAILURES, SCORES, STEMS
+from engine.filter import VERDICT, Thresholds, judge, require_scores
+from engine.schema import ESTIMATES, FAILURES, SCORES, STEMS
 from engine.storage import atomic_path, fingerprint, read_json, sha256_file, write_json, write_parquet
+from engine.thresholds import columns_asked
 
 _INDEX = pa.schema(
     [
@@ -32,10 +34,19 @@ _INDEX = pa.schema(
         pa.field("num_stems", pa.int32(), nullable=False),  # how many they are
         *(STEMS.field(name) for name in ("clip_id", "path", "labels", "label", "sample_rate_hz", "num_samples")),
         *SCORES,
+        *ESTIMATES,
     ]
 )
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
-_REJECTED = pa.schema([*_INDEX, *(VERDICT.field(name) for name in VERDICT.names if name != "kept")])
+_KEPT = pa.schema([*_INDEX, VERDICT.field("kept_by_floor")])
+_REJECTED = pa.schema([*_INDEX, *(VERDICT.field(f"rejected_{name}") for name in ("by", "value", "limit"))])
+_ABSENT = "min_stem_level_db"  # the rule that says so
+
+Estimate = Callable[[pa.Table], pa.Table]
+"""Maps an index with the columns of ``SCORES`` and ``label``, row by row, to a table of ``ESTIMATES``.
+
+A stem that cannot be estimated is null in both columns.
+"""
 
 
 def write_part(out: Path, part: str, *, stems: list[dict[str, Any]], failures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -85,14 +96,15 @@ def read_failures(out: Path) -> pa.Table:
 
 
 def _scan(shards: Iterable[Path]) -> Iterator[pa.Table]:
-    """Identity and scores of every stem, a table a shard, without its audio."""
+    """Identity and scores of every stem, a table a shard, without its audio; what its pass did not score is null."""
     columns = [name for name in _INDEX.names if name in STEMS.names]
     for shard in shards:
         table = pq.ParquetFile(shard).read(columns=columns)
         first, count = _runs(table["clip_id"].to_pylist())
         places = {"shard": [shard.name] * len(table), "row": range(len(table)), "first_row": first, "num_stems": count}
-        arrays = {name: pa.array(values, _INDEX.field(name).type) for name, values in places.items()}
-        arrays |= {name: table[name] for name in columns}
+        arrays = {field.name: pa.nulls(len(table), field.type) for field in _INDEX if field.name not in places}
+        arrays |= {name: pa.array(values, _INDEX.field(name).type) for name, values in places.items()}
+        arrays |= {name: table[name] for name in table.column_names}
         yield pa.table({name: arrays[name] for name in _INDEX.names}, schema=_INDEX)
 
 
@@ -105,48 +117,37 @@ def _runs(clip_ids: Sequence[str]) -> tuple[list[int], list[int]]:
     return first, [sizes[row] for row in first]
 
 
-def write_tracks(stems: Path, out: Path, thresholds: Thresholds) -> dict[str, Any]:
-    """Select the stems that pass, one shard at a time, into ``out``; returns the manifest, which is written last.
+def write_tracks(
+    stems: Path,
+    out: Path,
+    thresholds: Thresholds,
+    *,
+    estimate: Estimate | None = None,
+    estimator_fingerprint: str | None = None,
+) -> dict[str, Any]:
+    """Select the stems that pass into ``out``; returns the manifest, which is written last.
 
     ``kept.parquet`` refers to the tracks, ``rejected.parquet`` to the rest with rule, value and limit of each.
+    ``estimate`` maps a shard's index (scores and labels among its columns), row by row, to a table of ``ESTIMATES``.
+    The scores that the thresholds ask for are held in memory for the whole pass at once, everything else and the
+    writing a shard at a time. Raises ``ValueError`` where a threshold asks for a score that no stem has.
     """
     stems, out = Path(stems), Path(out)
     shards = stem_shards(stems)
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} holds the stems of a pass; give another folder for the tracks")
-    rejected_by: dict[str, int] = {}
-    num_kept, kept_s, labels = 0, 0.0, {}  # type: int, float, dict[str, int]
     (out / "manifest.json").unlink(missing_ok=True)
-    with (
-        atomic_path(out / "kept.parquet") as kept_file,
-        atomic_path(out / "rejected.parquet") as rejected_file,
-    ):
-        with (
-            pq.ParquetWriter(kept_file, _INDEX) as kept,
-            pq.ParquetWriter(rejected_file, _REJECTED) as rejected,
-        ):
-            for index in _scan(shards):
-                verdict = judge(index, thresholds)
-                good = index.filter(verdict["kept"])
-                bad = verdict["rejected_by"].is_valid()
-                kept.write_table(good)
-                rejected.write_table(_beside(index.filter(bad), verdict.filter(bad)))
-                num_kept += len(good)
-                kept_s += _seconds(good)
-                _count(labels, good["label"])
-                _count(rejected_by, verdict["rejected_by"].filter(bad))
+    verdicts = _judge_pass(shards, thresholds, estimate)
+    counts = _write_selection(out, _scan(shards), verdicts)
     pass_manifest = read_json(stems / "manifest.json")
     manifest: dict[str, Any] = {
         "stems": os.path.relpath(stems.resolve(), out.resolve()),
         "pass_fingerprint": pass_manifest["fingerprint"],
         "separator_fingerprint": pass_manifest["separator_fingerprint"],
         "config_fingerprint": pass_manifest["config_fingerprint"],
+        "estimator_fingerprint": estimator_fingerprint,
         "thresholds": asdict(thresholds),
-        "num_stems": num_kept + sum(rejected_by.values()),
-        "num_kept": num_kept,
-        "num_rejected": rejected_by,
-        "kept_h": kept_s / 3600.0,
-        "kept_by_label": dict(sorted(labels.items())),
+        **counts,
         "sha256": {name: sha256_file(out / name) for name in ("kept.parquet", "rejected.parquet")},
     }
     manifest["fingerprint"] = fingerprint(manifest)
@@ -154,9 +155,79 @@ def write_tracks(stems: Path, out: Path, thresholds: Thresholds) -> dict[str, An
     return manifest
 
 
-def _beside(left: pa.Table, right: pa.Table) -> pa.Table:
-    columns = {name: right[name] for name in right.column_names if name != "kept"}
-    return pa.table({name: left[name] for name in left.column_names} | columns, schema=_REJECTED)
+def _judge_pass(shards: Iterable[Path], thresholds: Thresholds, estimate: Estimate | None) -> pa.Table:
+    """Columns of ``VERDICT`` and ``ESTIMATES`` of every stem, in the order of the shards.
+
+    Quantiles and ranks need all stems at once, so the columns that they and the rules ask for are gathered here.
+    """
+    names = ["num_stems", *dict.fromkeys([*columns_asked(thresholds), *ESTIMATES.names])]
+    parts = [_INDEX.empty_table().select(names)]
+    for index in _scan(shards):
+        parts.append((_with_estimates(index, estimate) if estimate else index).select(names))
+    scores = pa.concat_tables([_coded(part) for part in parts])
+    require_scores(scores, thresholds)
+    verdicts = judge(scores, thresholds)
+    for name in ESTIMATES.names:
+        verdicts = verdicts.append_column(name, scores[name])
+    return verdicts
+
+
+def _with_estimates(index: pa.Table, estimate: Estimate) -> pa.Table:
+    estimates = estimate(index)
+    if len(estimates) != len(index) or estimates.column_names != ESTIMATES.names:
+        raise ValueError(
+            f"an estimator gives {ESTIMATES.names} of each of {len(index)} stems, this one gave "
+            f"{estimates.column_names} of {len(estimates)}; give another"
+        )
+    for name in ESTIMATES.names:
+        index = index.set_column(_INDEX.names.index(name), ESTIMATES.field(name), estimates[name].cast(pa.float32()))
+    return index
+
+
+def _coded(part: pa.Table) -> pa.Table:
+    """Labels as numbers, of which there are many fewer than stems."""
+    if "label" not in part.column_names:
+        return part
+    return part.set_column(part.column_names.index("label"), "label", part["label"].dictionary_encode())
+
+
+def _write_selection(out: Path, indexes: Iterable[pa.Table], verdicts: pa.Table) -> dict[str, Any]:
+    """Write both files; returns what they hold in numbers."""
+    rejected_by: dict[str, int] = {}
+    labels: dict[str, int] = {}
+    num_kept, kept_s, start = 0, 0.0, 0
+    with (
+        atomic_path(out / "kept.parquet") as kept_file,
+        atomic_path(out / "rejected.parquet") as rejected_file,
+    ):
+        with (
+            pq.ParquetWriter(kept_file, _KEPT) as kept,
+            pq.ParquetWriter(rejected_file, _REJECTED) as rejected,
+        ):
+            for index in indexes:
+                verdict = verdicts.slice(start, len(index))
+                start += len(index)
+                good = _beside(index, verdict, _KEPT).filter(verdict["kept"])
+                bad = _beside(index, verdict, _REJECTED).filter(pc.invert(verdict["kept"]))
+                kept.write_table(good)
+                rejected.write_table(bad)
+                num_kept += len(good)
+                kept_s += _seconds(good)
+                _count(labels, good["label"])
+                _count(rejected_by, bad["rejected_by"])
+    return {
+        "num_stems": num_kept + sum(rejected_by.values()),
+        "num_kept": num_kept,
+        "num_kept_by_floor": int(pc.sum(verdicts["kept_by_floor"]).as_py() or 0),
+        "num_rejected": rejected_by,
+        "kept_h": kept_s / 3600.0,
+        "kept_by_label": dict(sorted(labels.items())),
+    }
+
+
+def _beside(index: pa.Table, verdict: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = {name: (verdict if name in verdict.column_names else index)[name] for name in schema.names}
+    return pa.table(columns, schema=schema)
 
 
 def _seconds(index: pa.Table) -> float:
@@ -171,17 +242,31 @@ def _count(counts: dict[str, int], values: pa.ChunkedArray) -> None:
 
 def read_tracks(tracks: str | Path) -> tuple[pa.Table, Path]:
     """The index of a selection (columns of ``kept.parquet``) and the folder of the stem shards it refers to."""
-    tracks = Path(tracks)
+    return _read_selection(Path(tracks), "kept.parquet")
+
+
+def read_absent(tracks: str | Path) -> tuple[pa.Table, Path]:
+    """The stems of a selection that are too quiet for their label to be in the clip, and the folder of their shards.
+
+    Columns of ``rejected.parquet``: those of the index, then rule, value and limit; ``first_row`` and ``num_stems``
+    lead to the clip. Stems that an earlier rule rejected are not among them: where the stems do not explain the clip,
+    a quiet one says nothing of it.
+    """
+    table, stems = _read_selection(Path(tracks), "rejected.parquet")
+    return table.filter(pc.equal(table["rejected_by"], _ABSENT)), stems
+
+
+def _read_selection(tracks: Path, name: str) -> tuple[pa.Table, Path]:
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"{tracks} is not a finished selection: it has no manifest.json; run `clearsep filter` first")
     manifest = read_json(tracks / "manifest.json")
-    if sha256_file(tracks / "kept.parquet") != manifest["sha256"]["kept.parquet"]:
-        raise ValueError(f"{tracks}/kept.parquet is not the file that its manifest recorded; run the filter again")
+    if sha256_file(tracks / name) != manifest["sha256"][name]:
+        raise ValueError(f"{tracks}/{name} is not the file that its manifest recorded; run the filter again")
     stems = (tracks / manifest["stems"]).resolve()
     stem_shards(stems)
     if read_json(stems / "manifest.json")["fingerprint"] != manifest["pass_fingerprint"]:
         raise ValueError(f"{tracks} selects from another pass than the one now in {stems}; run the filter again")
-    return pq.read_table(tracks / "kept.parquet"), stems
+    return pq.read_table(tracks / name), stems
 
 
 def _read_rows(stems: Path, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:

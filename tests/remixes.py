@@ -12,8 +12,11 @@ import torch
 
 from engine.filter import Thresholds
 from engine.shards import write_tracks
-from train.batches import Batch, Item, MixConfig, Mixer, Pool, clean_items, natural_items, track_items
+from train.batches import Batch, Mixer
+from train.items import Item, clean_items, natural_items, track_items
 from train.losses import clearsep_loss
+from train.mix import MixConfig
+from train.pools import Pool
 from train.refine import share_mixture
 
 RATE_HZ = 8000
@@ -81,11 +84,13 @@ def mixer(
     *,
     tracks: Sequence[Item] = (),
     natural: Sequence[Item] = (),
+    pairs: Sequence[Item] = (),
+    absent: Sequence[Item] = (),
     seed: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> Mixer:
-    items = {"clean": clean, "tracks": tracks, "natural": natural}
+    items = {"clean": clean, "tracks": tracks, "natural": natural, "pairs": pairs, "absent": absent}
     pools = {name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks) for name, some in items.items()}
     labels = sorted({label for some in items.values() for item in some for label in item.labels})
     return Mixer(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
@@ -95,8 +100,8 @@ def sounds(held: Pool) -> set[str]:
     return {Path(sound.clip).stem for group in held.by_label.values() for sound in group}
 
 
-def raw(batch: Batch) -> tuple[bytes, bytes, list[int], list[int]]:
-    signals = batch.mix_BT.numpy().tobytes(), batch.target_GT.numpy().tobytes()
+def raw(batch: Batch) -> tuple[bytes, bytes, bytes, list[int], list[int]]:
+    signals = (tensor.numpy().tobytes() for tensor in (batch.mix_BT, batch.target_GT, batch.weight_G))
     return *signals, batch.index_B.tolist(), batch.group_B.tolist()
 
 
@@ -234,6 +239,20 @@ def groups(made: Mixer, num_steps: int) -> list[Group]:
             assert all(torch.equal(mix_T, other_T) for other_T in others)
             found.append((mix_T, target_T, tuple(made.labels[int(i)] for i in batch.index_B[is_of_group_B])))
     return found
+
+
+def batch_of(mix_GT: torch.Tensor, target_GT: torch.Tensor, group_B: Sequence[int]) -> Batch:
+    """Groups of a mixture each, all of the same weight."""
+    groups_B = torch.tensor(group_B)
+    return Batch(
+        mix_BT=mix_GT[groups_B],
+        index_B=torch.arange(len(groups_B)) % 2,
+        group_B=groups_B,
+        target_GT=target_GT,
+        weight_G=torch.ones(len(target_GT)),
+        mixture_G=torch.arange(len(target_GT)),
+        whole_G=torch.zeros(len(target_GT), dtype=torch.bool),
+    )
 
 
 def split(batch: Batch, *, seed: int) -> torch.Tensor:

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from engine.filter import Thresholds
-from engine.shards import write_tracks
 from tests.remixes import (
     CLIPS_PER_LABEL,
-    KINDS,
     LABELS,
     RATE_HZ,
-    SCORES,
-    Natural,
     Write,
     burst,
     config,
     contents,
-    exact,
-    kept_tracks,
     mixer,
     mixtures,
     named,
@@ -31,7 +22,7 @@ from tests.remixes import (
     together,
     tone,
 )
-from train.batches import Item, clean_items, natural_items, track_items
+from train.items import Item, clean_items
 
 
 @pytest.mark.parametrize("augment", [False, True])
@@ -223,61 +214,3 @@ def test_a_clean_clip_is_taken_before_a_second_track_of_one_clip(clean: list[Ite
     some_clean = [item for item in clean if item.labels[0] in ("bell", "dog")]
     made = mixer(some_clean, config(batch_size=64, clean_fraction=0.3), tracks=one_clip)
     assert together(mixtures(made, 3)) == 0
-
-
-@pytest.mark.parametrize("share", [False, True])
-def test_tracks_of_single_stems_load_exactly_what_was_stored(write_pass: Write, tmp_path: Path, share: bool) -> None:
-    audio = [exact(500 + i, seed=i) for i in range(20)]
-    stems = [
-        (f"clip{i}", LABELS[i % 3], samples_T, SCORES | {"stem_level_db": -30.0 if i % 5 == 4 else -3.0})
-        for i, samples_T in enumerate(audio)
-    ]
-    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
-    items = track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=share)
-    assert [(item.clip, item.labels) for item in items] == [
-        (f"clip{i}", (LABELS[i % 3],)) for i in range(20) if i % 5 != 4
-    ]
-    for item in items:
-        wanted_T = audio[int(item.clip.removeprefix("clip"))]
-        assert item.duration_s == pytest.approx(len(wanted_T) / RATE_HZ)
-        assert np.array_equal(item.load(), wanted_T)
-
-
-def test_bare_tracks_load_exactly_the_stored_stems_of_every_kind_of_clip(natural: Natural) -> None:
-    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ, share=False)
-    assert [(item.clip, *item.labels) for item in items] == kept_tracks()
-    for item in items:
-        assert np.array_equal(item.load(), natural.stems[item.clip, item.labels[0]])
-
-
-def test_shared_tracks_are_what_refining_the_stored_clip_gives(natural: Natural) -> None:
-    """Of all stems of the clip, the rejected ones too; a clip with a label without a stem is left as it is."""
-    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ)
-    assert [(item.clip, *item.labels) for item in items] == kept_tracks()
-    for item in items:
-        (label,), loaded_T = item.labels, item.load()
-        stored_T = natural.stems[item.clip, label]
-        assert loaded_T.dtype == np.float32
-        assert item.duration_s == pytest.approx(len(loaded_T) / RATE_HZ)
-        if item.clip in ("pair", "half", "trio"):
-            assert np.array_equal(loaded_T, natural.shares(item.clip)[label])
-            assert np.abs(loaded_T - stored_T).max() > 0.1
-        else:
-            assert np.array_equal(loaded_T, stored_T)
-
-
-def test_shared_tracks_of_a_clip_add_up_to_it(natural: Natural) -> None:
-    items = track_items(natural.tracks, sample_rate_hz=RATE_HZ, share=True)
-    shares = [item.load() for item in items if item.clip == "pair"]
-    assert len(shares) == 2
-    assert np.abs(np.sum(shares, axis=0) - natural.mixtures["pair"]).max() < 1e-5
-
-
-def test_natural_items_are_the_whole_clips_of_which_every_label_has_a_stem_and_one_was_kept(natural: Natural) -> None:
-    items = natural_items(natural.tracks, sample_rate_hz=RATE_HZ)
-    assert [(item.clip, item.labels) for item in items] == [(clip, KINDS[clip][0]) for clip in ("pair", "half", "trio")]
-    for item in items:
-        loaded_T = item.load()
-        assert loaded_T.dtype == np.float32
-        assert np.array_equal(loaded_T, natural.mixtures[item.clip])
-        assert item.duration_s == pytest.approx(len(loaded_T) / RATE_HZ)

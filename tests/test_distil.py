@@ -19,9 +19,11 @@ import torch
 from cluster.session import connected
 from engine import synth
 from engine.separators import NetworkConfig, load, read_description
-from train.batches import Batch, MixConfig
+from tests.remixes import batch_of
+from train.batches import Batch
 from train.distil import Material, Task, _identity, _mixer, distil
 from train.evaluate import ValidationConfig
+from train.mix import MixConfig
 from train.student import DistilConfig, Student
 
 _NETWORK = NetworkConfig(channels=32, num_blocks=3, num_bands=24, num_fft=256, hop_samples=128, sample_rate_hz=8000)
@@ -158,8 +160,8 @@ def test_labels_in_another_spelling_are_the_separators_own(
         validation=None,
         progress="",
     )
-    mixer, labels = _mixer(task, sample_rate_hz=8000, rank=0, num_ranks=1)
-    assert labels == ["dog bark", "rain", "bell"]
+    mixer = _mixer(task, sample_rate_hz=8000, rank=0, num_ranks=1)
+    assert mixer.labels == ("dog bark", "rain", "bell")
     assert {int(index) for step in range(8) for index in mixer.batch(step).index_B} == {0, 1, 2}
 
 
@@ -200,9 +202,8 @@ def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> No
     def batch(step: int) -> Batch:
         """A mixture with one query and one with two, whose stems should add up."""
         generator = torch.Generator().manual_seed(step)
-        mix_GT, group_B = torch.randn(2, 4000, generator=generator), torch.tensor([0, 1, 1])
-        index_B = torch.tensor([1, 0, 1])
-        return Batch(mix_BT=mix_GT[group_B], index_B=index_B, group_B=group_B, target_GT=0.5 * mix_GT)
+        mix_GT = torch.randn(2, 4000, generator=generator)
+        return batch_of(mix_GT, 0.5 * mix_GT, [0, 1, 1])
 
     whole, first = _student(_CONFIG), _student(_CONFIG)
     for step in range(6):
@@ -235,8 +236,8 @@ class _Split(torch.nn.Module):
 
 def test_a_student_is_judged_by_the_sum_of_the_stems_of_a_group() -> None:
     """However a model divides the target of two queries: 30 dB with a target that is the whole mixture."""
-    mix_GT, group_B = torch.randn(2, 4000), torch.tensor([0, 1, 1])
-    batch = Batch(mix_BT=mix_GT[group_B], index_B=torch.tensor([1, 0, 1]), group_B=group_B, target_GT=mix_GT)
+    mix_GT = torch.randn(2, 4000)
+    batch = batch_of(mix_GT, mix_GT, [0, 1, 1])
     student = _student(_CONFIG)
     losses_db = [student.learn(_Split(batch, seed), batch, torch.device("cpu")) for seed in range(3)]
     assert losses_db == pytest.approx([-30.0] * 3, abs=0.01)

@@ -12,7 +12,18 @@ import torch
 from engine.audio import active_rms
 from engine.corpus import read_sources
 from engine.separators import load
-from train.evaluate import Mixture, ValidationConfig, draw_mixture, draw_mixtures, estimator, evaluate
+from train.evaluate import (
+    Mixture,
+    Scored,
+    SeparatorEstimator,
+    ValidationConfig,
+    confidence_interval,
+    draw_mixture,
+    draw_mixtures,
+    estimator,
+    evaluate,
+    summarise,
+)
 
 RATE_HZ = 8000
 LABELS = ("bell", "dog", "rain", "siren")
@@ -50,6 +61,26 @@ def same(first: Mixture, second: Mixture) -> bool:
     return (first.labels, first.clips) == (second.labels, second.clips) and np.array_equal(
         first.sources_ST, second.sources_ST
     )
+
+
+class Scaled:
+    """A separator that returns the mixture times a gain, whatever is asked for; it remembers what that was."""
+
+    def __init__(self, gain: float, *, sample_rate_hz: int = RATE_HZ, labels: tuple[str, ...] = LABELS) -> None:
+        self.gain, self.sample_rate_hz, self.labels = gain, sample_rate_hz, labels
+        self.asked: list[str] = []
+
+    def separate(
+        self, mix_BT: torch.Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        self.asked += queries
+        return self.gain * mix_BT
+
+
+def scored(*values_db: float, label: str = "bell", absent: tuple[str, float] | None = None) -> Scored:
+    """A mixture whose stems have these figures."""
+    stems = tuple({"sdri_db": value_db, "bss_sdri_db": -value_db} for value_db in values_db)
+    return Scored(labels=(label,) * len(stems), stems=stems, absent=absent)
 
 
 @pytest.fixture
@@ -135,6 +166,173 @@ def test_a_label_the_separator_does_not_know_is_named(clips: Path, write_checkpo
     separator = load(write_checkpoint(("bells", "cow")))
     with pytest.raises(ValueError, match="does not know"):
         evaluate(estimator(separator), draw(clips))
+
+
+def test_the_three_sdrs_tell_a_gain_and_an_echo_apart(write_sources: Write) -> None:
+    """Half the truth: an SNR of 6 dB, perfect to both others. A copy 10 samples later: bad to all but BSS-eval's.
+
+    Noise keeps still for half a second, so that the delay loses nothing at the end.
+    """
+    rng = np.random.default_rng(0)
+    sounds = [np.pad(rng.standard_normal(8000), (0, 400)) for _ in "ab"]
+    path = write_sources([("a", "bell", 1, sounds[0]), ("b", "dog", 1, sounds[1])])
+    mixtures = draw(path, num_mixtures=2)
+    half = evaluate(lambda mixture: 0.5 * truth(mixture), mixtures)
+    assert half["sdr_db"] == pytest.approx(6.0206, abs=1e-3)
+    assert min(half["si_sdr_db"], half["bss_sdr_db"]) > 60
+    late = evaluate(lambda mixture: truth(mixture).roll(10, -1), mixtures)
+    assert late["sdr_db"] == pytest.approx(-3.0103, abs=0.3)
+    assert late["si_sdr_db"] < -20
+    assert late["bss_sdr_db"] > 60
+
+
+def test_the_mixture_gains_nothing_by_bss_eval_either(clips: Path) -> None:
+    report = evaluate(whole, draw(clips))
+    assert report["bss_sdri_db"] == report["median"]["bss_sdri_db"] == 0.0
+    assert report["confidence_95"]["bss_sdri_db"] == [0.0, 0.0]
+    assert all(part["bss_sdri_db"] == 0.0 for part in report["by_label"].values())
+
+
+def test_quick_leaves_out_what_is_costly_and_changes_nothing_else(clips: Path) -> None:
+    separator = Scaled(0.5)
+    full, quick = (evaluate(estimator(separator), draw(clips, num_mixtures=4), quick=q) for q in (False, True))
+    assert len(separator.asked) == 4 * 3 + 4 * 2
+    assert "bss_sdr_db" not in quick
+    assert quick["false_extraction_db"] is None
+    for name in ("sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db", "sdri_standard_error_db"):
+        assert quick[name] == full[name]
+
+
+def test_no_mixtures_are_an_error() -> None:
+    with pytest.raises(ValueError, match="at least one mixture"):
+        evaluate(truth, [])
+
+
+# Medians and intervals.
+
+
+def test_means_and_medians_are_those_of_the_stems() -> None:
+    report = summarise([scored(1.0, 2.0), scored(6.0), scored(3.0, 23.0, label="dog")])
+    assert (report["sdri_db"], report["median"]["sdri_db"]) == (7.0, 3.0)
+    assert (report["bss_sdri_db"], report["median"]["bss_sdri_db"]) == (-7.0, -3.0)
+    bell, dog = report["by_label"]["bell"], report["by_label"]["dog"]
+    assert (bell["sdri_db"], bell["median"]["sdri_db"], bell["num_stems"]) == (3.0, 2.0, 3)
+    assert (dog["sdri_db"], dog["median"]["sdri_db"], dog["num_stems"]) == (13.0, 13.0, 2)
+    low, high = report["confidence_95"]["sdri_db"]
+    assert 1.5 <= low < 7.0 < high <= 13.0
+    assert bell["confidence_95"]["sdri_db"] is not None
+    assert dog["confidence_95"]["sdri_db"] is None, "one mixture says nothing of how they vary"
+
+
+def test_an_interval_covers_the_mean_about_19_times_in_20() -> None:
+    rng, num_covered = np.random.default_rng(0), 0
+    for seed in range(300):
+        low, high = confidence_interval(rng.normal(5.0, 2.0, 60), range(60), seed=seed)
+        num_covered += low <= 5.0 <= high
+    assert 0.91 * 300 <= num_covered <= 0.98 * 300
+
+
+def test_an_interval_is_as_wide_as_theory_has_it() -> None:
+    values_N = np.random.default_rng(0).normal(0.0, 3.0, 2000)
+    low, high = confidence_interval(values_N, range(2000))
+    assert high - low == pytest.approx(2 * 1.96 * values_N.std() / 2000**0.5, rel=0.08)
+    assert (low + high) / 2 == pytest.approx(values_N.mean(), abs=0.02)
+
+
+def test_what_is_drawn_again_are_mixtures_with_all_their_stems() -> None:
+    """Two stems that say the same are no more evidence than one; taken as independent they would seem so."""
+    values_N = np.random.default_rng(0).normal(size=50)
+    once = confidence_interval(values_N, range(50))
+    twice = confidence_interval(np.repeat(values_N, 2), np.repeat(np.arange(50), 2))
+    apart = confidence_interval(np.repeat(values_N, 2), range(100))
+    assert twice == pytest.approx(once)
+    assert apart[1] - apart[0] < 0.8 * (once[1] - once[0])
+
+
+def test_an_interval_depends_on_the_seed_alone() -> None:
+    values_NK = np.random.default_rng(0).normal(size=(30, 2))
+    first, again, other = (confidence_interval(values_NK, range(30), seed=seed) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert first.shape == (2, 2)
+    assert first[:, 1] == pytest.approx(confidence_interval(values_NK[:, 1], range(30), seed=1))
+
+
+@pytest.mark.parametrize("mixtures", [[], [7], [3, 3, 3]])
+def test_fewer_than_two_mixtures_have_no_interval(mixtures: list[int]) -> None:
+    assert confidence_interval(np.zeros(len(mixtures)), mixtures) is None
+
+
+# False extraction.
+
+
+@pytest.mark.parametrize(("gain", "level_db"), [(0.0, -100.0), (1.0, 0.0), (0.1, -20.0)])
+def test_false_extraction_is_the_level_of_what_comes_for_an_absent_sound(
+    clips: Path, gain: float, level_db: float
+) -> None:
+    report = evaluate(estimator(Scaled(gain)), draw(clips))
+    assert report["false_extraction_db"] == pytest.approx(level_db, abs=1e-4)
+    assert report["median"]["false_extraction_db"] == pytest.approx(level_db, abs=1e-4)
+    assert report["confidence_95"]["false_extraction_db"] == pytest.approx([level_db] * 2, abs=1e-4)
+    assert report["num_absent_queries"] == report["num_mixtures"] == 8
+
+
+def test_absent_labels_are_known_not_in_the_mixture_and_drawn_by_the_seed(clips: Path) -> None:
+    """A label in another spelling is the same one."""
+    known = ("Bell", "dog", "rain", "The sound of siren", "whale")
+    drawn = []
+    for seed in (0, 0, 1):
+        separator, mixtures = Scaled(1.0, labels=known), draw(clips, num_mixtures=20)
+        evaluate(estimator(separator), mixtures, seed=seed)
+        asked = separator.asked[2::3]
+        assert set(asked) <= set(known)
+        for mixture, label in zip(mixtures, asked, strict=True):
+            assert label.lower().removeprefix("the sound of ") not in mixture.labels
+        drawn.append(asked)
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert set(drawn[0]) == set(known)
+
+
+def test_a_label_has_the_false_extraction_of_the_queries_for_it() -> None:
+    report = summarise(
+        [
+            scored(1.0, label="bell", absent=("Dog", -10.0)),
+            scored(1.0, label="dog", absent=("bell", -30.0)),
+            scored(1.0, label="rain", absent=("dog", -20.0)),
+            scored(1.0, label="rain"),
+        ]
+    )
+    levels_db = {name: part["false_extraction_db"] for name, part in report["by_label"].items()}
+    assert levels_db == {"bell": -30.0, "dog": -15.0, "rain": None}
+    assert (report["false_extraction_db"], report["num_absent_queries"]) == (-20.0, 3)
+
+
+def test_an_oracle_and_a_separator_that_knows_nothing_else_are_not_asked(clips: Path) -> None:
+    for estimate in (truth, estimator(Scaled(1.0, labels=LABELS[:2]))):
+        report = evaluate(estimate, [m for m in draw(clips, num_mixtures=30) if set(m.labels) == set(LABELS[:2])])
+        assert (report["false_extraction_db"], report["num_absent_queries"]) == (None, 0)
+        assert report["median"]["false_extraction_db"] is None
+
+
+def test_where_nobody_knows_what_else_sounds_nothing_is_absent(clips: Path) -> None:
+    (mixture,) = draw(clips, num_mixtures=1, num_sources=2)
+    for others, num in (((), 1), (("siren",), 1), (LABELS, 0), (None, 0)):
+        part = Mixture(
+            labels=mixture.labels[:1], clips=mixture.clips, sources_ST=mixture.sources_ST, other_labels=others
+        )
+        report = evaluate(estimator(Scaled(1.0)), [part])
+        assert (report["num_stems"], report["num_absent_queries"]) == (1, num)
+        assert report["sdr_db"] == pytest.approx(0.0, abs=0.01)
+
+
+def test_a_separator_of_another_rate_is_given_its_own_and_measured_at_that_of_the_mixture() -> None:
+    """A tone below both Nyquist frequencies comes back as it went, but for the ends of the filters."""
+    sound_T = tone(700, duration_s=2.0) * np.hanning(16000).astype(np.float32)
+    mixture = Mixture(labels=("bell",), clips=("a",), sources_ST=sound_T[None])
+    for rate_hz in (4000, 11025, 16000):
+        estimate = SeparatorEstimator(Scaled(1.0, sample_rate_hz=rate_hz), sample_rate_hz=RATE_HZ)
+        assert estimate(mixture).shape == (1, 16000)
+        assert evaluate(estimate, [mixture])["sdr_db"] > 50
 
 
 # The draw.

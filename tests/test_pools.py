@@ -19,6 +19,7 @@ from tests.remixes import (
     SCORES,
     Natural,
     Write,
+    batch_of,
     config,
     contents,
     groups,
@@ -34,7 +35,9 @@ from tests.remixes import (
     tone,
     tones,
 )
-from train.batches import Batch, Item, MixConfig, clean_items, natural_items, track_items
+from train.batches import Batch
+from train.items import Item, clean_items, natural_items, track_items
+from train.mix import MixConfig
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["null", "no-such-column"])
@@ -158,10 +161,8 @@ def test_a_resumed_training_sees_the_same_natural_clips(
 
 def test_regroup_adds_up_the_stems_of_a_group_and_gives_its_mixture() -> None:
     """The groups are not in order and not of one size; every stem gets its gradient."""
-    mix_GT, group_B = torch.randn(3, 50), torch.tensor([1, 0, 2, 1, 1, 0])
-    batch = Batch(
-        mix_BT=mix_GT[group_B], index_B=torch.tensor([0, 1, 2, 3, 4, 5]), group_B=group_B, target_GT=torch.randn(3, 50)
-    )
+    mix_GT = torch.randn(3, 50)
+    batch = batch_of(mix_GT, torch.randn(3, 50), [1, 0, 2, 1, 1, 0])
     stems_BT = torch.randn(6, 50, requires_grad=True)
     summed_GT, regrouped_GT = batch.regroup(stems_BT)
     wanted = [stems_BT[1] + stems_BT[5], stems_BT[0] + stems_BT[3] + stems_BT[4], stems_BT[2]]
@@ -326,8 +327,20 @@ def test_fewer_than_two_labels_are_an_error(write_sources: Write, labels: tuple[
         ("segment_s", 0.0),
         ("pool_s", -1.0),
         ("refresh_steps", 0),
+        ("clip_fraction", 1.5),
+        ("mixit_fraction", -1.0),
+        ("absent_fraction", 1.1),
+        ("label_balance", 2.0),
+        ("consistency_weight", -0.5),
+        ("quality_weight", "some"),
+        ("mixit_assignment", "worst"),
     ],
 )
-def test_settings_out_of_range_are_named(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value}"):
+def test_settings_out_of_range_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}"):
         MixConfig(**{name: value})
+
+
+def test_shares_of_natural_mixtures_are_1_at_most_together() -> None:
+    with pytest.raises(ValueError, match=r"clip_fraction and mixit_fraction are 1\.25 together"):
+        MixConfig(clip_fraction=0.75, mixit_fraction=0.5)

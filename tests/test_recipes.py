@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from engine.filter import Thresholds
+from engine.filter import Quantile, Thresholds
 from engine.separators import NetworkConfig
 from engine.stages import PassConfig
 from engine.storage import write_json
@@ -180,6 +180,31 @@ def test_an_override_of_a_whole_position_and_of_the_whole_list() -> None:
     assert config.clean_folds == (1, 2)
 
 
+def test_a_limit_may_be_a_quantile() -> None:
+    config = run_config("clearsep", [*CORPUS, "schedule.1.min_re_sdr_db={quantile: 0.4, by_label: true}"])
+    assert config.schedule == (
+        Thresholds(min_re_sdr_db=10.0),
+        Thresholds(min_re_sdr_db=Quantile(quantile=0.4, by_label=True)),
+    )
+    assert build(Thresholds, override({}, ["min_re_sdr_db.quantile=0.25"])) == Thresholds(
+        min_re_sdr_db=Quantile(quantile=0.25)
+    )
+
+
+def test_a_schedule_may_be_a_function_of_the_iteration(put: Put) -> None:
+    path = put(
+        "recipe: laptop\ncorpus: a.csv\nclean: b.csv\n"
+        "schedule: {iterations: 3, min_re_sdr_db: {linear: [5, 15]}, min_stem_level_db: -20}\n"
+    )
+    expected = tuple(Thresholds(min_re_sdr_db=limit, min_stem_level_db=-20.0) for limit in (5.0, 10.0, 15.0))
+    assert run_config(path).schedule == expected
+    assert run_config(path, ["schedule.iterations=2"]).schedule == (expected[0], expected[2])
+    changed = run_config(path, ["schedule.min_re_sdr_db={step: [1, 2], at: 2}", "schedule.min_stem_level_db=null"])
+    assert changed.schedule == tuple(Thresholds(min_re_sdr_db=limit) for limit in (1.0, 2.0, 2.0))
+    with pytest.raises(ValueError, match=r"schedule\.0: this schedule is a function of the iteration"):
+        run_config(path, ["schedule.0.min_re_sdr_db=3"])
+
+
 def test_later_overrides_win_and_values_may_hold_equals_signs() -> None:
     assert override({}, ["a.b=1", "a.b=2", "c=x=y"]) == {"a": {"b": 2}, "c": "x=y"}
 
@@ -218,6 +243,7 @@ def test_a_key_below_a_plain_value_is_an_error(text: str) -> None:
         ("distil.step", "there is no setting distil.step; did you mean 'steps'"),
         ("distil.mix.silence", "there is no setting distil.mix.silence; did you mean 'silence_rate'"),
         ("validation.clip", "there is no setting validation.clip; did you mean 'clips'"),
+        ("schedule.1.min_re_sdr_db.quantil", "no setting schedule.1.min_re_sdr_db.quantil; did you mean 'quantile'"),
         ("schedule.1.min_re_sdr", "there is no setting schedule.1.min_re_sdr; did you mean 'min_re_sdr_db'"),
         ("engine.part_seconds", "there is no setting engine.part_seconds; did you mean 'part_s'"),
         ("network.zzzzzzzz", "there is no setting network.zzzzzzzz; known: band_features, channels"),
@@ -247,6 +273,7 @@ def test_a_misspelt_key_in_a_file(put: Put) -> None:
         ("clean_folds=[one]", "clean_folds.0"),
         ("schedule=10", "schedule"),
         ("schedule.0.min_re_sdr_db=high", "schedule.0.min_re_sdr_db"),
+        ("schedule.0.min_re_sdr_db.quantile=high", "schedule.0.min_re_sdr_db.quantile"),
         ("network.mask=3", "network.mask"),
     ],
 )
@@ -266,6 +293,9 @@ def test_a_value_of_the_wrong_type_names_its_key(text: str, key: str) -> None:
         ("network.channels=12", "network: channels is 12; give a multiple of 8"),
         ("network.mask=phase", "network: mask is 'magnitude' or 'complex', not 'phase'"),
         ("schedule.1.min_re_sdr_db=.inf", "schedule.1: min_re_sdr_db is inf; give a finite number"),
+        ("schedule.1.min_re_sdr_db={quantile: 2}", "schedule.1.min_re_sdr_db: quantile is 2.0; it is a share from 0"),
+        ("schedule={iterations: 2, min_re_sdr_db: {liner: [1, 2]}}", "no shape 'liner'; did you mean 'linear'"),
+        ("schedule={min_re_sdr_db: 2}", "schedule.iterations is None; say how many"),
         ("corpus=", "corpus"),
     ],
 )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from engine.filter import Thresholds
-from engine.schema import SCORES, failure
+from engine.filter import Quantile, Thresholds
+from engine.schema import failure
 from engine.shards import write_tracks
 from engine.storage import write_json
 from tune.report import (
@@ -136,6 +137,29 @@ def test_every_rule_has_its_limit_and_what_it_rejected() -> None:
     ]
 
 
+def test_adaptive_rules_say_what_they_are_and_what_the_floor_kept() -> None:
+    thresholds = asdict(Thresholds(min_re_sdr_db=Quantile(quantile=0.4), label_floor_fraction=0.2, label_cap_ratio=3.0))
+    thresholds["max_rival_leak_db"] = {"quantile": 0.9, "by_label": True}
+    counts = {"num_rejected": {"min_re_sdr_db": 4, "label_cap_ratio": 2}, "num_kept_by_floor": 7}
+    table = rules_table({"iterations": [FIRST | counts | {"thresholds": thresholds}]})
+    assert_well_formed(table)
+    assert [list(cells)[1:] for cells in table.rows] == [
+        ["min_re_sdr_db", "quantile 0.4", "4"],
+        ["max_rival_leak_db", "quantile 0.9 by label", "0"],
+        ["label_floor_fraction", "0.2", "kept 7"],
+        ["label_cap_ratio", "3", "2"],
+    ]
+    manifest = {"num_stems": 20, "num_kept": 14, "kept_h": 0.1, "kept_by_label": {}, "thresholds": thresholds}
+    shown = tracks_table(manifest | counts)
+    assert_well_formed(shown)
+    assert [list(cells) for cells in shown.rows] == [
+        ["kept", "14", "0.100 h"],
+        ["rejected by label_cap_ratio", "2", "limit 3"],
+        ["rejected by min_re_sdr_db", "4", "limit quantile 0.4"],
+        ["kept by label_floor_fraction", "7", "limit 0.2"],
+    ]
+
+
 def test_labels_have_a_column_for_every_validated_iteration() -> None:
     table = labels_table({"iterations": [SEED, FIRST, SECOND]})
     assert_well_formed(table)
@@ -181,7 +205,7 @@ def test_scores_show_what_is_undefined_as_empty_and_the_verdict() -> None:
     ]
     table = scores_table({"stems": stems})
     assert_well_formed(table)
-    assert list(table.columns) == ["stem", *SCORES.names, "kept"]
+    assert list(table.columns) == ["stem", *GOOD, "kept"]
     assert row(table, 0)["coherence_fraction"] == ""
     assert row(table, 0)["kept"] == "yes"
     assert row(table, 1)["stem_level_db"] == "-3.25"

@@ -19,9 +19,11 @@ from signals import (
 )
 
 from engine.corpus import read_corpus
-from engine.filter import Thresholds
+from engine.filter import Quantile, Thresholds
+from engine.schema import ESTIMATES, SCORES
 from engine.shards import (
     done_parts,
+    read_absent,
     read_audio,
     read_clip,
     read_failures,
@@ -37,6 +39,7 @@ from engine.stages import PassConfig
 HIGH_GAINS = {"equal.wav": 1.0, "quiet.wav": 0.1, "faint.wav": 0.01, "faintest.wav": 0.003, "again.wav": 1.0}
 DURATION_S = 0.5
 PLACE = ("shard", "row", "first_row", "num_stems")
+ADDED = (*PLACE, *ESTIMATES.names, "kept_by_floor")
 FAINT = Thresholds(min_stem_level_db=-30.0)
 
 
@@ -118,8 +121,8 @@ def test_the_index_carries_the_identity_and_scores_of_the_stems_it_names(out):
     for row in index.to_pylist():
         shard = pq.read_table(stems / row["shard"])
         (stem,) = shard.slice(row["row"], 1).to_pylist()
-        assert {name: stem[name] for name in row if name not in PLACE} == {
-            name: value for name, value in row.items() if name not in PLACE
+        assert {name: stem[name] for name in row if name not in ADDED} == {
+            name: value for name, value in row.items() if name not in ADDED
         }
         of_clip = [i for i, clip_id in enumerate(shard["clip_id"].to_pylist()) if clip_id == row["clip_id"]]
         assert of_clip == list(range(row["first_row"], row["first_row"] + row["num_stems"]))
@@ -216,6 +219,156 @@ def test_rejections_are_counted_by_rule(out):
     rejected = pq.read_table(out / "t" / "rejected.parquet")
     assert manifest["num_rejected"] == {"min_stem_level_db": 2, "max_stem_level_db": 3}
     assert sorted(rejected["rejected_by"].to_pylist()) == ["max_stem_level_db"] * 3 + ["min_stem_level_db"] * 2
+
+
+def test_absent_labels_are_read_with_the_place_of_their_clip(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    absent, stems = read_absent(out / "tracks")
+    kept, same = read_tracks(out / "tracks")
+    assert stems == same == (out / "stems").resolve()
+    rows = {row["path"]: row for row in absent.to_pylist()}
+    assert rows.keys() == {"faint.wav", "faintest.wav"}
+    assert set(kept.column_names) - {"kept_by_floor"} < set(absent.column_names)
+    for path, row in rows.items():
+        assert (row["label"], row["labels"], row["rejected_by"]) == ("high", ["low", "high"], "min_stem_level_db")
+        mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        assert stems_ST.shape == (2, row["num_samples"])
+        assert snr_db(estimate=mixture_T, reference=sources(path)["low"]) > 30
+    write_tracks(out / "stems", out / "tracks", Thresholds(min_stem_level_db=-45.0, max_stem_level_db=-2.0))
+    assert read_absent(out / "tracks")[0]["path"].to_pylist() == ["faintest.wav"]  # not the three that are too loud
+
+
+def test_tampered_rejections_are_noticed(out):
+    write_tracks(out / "stems", out / "tracks", FAINT)
+    rejected = out / "tracks" / "rejected.parquet"
+    pq.write_table(pq.read_table(rejected).slice(0, 1), rejected)
+    with pytest.raises(ValueError, match=r"rejected\.parquet is not the file that its manifest recorded"):
+        read_absent(out / "tracks")
+    assert len(read_tracks(out / "tracks")[0]) == 10
+
+
+def by_level(index):
+    """An estimator for tests: the level of the stem plus 50, with an error of 2 dB."""
+    levels = np.asarray(index["stem_level_db"])
+    return pa.table([levels + 50, np.full(len(levels), 2.0)], names=ESTIMATES.names)
+
+
+def test_estimates_are_asked_for_by_shard_stored_and_thresholded(out):
+    asked, thresholds = [], Thresholds(min_estimated_si_sdr_db=25.0)
+
+    def estimate(index):
+        asked.append(index)
+        return by_level(index)
+
+    named = {"estimate": estimate, "estimator_fingerprint": "levels"}
+    manifest = write_tracks(out / "stems", out / "tracks", thresholds, **named)
+    assert [len(index) for index in asked] == [10, 0, 2]
+    assert all({*SCORES.names, "label"} <= set(index.column_names) for index in asked)
+    for name, number in (("kept", 10), ("rejected", 2)):
+        table = pq.read_table(out / "tracks" / f"{name}.parquet")
+        assert len(table) == number
+        np.testing.assert_allclose(table["estimated_si_sdr_db"], np.asarray(table["stem_level_db"]) + 50)
+        assert set(table["estimated_error_db"].to_pylist()) == {2.0}
+    assert manifest["estimator_fingerprint"] == "levels"
+    assert manifest["num_rejected"] == {"min_estimated_si_sdr_db": 2}
+    other = write_tracks(out / "stems", out / "tracks", thresholds, estimate=by_level, estimator_fingerprint="other")
+    assert other["fingerprint"] != manifest["fingerprint"]
+    assert write_tracks(out / "stems", out / "none", Thresholds())["estimator_fingerprint"] is None
+    assert pq.read_table(out / "none" / "kept.parquet")["estimated_si_sdr_db"].null_count == 12
+
+
+@pytest.mark.parametrize(
+    "estimate", [lambda index: by_level(index).slice(1), lambda index: by_level(index).select(["estimated_error_db"])]
+)
+def test_an_estimator_that_gives_something_else_is_an_error(out, estimate):
+    with pytest.raises(ValueError, match=r"an estimator gives .* of each of 10 stems, this one gave"):
+        write_tracks(out / "stems", out / "tracks", Thresholds(), estimate=estimate)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "message"),
+    [
+        ({"min_tagger_margin_db": 0.0}, "min_tagger_margin_db asks for tagger_margin_db, which no .* with a tagger"),
+        ({"min_estimated_si_sdr_db": 5.0}, "min_estimated_si_sdr_db asks for .* give an estimator .*--quality"),
+        ({"label_floor_fraction": 0.5}, "rank_by asks for estimated_si_sdr_db, .*or choose another than rank_by"),
+    ],
+)
+def test_a_rule_over_a_score_that_no_stem_has_is_an_error(write_pass, thresholds, message):
+    out = write_pass([("clip", label, random_samples(300, 0), {"re_sdr_db": 20.0}) for label in "ab"])
+    with pytest.raises(ValueError, match=message):
+        write_tracks(out / "stems", out / "tracks", Thresholds(**thresholds))
+    assert not (out / "tracks" / "manifest.json").exists()
+
+
+def test_a_score_that_only_stems_cannot_have_is_no_error(write_pass):
+    rules = Thresholds(max_coherence_fraction=0.5, max_contested_db=0.0)
+    alone = write_pass([(clip_id, "a", random_samples(300, 0), {}) for clip_id in ("x", "y")], folder="alone")
+    assert write_tracks(alone / "stems", alone / "tracks", rules)["num_kept"] == 2
+    pairs = write_pass([("x", label, random_samples(300, 0), {}) for label in "ab"], folder="pairs")
+    with pytest.raises(ValueError, match="max_coherence_fraction asks for coherence_fraction, which no stem has"):
+        write_tracks(pairs / "stems", pairs / "tracks", rules)
+
+
+def test_a_pass_from_before_a_score_existed_still_reads(write_pass):
+    out = write_pass([("clip", label, random_samples(300, 0), {"re_sdr_db": 20.0}) for label in "ab"])
+    shard = out / "stems" / "part-000000-0000.parquet"
+    pq.write_table(pq.read_table(shard).drop_columns(["mask_snr_db"]), shard)
+    assert write_tracks(out / "stems", out / "tracks", Thresholds(min_re_sdr_db=10.0))["num_kept"] == 2
+    assert read_tracks(out / "tracks")[0]["mask_snr_db"].null_count == 2
+    with pytest.raises(ValueError, match="min_mask_snr_db asks for mask_snr_db, which no stem has; make the pass"):
+        write_tracks(out / "stems", out / "tracks", Thresholds(min_mask_snr_db=1.0))
+
+
+def reshard(out, order, sizes):
+    """The stems of a pass of one shard, whole clips in another order and in shards of other sizes (in clips)."""
+    stems = out / "stems"
+    (shard,) = stem_shards(stems)
+    table = pq.read_table(shard)
+    clips = np.unique(np.asarray(table["clip_id"]))[order]
+    manifest = json.loads((stems / "manifest.json").read_text()) | {"shards": {}}
+    shard.unlink()
+    for number, some in enumerate(np.split(clips, np.cumsum(sizes)[:-1])):
+        parts = [table.filter(np.asarray(table["clip_id"]) == clip_id) for clip_id in some]
+        pq.write_table(pa.concat_tables([table.slice(0, 0), *parts]), stems / f"part-{number:06d}-0000.parquet")
+        manifest["shards"][f"part-{number:06d}-0000"] = ""
+    (stems / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_the_selection_depends_neither_on_order_nor_on_shards(write_pass):
+    """Adaptive rules look at the whole pass; ranks have ties, which the clip decides."""
+    thresholds = Thresholds(
+        min_stem_level_db=-20.0,
+        min_re_sdr_db=Quantile(quantile=0.3),
+        min_remix_snr_db=Quantile(quantile=0.4, by_label=True),
+        label_floor_fraction=0.55,
+        label_cap_ratio=1.2,
+        rank_by="active_fraction",
+    )
+    rng = np.random.default_rng(1)
+    stems = []
+    for number in range(40):
+        for label in ("a", "b") if number % 4 else ("a", "c"):
+            drawn = {"re_sdr_db": rng.normal(10, 5), "remix_snr_db": rng.normal(5, 5) - 4 * (label == "c")}
+            levels = {"stem_level_db": rng.uniform(-24, 0), "active_fraction": rng.integers(0, 5) / 4}
+            stems.append((f"clip{number:02d}", label, random_samples(64, number), drawn | levels))
+
+    def selected(folder, order, sizes):
+        out = write_pass(stems, folder=folder)
+        reshard(out, order, sizes)
+        manifest = write_tracks(out / "stems", out / "tracks", thresholds)
+        kept, rejected = (pq.read_table(out / "tracks" / f"{name}.parquet") for name in ("kept", "rejected"))
+        assert len(kept) + len(rejected) == manifest["num_stems"] == 80
+        assert manifest["num_kept_by_floor"] == sum(kept["kept_by_floor"].to_pylist())
+        columns = ["clip_id", "label", "rejected_by", "rejected_value", "rejected_limit"]
+        why = {tuple(row.values())[:2]: tuple(row.values())[2:] for row in rejected.select(columns).to_pylist()}
+        counts = {name: manifest[name] for name in ("num_kept", "num_kept_by_floor", "num_rejected", "kept_by_label")}
+        return why, counts
+
+    why, counts = selected("whole", np.arange(40), [40])
+    assert counts["num_kept_by_floor"] > 0
+    assert len(counts["num_rejected"]) == 4
+    assert selected("again", rng.permutation(40), [1, 0, 25, 14]) == (why, counts)
+    assert selected("thrice", np.arange(40)[::-1], [10] * 4) == (why, counts)
 
 
 def test_another_selection_replaces_the_first_and_equal_ones_are_equal(out):

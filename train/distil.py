@@ -22,29 +22,15 @@ import torch.distributed
 from torch import nn
 
 from engine.corpus import read_sources
-from engine.schema import plain_label
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import read_tracks
 from engine.storage import fingerprint, read_json
-from train.batches import Batch, Item, Mixer, Pool, clean_items, natural_items, track_items
+from train.batches import Batch, Mixer
 from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
+from train.material import Material, make_mixer
 from train.student import DistilConfig, Student
 
-
-@dataclass(frozen=True, kw_only=True)
-class Material:
-    """What a distillation learns from; at least one of the two."""
-
-    clean: str | None = None
-    """CSV ``path,label[,fold]`` of single-source clips, or a folder of folders by label."""
-    clean_folds: tuple[int, ...] | None = None
-    """Folds of ``clean``; null: all."""
-    tracks: str | None = None
-    """A selection made by the filter."""
-
-    def __post_init__(self) -> None:
-        if self.clean is None and self.tracks is None:
-            raise ValueError("nothing to learn from; give single-source clips or tracks")
+__all__ = ["Material", "Task", "distil"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,41 +46,17 @@ class Task:
     """File to which the first worker adds a line of JSON at every validation and when it goes on after a stop."""
 
 
-def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> tuple[Mixer, list[str]]:
-    material, mix, seed = task.material, task.config.mix, task.config.seed
-    items: dict[str, list[Item]] = {"clean": [], "tracks": [], "natural": []}
-    if material.clean is not None:
-        items["clean"] = clean_items(material.clean, folds=material.clean_folds, sample_rate_hz=sample_rate_hz)
-    if material.tracks is not None:
-        share = mix.share_mixture
-        items["tracks"] = track_items(material.tracks, sample_rate_hz=sample_rate_hz, share=share)
-        if mix.natural_fraction > 0.0:
-            items["natural"] = natural_items(material.tracks, sample_rate_hz=sample_rate_hz)
-    known = list(read_description(task.start)["labels"]) if task.start else []
-    found = {label for some in items.values() for item in some for label in item.labels}
-    spelling: dict[str, str] = {}
-    for label in (*known, *sorted(found)):
-        spelling.setdefault(plain_label(label), label)
-    labels = list(spelling.values())
-    pools = {
-        name: Pool(
-            [_spelled(item, spelling) for item in some],
-            mix,
-            sample_rate_hz=sample_rate_hz,
-            seed=seed,
-            rank=rank,
-            num_ranks=num_ranks,
-        )
-        for name, some in items.items()
-    }
-    return Mixer(pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank), labels
-
-
-def _spelled(item: Item, spelling: dict[str, str]) -> Item:
-    """The same sound with its labels as the separator writes them."""
-    labels = tuple(spelling[plain_label(label)] for label in item.labels)
-    heard = frozenset(spelling.get(plain_label(label), label) for label in item.heard)
-    return replace(item, labels=labels, heard=heard)
+def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> Mixer:
+    """What a worker draws its batches from."""
+    return make_mixer(
+        task.material,
+        task.config.mix,
+        seed=task.config.seed,
+        sample_rate_hz=sample_rate_hz,
+        rank=rank,
+        num_ranks=num_ranks,
+        start=task.start,
+    )
 
 
 def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
@@ -119,8 +81,8 @@ def _train_loop(values: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(task.config.threads_per_worker or max(1, (os.cpu_count() or 1) // num_ranks - 1))
     network = NetworkConfig(**read_description(task.start)["network"]) if task.start else task.network
-    mixer, labels = _mixer(task, sample_rate_hz=network.sample_rate_hz, rank=rank, num_ranks=num_ranks)
-    student = Student(task.config, labels, start=task.start, network=task.network, device=device)
+    mixer = _mixer(task, sample_rate_hz=network.sample_rate_hz, rank=rank, num_ranks=num_ranks)
+    student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
@@ -138,7 +100,7 @@ def _train_loop(values: dict[str, Any]) -> None:
         losses.append(student.learn(model, batch, device))
         if student.step % task.config.validate_every_steps == 0 or student.step == task.config.steps:
             if rank == 0:
-                judged = evaluate(estimator(student.average), mixtures) if mixtures else None
+                judged = evaluate(estimator(student.average), mixtures, quick=True) if mixtures else None
                 student.note(sum(losses) / len(losses), judged, num_unusable=mixer.num_unusable)
                 _tell(task, student.curve[-1])
             losses.clear()
@@ -284,7 +246,7 @@ def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str,
 def _check(task: Task) -> None:
     """Fail on the driver, in words, before workers are started."""
     rate = read_description(task.start)["sample_rate_hz"] if task.start else task.network.sample_rate_hz
-    _, labels = _mixer(task, sample_rate_hz=rate, rank=0, num_ranks=1)
+    labels = list(_mixer(task, sample_rate_hz=rate, rank=0, num_ranks=1).labels)
     if len(labels) < 2:
         raise ValueError(f"training needs sounds of two labels at least, found {labels}; give more clips or tracks")
     if task.config.patience is not None and task.validation is None:

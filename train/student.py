@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.separators import NetworkConfig, QuerySeparator, load
-from train.batches import Batch, MixConfig
-from train.losses import clearsep_loss
+from train.batches import Batch
+from train.losses import batch_loss
+from train.mix import MixConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +88,7 @@ class Student:
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             stems_BT = model(batch.mix_BT, batch.index_B)
-        estimate_GT, mix_GT = batch.regroup(stems_BT.float())
-        loss = clearsep_loss(estimate=estimate_GT, reference=batch.target_GT, mixture=mix_GT)
+        loss = batch_loss(batch, stems_BT.float(), self.config.mix)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.separator.parameters(), self.config.clip_norm)

@@ -46,7 +46,10 @@ class RunConfig:
     engine: PassConfig = field(default_factory=PassConfig)
     """How every iteration separates the corpus."""
     schedule: tuple[Thresholds, ...] = (Thresholds(min_re_sdr_db=10.0), Thresholds(min_re_sdr_db=15.0))
-    """Thresholds of every iteration; their number is the number of iterations."""
+    """Thresholds of every iteration, whose number is the number of iterations.
+
+    In settings also a mapping of ``iterations`` and a shape for every threshold: see ``tune.schedule``.
+    """
     distil: DistilConfig = field(default_factory=DistilConfig)
     """How every student is trained from its teacher."""
     validation: ValidationConfig | None = None
@@ -194,7 +197,7 @@ def _iteration(
     counts = {
         key: engine[key] for key in ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
     }
-    names = ("num_kept", "num_rejected", "kept_h", "kept_by_label", "thresholds")
+    names = ("num_kept", "num_kept_by_floor", "num_rejected", "kept_h", "kept_by_label", "thresholds")
     counts |= {key: tracks[key] for key in names}
     _finish(config, out, number, counts, mixtures, started, say)
 

@@ -15,9 +15,11 @@ from engine.separators import NetworkConfig, nearest
 from train.evaluate import ValidationConfig
 from train.student import DistilConfig
 from tune.loop import RunConfig
+from tune.schedule import resolve
 
 Tree = dict[str, Any]
 T = TypeVar("T")
+_LIMIT_KINDS = ("float", "Quantile")  # what pydantic adds to the place of an error in a threshold
 
 
 def _clearsep() -> Tree:
@@ -111,13 +113,15 @@ def _position(node: object, key: str, text: str) -> Any:  # noqa: ANN401 - a key
 
 def build(kind: type[T], settings: Tree) -> T:
     """A config dataclass from plain settings; a wrong type, range or key is a ``ValueError`` that says which."""
+    if kind is RunConfig and isinstance(settings.get("schedule"), dict):
+        settings = settings | {"schedule": resolve(settings["schedule"])}
     _check_keys(kind, settings, "")
     try:
         return pydantic.TypeAdapter(kind).validate_python(settings)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        told = max(error.errors(), key=lambda one: (one["type"] == "value_error", len(one["loc"])))
+        where = ".".join(str(part) for part in told["loc"] if part not in _LIMIT_KINDS)
+        reason = str(told["msg"]).removeprefix("Value error, ")
         raise ValueError(f"{where}: {reason}" if where else reason) from None
 
 

@@ -17,6 +17,8 @@ from engine.separators import read_description
 from engine.shards import done_parts, read_failures, read_tracks, verify
 from engine.storage import read_json, write_bytes
 
+_FLOOR = "label_floor_fraction"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -63,14 +65,23 @@ def iterations_table(summary: dict[str, Any]) -> Table:
 
 
 def rules_table(summary: dict[str, Any]) -> Table:
-    """One row for every rule of every iteration: its limit and how many stems it rejected."""
+    """One row for every rule of every iteration: its limit and how many stems it rejected, or a floor kept."""
     rows = [
-        [str(entry["iteration"]), rule, f"{limit:g}", str(entry["num_rejected"].get(rule, 0))]
+        [str(entry["iteration"]), rule, _limit(limit), str(entry["num_rejected"].get(rule, 0))]
+        if rule != _FLOOR
+        else [str(entry["iteration"]), rule, _limit(limit), f"kept {entry.get('num_kept_by_floor', 0)}"]
         for entry in summary["iterations"]
         for rule, limit in entry["thresholds"].items()
-        if limit is not None
+        if limit is not None and rule.startswith(("min_", "max_", "label_"))
     ]
     return Table(title="Rules", columns=["iteration", "rule", "limit", "rejected"], rows=rows)
+
+
+def _limit(limit: float | dict[str, Any]) -> str:
+    """A number, or what a quantile is of."""
+    if not isinstance(limit, dict):
+        return f"{limit:g}"
+    return f"quantile {limit['quantile']:g}" + (" by label" if limit["by_label"] else "")
 
 
 def run_tables(summary: dict[str, Any]) -> list[Table]:
@@ -92,12 +103,30 @@ def _pair(figures: dict[str, Any] | None) -> str:
 
 
 def evaluation_table(report: dict[str, Any]) -> Table:
-    """One row a label and one for all."""
-    entries = [("all", report), *report["by_label"].items()]
-    names = ("sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db")
-    rows = [[label, str(row["num_stems"]), *(_db(row[name]) for name in names)] for label, row in entries]
-    columns = ["label", "stems", "SDR dB", "SDRi dB", "SI-SDR dB", "SI-SDRi dB"]
-    return Table(title=f"{report['num_mixtures']} mixtures", columns=columns, rows=rows)
+    """One row for all, one a label unless there are more than 60, and one of what a list's paper reports."""
+    shown = {
+        "SDR dB": "sdr_db",
+        "SDRi dB": "sdri_db",
+        "BSS SDR dB": "bss_sdr_db",
+        "BSS SDRi dB": "bss_sdri_db",
+        "SI-SDR dB": "si_sdr_db",
+        "SI-SDRi dB": "si_sdri_db",
+        "absent dB": "false_extraction_db",
+    }
+    columns = [column for column, name in shown.items() if name in report]
+    entries = [("all", report), *(report["by_label"].items() if len(report["by_label"]) <= 60 else ())]
+    rows = [[label, str(row["num_stems"]), *(_db(row[shown[column]]) for column in columns)] for label, row in entries]
+    if "median" in report:
+        rows.insert(1, ["all, median", "", *(_db(report["median"][shown[column]]) for column in columns)])
+        bounds = [report["confidence_95"][shown[column]] for column in columns]
+        rows.insert(1, ["all, 95 %", "", *("" if each is None else f"{each[0]:.2f}..{each[1]:.2f}" for each in bounds)])
+    title = f"{report['num_mixtures']} mixtures"
+    if "paper" in report:
+        paper = report["paper"]
+        rows.append([f"paper: {paper['rule']}", "", *(_db(paper.get(shown[column])) for column in columns)])
+        title += f" of {report['list']} ({report['format']}), {report['num_failed']} failed"
+        title += "".join(f" ({reason}: {count})" for reason, count in report["num_failed_by_reason"].items())
+    return Table(title=title, columns=["label", "stems", *columns], rows=rows)
 
 
 def tracks_table(manifest: dict[str, Any]) -> Table:
@@ -105,9 +134,11 @@ def tracks_table(manifest: dict[str, Any]) -> Table:
     rows = [["kept", str(manifest["num_kept"]), f"{manifest['kept_h']:.3f} h"]]
     limits = manifest["thresholds"]
     rows += [
-        [f"rejected by {rule}", str(count), f"limit {limits[rule]:g}"]
+        [f"rejected by {rule}", str(count), f"limit {_limit(limits[rule])}"]
         for rule, count in sorted(manifest["num_rejected"].items())
     ]
+    if limits.get(_FLOOR) is not None:
+        rows.append([f"kept by {_FLOOR}", str(manifest["num_kept_by_floor"]), f"limit {limits[_FLOOR]:g}"])
     rows += [[f"kept of {label}", str(count), ""] for label, count in manifest["kept_by_label"].items()]
     return Table(title=f"{manifest['num_stems']} stems", columns=["outcome", "stems", ""], rows=rows)
 
