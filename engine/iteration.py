@@ -23,9 +23,10 @@ from engine.separators import Separator, load, read_description
 from engine.shards import done_parts
 from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite
 from engine.storage import fingerprint, read_json, write_json, write_parquet
+from engine.taggers import Tagger, open_tagger
 
 _TASK_CPUS = 0.4  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
-_STEPS = ("decode", "separate", "score", "write")
+_STEPS = ("decode", "separate", "assess", "score", "write")
 
 
 def run_pass(
@@ -33,6 +34,7 @@ def run_pass(
     out: str | Path,
     *,
     separator: str | Path,
+    tagger: str | Path | None = None,
     config: PassConfig | None = None,
     open_separator: Callable[[str], Separator] | None = None,
     sample_rate_hz: int | None = None,
@@ -40,9 +42,9 @@ def run_pass(
     """Separate and score every clip of a corpus into ``out``; returns the summary, which is also written there.
 
     ``separator`` is a checkpoint folder, whose fingerprint guards against mixing results. Another kind of separator is
-    given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. Started again, the
-    pass does only what is missing. Raises ``ValueError`` where ``out`` holds a pass of other settings, corpus or
-    separator.
+    given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. ``tagger`` is the
+    folder of a tagger. Started again, the pass does only what is missing. Raises ``ValueError`` where ``out`` holds a
+    pass of other settings, corpus, tagger or separator.
     """
     config, out = config or PassConfig(), Path(out).resolve()
     if open_separator is None:
@@ -58,15 +60,17 @@ def run_pass(
     identity = {
         "settings": config.identity(),
         "separator": separator_fingerprint,
+        "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,
         "corpus": fingerprint([row["clip_id"] for row in rows]),
     }
+    tagging = functools.partial(open_tagger, str(Path(tagger).resolve())) if tagger else None
     manifest_path = out / "stems" / "manifest.json"
     placement = None if manifest_path.is_file() else _placement(config)  # refused before the folder is claimed
     _claim(out, identity)
     if placement:
         started, done_before_s = time.perf_counter(), _done_audio_s(out)
         write_parquet(out / "failures" / "manifest.parquet", corpus.failures)
-        _stream(rows, out, corpus.root, config, placement, open_separator, sample_rate_hz)
+        _stream(rows, out, corpus.root, config, placement, open_separator, sample_rate_hz, tagging)
         wall_s = time.perf_counter() - started
         speed = {"wall_s": wall_s, "audio_s_per_s": (_done_audio_s(out) - done_before_s) / wall_s}
         _close(out, corpus, len(rows), identity, speed)
@@ -139,6 +143,7 @@ def _stream(
     placement: tuple[float, int],
     open_separator: Callable[[str], Separator],
     sample_rate_hz: int,
+    tagging: Callable[[str], Tagger] | None,
 ) -> None:
     tasks, done = _missing(rows, out, config)
     if not len(tasks):
@@ -164,11 +169,11 @@ def _stream(
     )
     if num_gpus:
         separated = decoded.map_batches(
-            Separate, fn_constructor_args=(open_separator, config, True), num_gpus=num_gpus, **actors
+            Separate, fn_constructor_args=(open_separator, config, True, tagging), num_gpus=num_gpus, **actors
         )
         results = separated.map_batches(ScoreAndWrite(str(out), sample_rate_hz), num_cpus=_TASK_CPUS, **one_part)
     else:
-        arguments = (open_separator, config, str(out), sample_rate_hz)
+        arguments = (open_separator, config, str(out), sample_rate_hz, tagging)
         results = decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
     try:
         _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))

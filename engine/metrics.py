@@ -255,6 +255,7 @@ def _remix(stems_BST: Tensor) -> Tensor:
 
 
 def ratio_db(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """Ratio of two energies in dB by the rules of this module."""
     ratio_db = 10 * torch.log10(numerator / denominator)
     return torch.where(numerator > 0, ratio_db, -MAX_DB).clamp(-MAX_DB, MAX_DB)
 

@@ -75,7 +75,7 @@ def calibrate(scores: pa.Table, truth_db: Sequence[float], *, groups: Sequence[i
     truth_N = np.clip(np.asarray(truth_db, np.float64), *_TRUTH_DB)
     if len(truth_N) < 50 or np.ptp(truth_N) < 1.0:
         raise ValueError(
-            f"{len(truth_N)} stems over {np.ptp(truth_N) if len(truth_N) else 0.0:.1f} dB are too few to calibrate with; "
+            f"{len(truth_N)} stems of one clip or another that are alike or too few: nothing to calibrate with; "
             "give more single-source clips"
         )
     names = [name for name in SCORES.names if scores[name].null_count < len(scores)]

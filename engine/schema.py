@@ -11,6 +11,7 @@ Unit suffixes: ``_s`` seconds, ``_hz``, ``_db``, ``_dbfs``, ``_fraction`` (0 to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,8 @@ class SeparatedClip:
     clip: DecodedClip
     labels: list[str]
     stems_ST: np.ndarray
+    extra: Sequence[Mapping[str, float | None]] = ()
+    """Of each stem the scores that take a separator or a tagger, where they were asked for."""
 
 
 def failure(

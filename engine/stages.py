@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.assess import Assessor
 from engine.audio import MAX_DURATION_S, decode, encode_flac24, probe, round_flac24
+from engine.batched import Asker
 from engine.decode import cut_rows, decode_rows, parts
 from engine.filter import Thresholds, judge
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
@@ -24,11 +26,12 @@ from engine.score import score_clip
 from engine.separate import separate_clips
 from engine.separators import Separator
 from engine.shards import write_done, write_part
+from engine.taggers import Tagger
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassConfig:
-    """How a corpus is cut, packed and placed; the first five settings decide what comes out, the rest how fast."""
+    """How a corpus is cut, packed and placed; the first six settings decide what comes out, the rest how fast."""
 
     clip_s: float = 10.0
     """Longer recordings are cut into clips of this length."""
@@ -36,6 +39,8 @@ class PassConfig:
     """A remainder shorter than this is dropped when a recording is cut."""
     min_labels: int = 2
     """Clips with fewer labels are set aside (and counted): there is nothing to separate them from."""
+    reseparate: bool = False
+    """Score re-separation too (``engine/reseparate.py``): two forward passes more for each stem."""
     rows_per_task: int = 64
     """Rows of the manifest that one decoding task owns."""
     part_s: float = 320.0
@@ -65,13 +70,21 @@ class PassConfig:
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what comes out."""
-        names = ("clip_s", "min_clip_s", "min_labels", "rows_per_task", "part_s")
+        names = ("clip_s", "min_clip_s", "min_labels", "reseparate", "rows_per_task", "part_s")
         return {name: getattr(self, name) for name in names}
 
 
 _LENGTH_TOLERANCE_S = 0.1
 _CLIP = pa.struct([*CLIPS, pa.field("samples", pa.large_binary())])
-_SEPARATED = pa.struct([*_CLIP, pa.field("stem_labels", pa.list_(pa.string())), pa.field("stems", pa.large_binary())])
+_EXTRA = pa.struct([SCORES.field(name) for name in ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")])
+_SEPARATED = pa.struct(
+    [
+        *_CLIP,
+        pa.field("stem_labels", pa.list_(pa.string())),
+        pa.field("stems", pa.large_binary()),
+        pa.field("extra", pa.list_(_EXTRA)),
+    ]
+)
 
 
 def _row(values: dict[str, Any], clip_type: pa.DataType) -> pa.Table:
@@ -125,13 +138,22 @@ class Decode:
 
 
 class Separate:
-    """Actor: holds one separator and turns parts of decoded clips into parts of stems."""
+    """Actor: holds one separator, and a tagger where there is one, and turns parts of decoded clips into stems."""
 
-    def __init__(self, open_separator: Callable[[str], Separator], config: PassConfig, on_gpu: bool) -> None:
+    def __init__(
+        self,
+        open_separator: Callable[[str], Separator],
+        config: PassConfig,
+        on_gpu: bool,
+        open_tagger: Callable[[str], Tagger] | None = None,
+    ) -> None:
         torch.set_num_threads(max(1, int(config.num_cpus_per_actor)))
         self.device = "cuda" if on_gpu else "cpu"
         self.separator = open_separator(self.device)
-        self.config = config
+        autocast = config.autocast and on_gpu
+        asker = Asker(separator=self.separator, batch_s=config.batch_s, device=self.device, autocast=autocast)
+        tagger = open_tagger(self.device) if open_tagger is not None else None
+        self.assessor = Assessor(asker=asker, tagger=tagger, reseparate=config.reseparate)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         part = self.separate(batch.to_pylist()[0])
@@ -141,6 +163,7 @@ class Separate:
                 "samples": item.clip.samples_T.tobytes(),
                 "stem_labels": item.labels,
                 "stems": np.ascontiguousarray(item.stems_ST, dtype=np.float32).tobytes(),
+                "extra": [dict(row) for row in item.extra],
             }
             for item in part["clips"]
         ]
@@ -150,22 +173,20 @@ class Separate:
         """The part with its clips as :class:`SeparatedClip`."""
         started = time.perf_counter()
         clips = [_clip(entry) for entry in part["clips"]]
-        part["clips"], failures = separate_clips(
-            clips,
-            self.separator,
-            batch_s=self.config.batch_s,
-            device=self.device,
-            autocast=self.config.autocast and self.device == "cuda",
-        )
+        separated, failures = separate_clips(clips, self.assessor.asker)
         part["failures"] += failures
         part["separate_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        extra = self.assessor.extra(separated)
+        part["clips"] = [replace(item, extra=rows) for item, rows in zip(separated, extra, strict=True)]
+        part["assess_s"] = time.perf_counter() - started
         return part
 
 
 def _separated(entry: dict[str, Any]) -> SeparatedClip:
     labels = entry["stem_labels"]
     stems_ST = _samples(entry["stems"]).reshape(len(labels), -1)
-    return SeparatedClip(clip=_clip(entry), labels=labels, stems_ST=stems_ST)
+    return SeparatedClip(clip=_clip(entry), labels=labels, stems_ST=stems_ST, extra=entry["extra"])
 
 
 def _unscored(item: SeparatedClip, error: Exception) -> dict[str, Any]:
@@ -223,9 +244,10 @@ class ScoreAndWrite:
             "sample_rate_hz": self.sample_rate_hz,
             "num_samples": len(item.clip.samples_T),
         }
+        extra = item.extra or [{}] * len(item.labels)
         return [
-            {**common, "label": label, **entry, **score}
-            for label, entry, score in zip(item.labels, audio, scores, strict=True)
+            {**common, "label": label, **entry, **score, **more}
+            for label, entry, score, more in zip(item.labels, audio, scores, extra, strict=True)
         ]
 
 
@@ -233,9 +255,14 @@ class SeparateScoreAndWrite:
     """Actor: both of these in one process, where separating is CPU work too, so that no stem travels."""
 
     def __init__(
-        self, open_separator: Callable[[str], Separator], config: PassConfig, out: str, sample_rate_hz: int
+        self,
+        open_separator: Callable[[str], Separator],
+        config: PassConfig,
+        out: str,
+        sample_rate_hz: int,
+        open_tagger: Callable[[str], Tagger] | None = None,
     ) -> None:
-        self.first = Separate(open_separator, config, on_gpu=False)
+        self.first = Separate(open_separator, config, False, open_tagger)
         self.then = ScoreAndWrite(out, sample_rate_hz)
 
     def __call__(self, batch: pa.Table) -> pa.Table:

@@ -17,8 +17,9 @@ from signals import (
     two_bands,
 )
 
+from engine.batched import Asker, pack
 from engine.schema import FAILURES
-from engine.separate import pack, separate_clips
+from engine.separate import separate_clips
 
 LENGTHS = [4000, 800, 8000, 1, 3999, 800, 2400]
 LABELS = [("low", "high"), ("high",), ("high", "low"), ("low",), ("low", "high"), ("low", "high"), ("high",)]
@@ -75,13 +76,13 @@ def test_pack_of_nothing():
 @pytest.mark.parametrize("batch_s", [1e-9, 0.6, 2.0, 1000.0])
 def test_clips_together_give_what_each_gives_alone(batch_s):
     clips = corpus()
-    separated, failures = separate_clips(clips, BandSeparator(), batch_s=batch_s)
+    separated, failures = separate_clips(clips, Asker(separator=BandSeparator(), batch_s=batch_s))
     assert failures == []
     check_conservation(clips, separated, failures)
     assert [item.clip.row["clip_id"] for item in separated] == [f"clip-{i}" for i in range(len(clips))]
     assert [tuple(item.labels) for item in separated] == LABELS
     for clip, item in zip(clips, separated, strict=True):
-        (alone,), _ = separate_clips([clip], BandSeparator(), batch_s=batch_s)
+        (alone,), _ = separate_clips([clip], Asker(separator=BandSeparator(), batch_s=batch_s))
         np.testing.assert_array_equal(item.stems_ST, alone.stems_ST)
         np.testing.assert_array_equal(item.clip.samples_T, clip.samples_T)
 
@@ -89,30 +90,30 @@ def test_clips_together_give_what_each_gives_alone(batch_s):
 @pytest.mark.parametrize("batch_s", [0.6, 1000.0])
 def test_the_built_in_separator_gives_a_clip_the_same_in_company(batch_s):
     clips, separator = corpus(), tiny_separator()
-    separated, failures = separate_clips(clips, separator, batch_s=batch_s)
+    separated, failures = separate_clips(clips, Asker(separator=separator, batch_s=batch_s))
     assert failures == []
     for clip, item in zip(clips, separated, strict=True):
-        (alone,), _ = separate_clips([clip], separator, batch_s=batch_s)
+        (alone,), _ = separate_clips([clip], Asker(separator=separator, batch_s=batch_s))
         np.testing.assert_allclose(item.stems_ST, alone.stems_ST, rtol=0, atol=1e-5)
 
 
 def test_stems_are_the_sources():
     low_T, high_T = two_bands(8000, seed=4)
-    (item,), _ = separate_clips([decoded(low_T + high_T)], BandSeparator(), batch_s=10.0)
+    (item,), _ = separate_clips([decoded(low_T + high_T)], Asker(separator=BandSeparator(), batch_s=10.0))
     assert snr_db(estimate=item.stems_ST[0], reference=low_T) > 100
     assert snr_db(estimate=item.stems_ST[1], reference=high_T) > 100
 
 
 def test_a_batch_holds_at_most_batch_s_of_audio():
     separator = BandSeparator()
-    separate_clips(corpus(), separator, batch_s=2.0)
+    separate_clips(corpus(), Asker(separator=separator, batch_s=2.0))
     assert all(rows * length <= 2 * RATE_HZ or rows == 1 for rows, length in separator.shapes)
     assert len(separator.shapes) < 11, "nothing was batched"
 
 
 def test_an_unknown_label_fails_alone():
     clips = [decoded(mixture(800), ("low", "whale", "high"), clip_id="a"), decoded(mixture(400), ("whale",))]
-    separated, failures = separate_clips(clips, BandSeparator(), batch_s=10.0)
+    separated, failures = separate_clips(clips, Asker(separator=BandSeparator(), batch_s=10.0))
     check_conservation(clips, separated, failures)
     assert [item.labels for item in separated] == [["low", "high"]]
     assert [(row["clip_id"], row["label"], row["num_queries"]) for row in failures] == [
@@ -125,9 +126,9 @@ def test_an_unknown_label_fails_alone():
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_stems():
     clips = corpus()
-    expected, _ = separate_clips(clips, BandSeparator(), batch_s=1000.0)
+    expected, _ = separate_clips(clips, Asker(separator=BandSeparator(), batch_s=1000.0))
     separator = SmallMemorySeparator(max_samples=2 * 8000)
-    separated, failures = separate_clips(clips, separator, batch_s=1000.0)
+    separated, failures = separate_clips(clips, Asker(separator=separator, batch_s=1000.0))
     assert failures == []
     assert separator.shapes[0] == (11, 8000), "the first batch was to be too large"
     want, got = stems_of(expected), stems_of(separated)
@@ -140,7 +141,7 @@ def test_a_batch_that_did_not_fit_is_let_go_before_its_halves_are_tried():
     """A caught error keeps the frames it came through, and their tensors, alive while it is handled."""
     clips = [decoded(mixture(800, seed=seed), clip_id=f"clip-{seed}") for seed in range(4)]
     separator = CountedMemorySeparator(max_samples=5 * 800)
-    separated, failures = separate_clips(clips, separator, batch_s=1000.0)
+    separated, failures = separate_clips(clips, Asker(separator=separator, batch_s=1000.0))
     assert [row["message"] for row in failures] == []
     assert len(stems_of(separated)) == 8
     assert separator.alive == 0
@@ -148,7 +149,7 @@ def test_a_batch_that_did_not_fit_is_let_go_before_its_halves_are_tried():
 
 def test_a_clip_that_never_fits_fails_with_its_reason_and_the_others_do_not():
     clips = corpus()
-    separated, failures = separate_clips(clips, SmallMemorySeparator(max_samples=7999), batch_s=1000.0)
+    separated, failures = separate_clips(clips, Asker(separator=SmallMemorySeparator(max_samples=7999), batch_s=1000.0))
     check_conservation(clips, separated, failures)
     assert sorted((row["clip_id"], row["label"]) for row in failures) == [("clip-2", "high"), ("clip-2", "low")]
     assert {row["error_class"] for row in failures} == {"OutOfMemoryError"}
@@ -159,9 +160,9 @@ def test_a_clip_that_never_fits_fails_with_its_reason_and_the_others_do_not():
 def test_a_failing_clip_fails_alone(batch_s):
     clips = corpus()
     clips[4] = decoded(marked(clips[4].samples_T), clip_id="clip-4")
-    separated, failures = separate_clips(clips, MarkedSeparator(), batch_s=batch_s)
+    separated, failures = separate_clips(clips, Asker(separator=MarkedSeparator(), batch_s=batch_s))
     check_conservation(clips, separated, failures)
-    expected, _ = separate_clips(clips, BandSeparator(), batch_s=batch_s)
+    expected, _ = separate_clips(clips, Asker(separator=BandSeparator(), batch_s=batch_s))
     want, got = stems_of(expected), stems_of(separated)
     assert want.keys() - got.keys() == {("clip-4", "low"), ("clip-4", "high")}
     for key, stem_T in got.items():
@@ -176,18 +177,18 @@ def test_a_clip_with_nan_fails_alone_with_the_built_in_separator():
     broken_T = mixture(800)
     broken_T[100] = np.nan
     clips = [decoded(mixture(900)), decoded(broken_T), decoded(mixture(700))]
-    separated, failures = separate_clips(clips, tiny_separator(), batch_s=10.0)
+    separated, failures = separate_clips(clips, Asker(separator=tiny_separator(), batch_s=10.0))
     check_conservation(clips, separated, failures)
     assert {row["clip_id"] for row in failures} == {"clip-800"}
     assert {item.clip.row["clip_id"] for item in separated} == {"clip-900", "clip-700"}
 
 
 def test_no_clips():
-    assert separate_clips([], BandSeparator(), batch_s=10.0) == ([], [])
+    assert separate_clips([], Asker(separator=BandSeparator(), batch_s=10.0)) == ([], [])
 
 
 def test_a_clip_without_samples_gives_stems_without_samples():
     clips = [decoded(np.zeros(0)), decoded(mixture(80))]
-    separated, failures = separate_clips(clips, tiny_separator(), batch_s=10.0)
+    separated, failures = separate_clips(clips, Asker(separator=tiny_separator(), batch_s=10.0))
     check_conservation(clips, separated, failures)
     assert [item.stems_ST.shape for item in separated] == [(2, 0), (2, 80)]

@@ -8,7 +8,9 @@ from engine.taggers import load_tagger, margin_db
 from tests.signals import RATE_HZ, two_bands
 from train.tagger import ShareMixer, TaggerConfig, share_loss, train_tagger
 
-FAST = TaggerConfig(steps=80, batch_size=16, segment_s=1.0, num_bands=32, channels=32)
+FAST = TaggerConfig(
+    steps=80, batch_size=16, segment_s=1.0, num_bands=32, channels=32, pitch_fraction=0.03, colour_db=2.0
+)
 LOW, HIGH = 1, 0  # labels are in alphabetic order
 
 
@@ -62,7 +64,7 @@ def test_margins_are_positive_for_the_right_and_negative_for_the_wrong(trained):
 @pytest.mark.parametrize("ratio_db", [-10.0, -5.0, 0.0, 5.0, 10.0])
 def test_the_margin_of_a_mixture_is_the_ratio_of_its_energies(trained, ratio_db):
     tags_BL = load_tagger(trained[0]).tag(unseen(ratio_db)[2:])
-    assert margin_db(tags_BL, [LOW], [[HIGH]]).item() == pytest.approx(ratio_db, abs=5.0)
+    assert margin_db(tags_BL, [LOW], [[HIGH]]).item() == pytest.approx(ratio_db, abs=6.0)
 
 
 def test_a_purer_stem_has_a_higher_margin(trained):
@@ -109,6 +111,13 @@ def test_clips_that_cannot_be_read_or_are_silent_are_counted(write_sources, tmp_
     assert report["num_clips"] == 2 and report["num_unusable"] == 3
 
 
+def test_where_not_all_fits_in_memory_labels_take_turns(write_sources, tmp_path):
+    config = TaggerConfig(steps=1, batch_size=2, segment_s=1.0, channels=16, pool_s=3.0)
+    clean = bands_csv(write_sources, num_clips=5)
+    report = train_tagger(tmp_path / "t", clean=clean, config=config, sample_rate_hz=RATE_HZ)
+    assert report["num_clips"] == 2, "two clips of 2 s, one of each label"
+
+
 def test_labels_without_a_sound_or_a_rival_raise(write_sources, tmp_path):
     low_T, _ = two_bands(8000)
     with pytest.raises(ValueError, match="two or more different labels"):
@@ -119,7 +128,15 @@ def test_labels_without_a_sound_or_a_rival_raise(write_sources, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"steps": 0}, {"gain_db": -1.0}, {"weight_decay": -1.0}, {"mask_rate": 1.5}, {"segment_s": 0.0}]
+    "settings",
+    [
+        {"steps": 0},
+        {"gain_db": -1.0},
+        {"weight_decay": -1.0},
+        {"mask_rate": 1.5},
+        {"pitch_fraction": -0.1},
+        {"segment_s": 0.0},
+    ],
 )
 def test_settings_that_cannot_work_raise(settings):
     with pytest.raises(ValueError, match=f"{next(iter(settings))} is "):

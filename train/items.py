@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from engine.audio import AudioError, decode, probe
@@ -49,9 +50,16 @@ class Item:
 
 
 def clean_items(
-    path: str | Path, *, folds: Sequence[int] | None, sample_rate_hz: int, max_s: float = 30.0
+    path: str | Path,
+    *,
+    folds: Sequence[int] | None,
+    sample_rate_hz: int,
+    max_s: float = 30.0,
+    without: tuple[int, int] | None = None,
 ) -> list[Item]:
     """Single-source clips of a CSV ``path,label[,fold]``; only the first ``max_s`` seconds of each are used.
+
+    ``without`` (k, n) leaves out the kth of n parts of each label's clips.
 
     A clip whose header cannot be read is an item all the same: the pool counts it as unusable.
     """
@@ -64,7 +72,25 @@ def clean_items(
         load = functools.partial(decode, source, sample_rate_hz=sample_rate_hz, duration_s=max_s)
         return Item(labels=(label,), heard=frozenset([label]), clip=source, duration_s=duration_s, load=load)
 
-    return [item(row["path"], row["label"]) for row in read_sources(path, folds=folds).to_pylist()]
+    sources = read_sources(path, folds=folds)
+    if without is not None:
+        sources = part_of(sources, *without, inside=False)
+    return [item(row["path"], row["label"]) for row in sources.to_pylist()]
+
+
+def part_of(sources: pa.Table, part: int, num_parts: int, *, inside: bool = True) -> pa.Table:
+    """The rows of one of ``num_parts`` parts of each label's clips, or all others.
+
+    In the order of their paths, so that what was cut of one recording and is named alike stays together for the most.
+    """
+    order = sources.append_column("row", pa.array(range(len(sources)))).sort_by(
+        [("label", "ascending"), ("path", "ascending")]
+    )
+    by_label: dict[str, list[int]] = {}
+    for row in order.select(["label", "row"]).to_pylist():
+        by_label.setdefault(row["label"], []).append(row["row"])
+    chosen = {row for rows in by_label.values() for row in np.array_split(rows, num_parts)[part].tolist()}
+    return sources.filter(pa.array([(row in chosen) == inside for row in range(len(sources))]))
 
 
 def track_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) -> list[Item]:

@@ -21,6 +21,8 @@ class Material:
     """CSV ``path,label[,fold]`` of single-source clips, or a folder of folders by label."""
     clean_folds: tuple[int, ...] | None = None
     """Folds of ``clean``; null: all."""
+    clean_without: tuple[int, int] | None = None
+    """Leave out the kth of n parts of each label's clips, (k, n): what a calibration holds out."""
     tracks: str | None = None
     """A selection made by the filter."""
 
@@ -62,7 +64,9 @@ def _items(material: Material, mix: MixConfig, *, sample_rate_hz: int) -> dict[s
     """Items by kind; of the kinds that the mix has no use for, none."""
     items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
     if material.clean is not None:
-        items["clean"] = clean_items(material.clean, folds=material.clean_folds, sample_rate_hz=sample_rate_hz)
+        items["clean"] = clean_items(
+            material.clean, folds=material.clean_folds, sample_rate_hz=sample_rate_hz, without=material.clean_without
+        )
     if material.tracks is None:
         return items
     items["tracks"] = track_items(material.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)

@@ -9,6 +9,7 @@ Shape legend: B mixtures, S sources, N spectral frames, K mel bands, M tagged fr
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -40,9 +41,9 @@ class TaggerConfig:
 
     steps: int = 1000
     """Batches to learn from."""
-    batch_size: int = 32
+    batch_size: int = 24
     """Mixtures in a batch."""
-    segment_s: float = 2.0
+    segment_s: float = 3.0
     """Length of a mixture."""
     learning_rate: float = 3e-3
     """Highest rate of AdamW; it rises over the first tenth of the steps and falls to zero along a cosine."""
@@ -50,6 +51,10 @@ class TaggerConfig:
     """Weight decay of AdamW."""
     gain_db: float = 15.0
     """A source's level is moved by up to this, up or down: two sources differ by up to twice as much."""
+    pitch_fraction: float = 0.1
+    """A source is moved up or down by up to this share of the mel bands."""
+    colour_db: float = 8.0
+    """Standard deviation of a source's random colouring."""
     mask_rate: float = 0.5
     """Share of mixtures masked as by a separator that asks for one of the sources and errs."""
     num_bands: int = 64
@@ -65,11 +70,12 @@ class TaggerConfig:
         for name in ("steps", "batch_size", "segment_s", "learning_rate", "pool_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("gain_db", "weight_decay"):
+        for name in ("gain_db", "weight_decay", "colour_db"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
-        if not 0.0 <= self.mask_rate <= 1.0:
-            raise ValueError(f"mask_rate is {self.mask_rate}; it is a share from 0 to 1")
+        for name in ("pitch_fraction", "mask_rate"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1")
 
 
 class ShareMixer:
@@ -77,7 +83,8 @@ class ShareMixer:
 
     def __init__(self, powers: Sequence[Sequence[Powers]], config: TaggerConfig, *, num_frames: int) -> None:
         self.powers, self.config, self.num_frames = powers, config, num_frames
-        self.active = [[_active(power_NK) for power_NK in clips] for clips in powers]
+        energies = [[power_NK.sum(1) for power_NK in clips] for clips in powers]
+        self.active = [[np.flatnonzero(e_N >= _FLOOR * e_N.max()) for e_N in clips] for clips in energies]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Mixtures ``[B, N, K]`` and what each label has of each tagged frame's energy ``[B, M, L]``."""
@@ -112,17 +119,14 @@ class ShareMixer:
         frames = np.rint(first + step * np.arange(self.num_frames)).astype(np.int64)
         crop_NK = power_NK[np.minimum(frames, len(power_NK) - 1)] * (frames < len(power_NK))[:, None]
         num_bands = crop_NK.shape[1]
-        gains_db_K = _curve(rng, num_bands, knots=6, deviation=4.0)
+        gains_db_K = _curve(rng, num_bands, knots=6, deviation=self.config.colour_db)
         if rng.random() < 0.3:  # a low or high pass of random slope
             slope_db = rng.uniform(-60.0, 60.0)
             gains_db_K = gains_db_K + slope_db * np.clip(np.linspace(-1, 1, num_bands) - rng.uniform(-1, 1), 0, None)
-        crop_NK = _shifted(crop_NK, rng.uniform(-3.0, 3.0)) * 10.0 ** (gains_db_K / 10.0)
-        return (crop_NK / max(crop_NK.mean(), 1e-20)).astype(np.float32)
-
-
-def _active(power_NK: Powers) -> NDArray[np.int64]:
-    energy_N = power_NK.sum(1)
-    return np.flatnonzero(energy_N >= _FLOOR * energy_N.max())
+        bands = rng.uniform(-1.0, 1.0) * self.config.pitch_fraction * num_bands
+        crop_NK = _shifted(crop_NK, bands) * 10.0 ** (gains_db_K / 10.0)
+        levelled_NK: Powers = (crop_NK / max(crop_NK.mean(), 1e-20)).astype(np.float32)
+        return levelled_NK
 
 
 def _curve(rng: np.random.Generator, num: int, *, knots: int, deviation: float) -> NDArray[np.float64]:
@@ -150,7 +154,8 @@ def _separator_mask(rng: np.random.Generator, sources_SNK: Powers) -> Powers:
     error_db = error_db + rng.normal(0.0, rng.uniform(0.0, 6.0), share_NK.shape)  # musical noise
     odds = share_NK / (1.0 - share_NK + 1e-6) * 10.0 ** ((error_db + rng.normal(0.0, 6.0)) / 10.0)
     mask_NK = np.maximum(odds / (1.0 + odds), 10.0 ** (rng.uniform(-40.0, -5.0) / 20.0))
-    return (mask_NK**2).astype(np.float32)
+    gains_NK: Powers = np.square(mask_NK).astype(np.float32)
+    return gains_NK
 
 
 def _noise(rng: np.random.Generator, mix_NK: Powers) -> Powers:
@@ -178,22 +183,23 @@ def train_tagger(
     *,
     clean: str | Path,
     clean_folds: Sequence[int] | None = None,
+    without: tuple[int, int] | None = None,
     config: TaggerConfig | None = None,
     sample_rate_hz: int = 16000,
 ) -> dict[str, Any]:
     """Train a tagger of the single-source clips ``clean`` into the folder ``out``; returns its history entry.
 
-    A training that is done returns at once. Raises ``ValueError`` for clips of fewer than two labels and where ``out``
+    ``without`` (k, n) leaves out the kth of n parts of each label's clips. A training that is done returns at once. Raises ``ValueError`` for clips of fewer than two labels and where ``out``
     holds a tagger of another training.
     """
     config, started = config or TaggerConfig(), time.perf_counter()
-    identity = _identity(str(clean), clean_folds, config, sample_rate_hz)
+    identity = _identity(str(clean), clean_folds, without, config, sample_rate_hz)
     if (Path(out) / "tagger.json").is_file():
         done: dict[str, Any] = read_tagger(out)["history"][-1]
         if done["identity"] != identity:
             raise ValueError(f"{out} holds a tagger of another training; give another folder, or delete this one")
         return done
-    items = clean_items(clean, folds=clean_folds, sample_rate_hz=sample_rate_hz)
+    items = clean_items(clean, folds=clean_folds, sample_rate_hz=sample_rate_hz, without=without)
     labels = sorted({item.labels[0] for item in items})
     network = TagNetworkConfig(
         sample_rate_hz=sample_rate_hz,
@@ -218,20 +224,25 @@ def train_tagger(
     return entry
 
 
-def _identity(clean: str, folds: Sequence[int] | None, config: TaggerConfig, sample_rate_hz: int) -> str:
+def _identity(
+    clean: str,
+    folds: Sequence[int] | None,
+    without: tuple[int, int] | None,
+    config: TaggerConfig,
+    sample_rate_hz: int,
+) -> str:
     """What a training is; a list that has changed is noticed, one that moved is not."""
     root = os.path.abspath(clean if os.path.isdir(clean) else os.path.dirname(os.path.abspath(clean)))
     rows = read_sources(clean, folds=folds).to_pylist()
     sources = [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
-    return fingerprint([asdict(config), sample_rate_hz, sources])
+    return fingerprint([asdict(config), sample_rate_hz, sources, without])
 
 
 def _load(items: Sequence[Item], tagger: ShareTagger, config: TaggerConfig) -> tuple[list[list[Powers]], int]:
     """Mel powers of the clips by label, at a quarter of the network's step, and how many could not be used."""
-    order = np.random.default_rng([config.seed, 1]).permutation(len(items))
     powers: list[list[Powers]] = [[] for _ in tagger.labels]
     num_unusable, held_s = 0, 0.0
-    for item in (items[i] for i in order):
+    for item in _in_turns(items, np.random.default_rng([config.seed, 1])):
         if held_s >= config.pool_s:
             break
         try:
@@ -249,6 +260,15 @@ def _load(items: Sequence[Item], tagger: ShareTagger, config: TaggerConfig) -> t
     if missing:
         raise ValueError(f"every label needs a readable clip with sound, {missing[0]!r} has none; give more clips")
     return powers, num_unusable
+
+
+def _in_turns(items: Sequence[Item], rng: np.random.Generator) -> list[Item]:
+    """The items in a random order in which the labels take turns."""
+    by_label: dict[str, list[Item]] = {}
+    for i in rng.permutation(len(items)):
+        by_label.setdefault(items[i].labels[0], []).append(items[i])
+    rounds = itertools.zip_longest(*by_label.values())
+    return [item for turn in rounds for item in turn if item is not None]
 
 
 def _learn(tagger: ShareTagger, powers: list[list[Powers]], config: TaggerConfig) -> float:

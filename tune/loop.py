@@ -18,9 +18,12 @@ from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import write_tracks
 from engine.stages import PassConfig
 from engine.storage import read_json, write_bytes, write_json
+from train.calibrate import CalibrationConfig
 from train.distil import Material, distil
 from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
 from train.student import DistilConfig
+from train.tagger import TaggerConfig
+from tune.quality import Judges, check_judges, prepare_judges
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,14 @@ class RunConfig:
 
     In settings also a mapping of ``iterations`` and a shape for every threshold: see ``tune.schedule``.
     """
+    quality: str | None = None
+    """Folder of a calibrated estimator; null: one is calibrated on the clean clips where the schedule asks for it."""
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
+    """How that estimator is calibrated."""
+    tagger: str | None = None
+    """Folder of a tagger, built-in or of Hugging Face; null: trained on the clean clips where the schedule asks."""
+    tagger_training: TaggerConfig = field(default_factory=TaggerConfig)
+    """How that tagger is trained."""
     distil: DistilConfig = field(default_factory=DistilConfig)
     """How every student is trained from its teacher."""
     validation: ValidationConfig | None = None
@@ -84,8 +95,9 @@ def run(config: RunConfig, out: str | Path, *, say: Say = print) -> dict[str, An
     _claim(config, out)
     mixtures: list[Mixture] = []
     _seed(config, out, mixtures, say)
+    judges = prepare_judges(config, out, say)
     for number, thresholds in enumerate(config.schedule, 1):
-        _iteration(config, corpus, out, number, thresholds, mixtures, say)
+        _iteration(config, corpus, out, number, thresholds, judges, mixtures, say)
     return summarise(out)
 
 
@@ -93,6 +105,7 @@ def _check(config: RunConfig) -> Corpus:
     """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
     corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
     clips_to_separate(corpus, config.engine)
+    check_judges(config)
     labels: list[str] = []
     if config.clean is not None:
         labels = read_sources(config.clean, folds=config.clean_folds)["label"].to_pylist()
@@ -167,6 +180,7 @@ def _iteration(
     out: Path,
     number: int,
     thresholds: Thresholds,
+    judges: Judges,
     mixtures: list[Mixture],
     say: Say,
 ) -> None:
@@ -176,10 +190,17 @@ def _iteration(
         return
     started = time.perf_counter()
     say(f"iteration {number}: separating {config.corpus}")
-    engine = run_pass(corpus, folder, separator=teacher, config=config.engine)
+    engine = run_pass(corpus, folder, separator=teacher, tagger=judges.tagger, config=config.engine)
     shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
     say(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
-    tracks = write_tracks(folder / "stems", folder / "tracks", thresholds)
+    quality = judges.quality
+    tracks = write_tracks(
+        folder / "stems",
+        folder / "tracks",
+        thresholds,
+        estimate=quality.estimate if quality else None,
+        estimator_fingerprint=quality.fingerprint if quality else None,
+    )
     say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
     if not tracks["num_kept"]:
         raise ValueError(

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from engine.separators.base import nearest
 from engine.storage import fingerprint, sha256_file
-from engine.taggers.base import find_label
-from engine.taggers.network import checked
+from engine.taggers.base import checked, find_label
 
 _WINDOW_S = 10.0  # what these models were trained on; longer inputs they cut off, some at random
 _LEVEL = 0.1  # RMS that a window is brought to: their features are not free of gain
@@ -85,12 +84,13 @@ class HuggingFaceTagger(_WindowTagger):
         self._extract = _opened("AutoFeatureExtractor", folder)
         self.sample_rate_hz = int(self._extract.sampling_rate)
         classes = [self._model.config.id2label[i] for i in range(self._model.config.num_labels)]
-        wanted = dict(label_map) if label_map is not None else {name: [name] for name in classes}
+        given = label_map if label_map is not None else {name: name for name in classes}
+        wanted = {label: [names] if isinstance(names, str) else list(names) for label, names in given.items()}
         self.labels = _labels(wanted)
         self._member_CL = torch.zeros(len(classes), len(wanted), device=device)
         for column, names in enumerate(wanted.values()):
-            self._member_CL[_places([names] if isinstance(names, str) else names, classes), column] = 1.0
-        self.fingerprint = _fingerprint(folder, "audio_classifier", {key: list(names) for key, names in wanted.items()})
+            self._member_CL[_places(names, classes), column] = 1.0
+        self.fingerprint = _fingerprint(folder, "audio_classifier", wanted)
 
     def _share(self, window_T: NDArray[np.float32]) -> Tensor:
         inputs = self._extract(window_T, sampling_rate=self.sample_rate_hz, return_tensors="pt")

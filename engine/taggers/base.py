@@ -79,3 +79,25 @@ def margin_db(tags_BL: Tensor, own_B: Sequence[int] | Tensor, rivals: Sequence[S
     strongest = [tags_BL[row, list(others)].max() for row, others in enumerate(rivals)]
     margins = [tags_BL[row, label] - rival for row, (label, rival) in enumerate(zip(own, strongest, strict=True))]
     return torch.stack(margins).clamp(-MAX_MARGIN_DB, MAX_MARGIN_DB) if margins else tags_BL.new_zeros(0)
+
+
+def checked(audio_BT: Tensor, lengths: Sequence[int] | None) -> Tensor:
+    """Signals to tag as float32 with a peak of 1 a row (silence stays), zero beyond their lengths.
+
+    Raises ``ValueError`` for another shape, lengths that do not fit and samples that are not finite.
+    """
+    if audio_BT.ndim != 2:
+        raise ValueError(f"audio to tag has shape [B, T], not {tuple(audio_BT.shape)}; add or merge dimensions")
+    num_samples = audio_BT.shape[1]
+    if lengths is not None:
+        if len(lengths) != len(audio_BT) or not all(0 <= length <= num_samples for length in lengths):
+            raise ValueError(f"lengths are one a row, 0 to {num_samples}, not {list(lengths)} for {len(audio_BT)} rows")
+        lengths_B1 = torch.tensor(lengths, device=audio_BT.device)[:, None]
+        inside_BT = torch.arange(num_samples, device=audio_BT.device) < lengths_B1
+        audio_BT = torch.where(inside_BT, audio_BT, 0.0)
+    if not torch.isfinite(audio_BT).all():
+        raise ValueError("the audio to tag has NaN or infinite samples; repair or drop it")
+    if not audio_BT.numel():
+        return audio_BT.float()
+    peak_B1 = audio_BT.abs().amax(1, keepdim=True)
+    return (audio_BT / torch.where(peak_B1 > 0.0, peak_B1, 1.0)).float()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from engine.schema import plain_label
 from engine.storage import fingerprint
+from engine.taggers.base import checked
 
 FRAMES_PER_TAG = 4
 
@@ -176,25 +177,3 @@ class ShareTagger(nn.Module):
         share_BL = torch.einsum("bml,bm->bl", log_share_BML.exp(), energy_BM / total_B1.clamp(min=1e-30))
         share_BL = torch.where(total_B1 > 0.0, share_BL, 1.0 / len(self.labels))
         return 10.0 * torch.log10(share_BL + _LEAST_SHARE)
-
-
-def checked(audio_BT: Tensor, lengths: Sequence[int] | None) -> Tensor:
-    """Signals to tag as float32 with a peak of 1 a row (silence stays), zero beyond their lengths.
-
-    Raises ``ValueError`` for another shape, lengths that do not fit and samples that are not finite.
-    """
-    if audio_BT.ndim != 2:
-        raise ValueError(f"audio to tag has shape [B, T], not {tuple(audio_BT.shape)}; add or merge dimensions")
-    num_samples = audio_BT.shape[1]
-    if lengths is not None:
-        if len(lengths) != len(audio_BT) or not all(0 <= length <= num_samples for length in lengths):
-            raise ValueError(f"lengths are one a row, 0 to {num_samples}, not {list(lengths)} for {len(audio_BT)} rows")
-        lengths_B1 = torch.tensor(lengths, device=audio_BT.device)[:, None]
-        inside_BT = torch.arange(num_samples, device=audio_BT.device) < lengths_B1
-        audio_BT = torch.where(inside_BT, audio_BT, 0.0)
-    if not torch.isfinite(audio_BT).all():
-        raise ValueError("the audio to tag has NaN or infinite samples; repair or drop it")
-    if not audio_BT.numel():
-        return audio_BT.float()
-    peak_B1 = audio_BT.abs().amax(1, keepdim=True)
-    return (audio_BT / torch.where(peak_B1 > 0.0, peak_B1, 1.0)).float()

@@ -1,0 +1,215 @@
+"""What a selection of tracks is worth to the student: every arm, same teacher, steps and seeds; resumes piece by piece.
+
+    python benchmarks/gain.py --esc10 DIR [--out runs/quality] [--part K/N] [--only ARM ...]
+
+Needs what `benchmarks/truth.py` makes (seed, corpus with its truth, a pass, a calibrated estimator). Several processes
+can share the work by parts; the one that finds all pieces there writes `benchmarks/gain.md` and the README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from setting import Setting, say, stamp, true_si_sdr
+
+from engine.filter import Quantile, Thresholds
+from engine.shards import write_tracks
+from engine.storage import read_json, write_bytes, write_json
+from train.evaluate import draw_mixtures, estimator, evaluate
+from train.material import Material, make_mixer
+from train.mix import MixConfig
+from train.student import DistilConfig, Student
+from tune.recipes import RECIPES, build
+from tune.report import fill
+
+_HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to choose and use material."""
+
+    about: str
+    gate: Thresholds | None = None  # null: no tracks
+    truth: bool = False  # the gate's estimate is the truth
+    folds: tuple[int, ...] = (1,)
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    seeds: tuple[int, ...] = SEEDS
+
+
+def _gate(**rules: float | Quantile) -> Thresholds:
+    sane = {"min_remix_snr_db": 0.0, "min_stem_level_db": -25.0, "max_stem_level_db": 3.0}
+    return Thresholds(**{**sane, **rules})
+
+
+_HALF = _gate(min_estimated_si_sdr_db=Quantile(quantile=0.4, by_label=True))
+_ALL = Thresholds()
+ARMS = {
+    "seed_only": Arm(about="no data engine: the seed's own clips (fold 1)"),
+    "all_stems": Arm(about="every stem", gate=_ALL),
+    "clearsep_10": Arm(about="ClearSep: Re-SDR of 10 dB", gate=Thresholds(min_re_sdr_db=10.0)),
+    "clearsep_15": Arm(about="ClearSep: Re-SDR of 15 dB", gate=Thresholds(min_re_sdr_db=15.0)),
+    "oracle": Arm(about="oracle: true SI-SDR above 8 dB", gate=Thresholds(min_estimated_si_sdr_db=8.0), truth=True),
+    "mixit": Arm(
+        about="MixIT on the natural clips, no stems",
+        gate=_ALL,
+        mix=MixConfig(clean_fraction=1.0, mixit_fraction=0.5, mixit_assignment="best"),
+    ),
+    "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
+    "laptop": Arm(about="our gate and training (recipe laptop)"),
+    "gate_quantile": Arm(about="best 60 % of each label by the estimate", gate=_HALF, seeds=(0,)),
+    "all_weighted": Arm(
+        about="every stem, loss weighed by the estimate", gate=_ALL, mix=MixConfig(quality_weight="loss"), seeds=(0,)
+    ),
+    "all_drawn": Arm(
+        about="every stem, drawn by the estimate", gate=_ALL, mix=MixConfig(quality_weight="draw"), seeds=(0,)
+    ),
+    "gate_weighted": Arm(about="best 60 %, loss weighed", gate=_HALF, mix=MixConfig(quality_weight="loss"), seeds=(0,)),
+    "all_clips": Arm(
+        about="every stem, a third of the mixtures natural clips",
+        gate=_ALL,
+        mix=MixConfig(clip_fraction=0.33),
+        seeds=(0,),
+    ),
+    "all_labelled_mixit": Arm(
+        about="every stem, a third of the mixtures two natural clips, labels assigned",
+        gate=_ALL,
+        mix=MixConfig(mixit_fraction=0.33),
+        seeds=(0,),
+    ),
+    "all_consistent": Arm(
+        about="the same with mixture consistency",
+        gate=_ALL,
+        mix=MixConfig(mixit_fraction=0.33, consistency_weight=0.5),
+        seeds=(0,),
+    ),
+    "gate_absent": Arm(
+        about="best 60 %, half of the silence examples true absent labels",
+        gate=_HALF,
+        mix=MixConfig(absent_fraction=0.5),
+        seeds=(0,),
+    ),
+    "all_unbalanced": Arm(
+        about="every stem, labels drawn as often as they have tracks",
+        gate=_ALL,
+        mix=MixConfig(label_balance=0.0),
+        seeds=(0,),
+    ),
+    "all_quarter_clean": Arm(
+        about="every stem, a quarter of the sources clean", gate=_ALL, mix=MixConfig(clean_fraction=0.25), seeds=(0,)
+    ),
+}
+
+
+def arm(name: str) -> Arm:
+    """An arm; the recipe's own gate and training where the name is the recipe's."""
+    if name != "laptop":
+        return ARMS[name]
+    settings = RECIPES["laptop"]()
+    mix = build(MixConfig, settings.get("distil", {}).get("mix", {}))
+    gate = build(Thresholds, settings["schedule"][0])
+    return dataclasses.replace(ARMS[name], gate=gate, mix=mix)
+
+
+def tracks(work: Setting, name: str, some: Arm) -> Path | None:
+    """The arm's selection from the seed's pass."""
+    if some.gate is None:
+        return None
+    folder = work.out / "gain" / name / "tracks"
+    if not (folder / "manifest.json").is_file():
+        estimate = true_si_sdr(work) if some.truth else work.quality().estimate
+        write_tracks(work.out / "pass-0" / "stems", folder, some.gate, estimate=estimate, estimator_fingerprint="bench")
+    return folder
+
+
+def train(work: Setting, name: str, seed: int) -> dict[str, Any]:
+    """One student of one arm, trained in this process on one thread, and its validation."""
+    path = work.out / "gain" / name / f"seed-{seed}.json"
+    if path.is_file():
+        return read_json(path)
+    some = arm(name)
+    selection = tracks(work, name, some)
+    material = Material(clean=work.clips, clean_folds=some.folds, tracks=str(selection) if selection else None)
+    config = DistilConfig(
+        steps=work.size.round_steps, mix=some.mix, seed=seed, warmup_steps=min(50, work.size.round_steps // 4)
+    )
+    start = str(work.out / "seed")
+    mixer = make_mixer(material, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=start)
+    device = torch.device("cpu")
+    student = Student(config, mixer.labels, start=start, network=work.size.network, device=device)
+    loss = 0.0
+    for step in range(config.steps):
+        loss += student.learn(student.separator, mixer.batch(step), device)
+    report = evaluate(
+        estimator(student.result()), draw_mixtures(work.validation, sample_rate_hz=work.rate_hz), quick=True
+    )
+    kept = read_json(selection / "manifest.json") if selection else {"num_kept": None, "kept_h": None}
+    write_json(path, {**report, "loss_db": loss / config.steps, "num_kept": kept["num_kept"], "kept_h": kept["kept_h"]})
+    say(f"{name}, seed {seed}: SDRi {report['sdri_db']:.2f}, SI-SDRi {report['si_sdri_db']:.2f}")
+    return read_json(path)
+
+
+def report(results: dict[str, list[dict[str, Any]]]) -> str:
+    """A row an arm: mean and standard deviation over seeds, and how much of the gap to the bound it closes."""
+    lines = [
+        "| what the student learns from | stems kept | SDRi dB | SI-SDRi dB | gap closed |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    low, high = (np.mean([one["sdri_db"] for one in results[name]]) for name in ("seed_only", "true_sources"))
+    for name, some in results.items():
+        sdri, si_sdri = ([one[key] for one in some] for key in ("sdri_db", "si_sdri_db"))
+        kept = "" if some[0]["num_kept"] is None else str(some[0]["num_kept"])
+        spread = f" ± {np.std(sdri, ddof=1):.2f}" if len(sdri) > 1 else ""
+        share = (np.mean(sdri) - low) / (high - low)
+        lines.append(
+            f"| {ARMS[name].about} | {kept} | {np.mean(sdri):.2f}{spread} | {np.mean(si_sdri):.2f} | {share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Setting.arguments(parser)
+    parser.add_argument("--part", default="0/1", help="K/N: this process does every Nth piece from the Kth")
+    parser.add_argument("--only", nargs="*", choices=list(ARMS), help="arms to do (default all)")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    work = Setting.of(arguments)
+    part, num_parts = map(int, arguments.part.split("/"))
+    pieces = [(name, seed) for name in arguments.only or ARMS for seed in ARMS[name].seeds]
+    for name, seed in sorted(pieces, key=lambda piece: piece[1])[part::num_parts]:
+        train(work, name, seed)
+    there = {
+        name: [read_json(path) for path in sorted((work.out / "gain" / name).glob("seed-*.json"))] for name in ARMS
+    }
+    if not (there["seed_only"] and there["true_sources"]):
+        say("this part is done; the table needs the arms seed_only and true_sources")
+        return
+    text, options = tables(work, {name: some for name, some in there.items() if some})
+    write_bytes(_HERE / "gain.md", f"# Gain of a selection\n\n{text}\n\n## Options, seed 0\n\n{options}\n".encode())
+    if not arguments.quick:
+        fill(_HERE.parent / "README.md", "gain", text)
+
+
+def tables(work: Setting, there: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
+    """The arms over all seeds, and the options on the first."""
+    base = {name: some for name, some in there.items() if len(ARMS[name].seeds) > 1}
+    single = [
+        name for name in there if name in ("seed_only", "true_sources", "all_stems", "laptop") or name not in base
+    ]
+    about = (
+        f"One round of {work.size.round_steps} steps from the seed; ± is the standard deviation over "
+        f"training seeds, {max(map(len, base.values()))} at most; {work.size.num_mixtures} two-source mixtures of "
+        f"fold 4; gap: from the seed's own clips to the true sources. {stamp()}"
+    )
+    return f"{report(base)}\n\n{about}", report({name: there[name][:1] for name in single})
+
+
+if __name__ == "__main__":
+    main()

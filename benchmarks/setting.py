@@ -1,0 +1,140 @@
+"""What the quality benchmarks share: the ESC-10 split, the seed, a corpus with its truth, the estimator."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime as dt
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import soundfile
+import torch
+
+from engine.corpus import read_sources
+from engine.metrics import si_sdr_db
+from engine.quality import Quality, load_quality
+from engine.schema import ESTIMATES
+from engine.separators import NetworkConfig
+from engine.shards import read_audio
+from train.evaluate import ValidationConfig
+from tune.demo import write_natural
+
+_HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much of everything."""
+
+    seed_steps: int = 800
+    half_steps: int = 300
+    round_steps: int = 300
+    num_two: int = 400
+    num_three: int = 80
+    num_mixtures: int = 200
+    num_fooling: int = 60
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+
+
+QUICK = Size(
+    seed_steps=40,
+    half_steps=20,
+    round_steps=8,
+    num_two=24,
+    num_three=4,
+    num_mixtures=10,
+    num_fooling=8,
+    network=NetworkConfig(channels=32, num_blocks=2),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Folders, split and sizes."""
+
+    clips: str
+    out: Path
+    size: Size
+    rate_hz: int = 16000
+
+    @staticmethod
+    def arguments(parser: argparse.ArgumentParser) -> None:
+        """The options that all of them take."""
+        parser.add_argument("--esc10", type=Path, required=True, help="folder with clips.csv and audio/")
+        parser.add_argument("--out", type=Path, help="working folder (default runs/quality, or runs/quality-quick)")
+        parser.add_argument("--quick", action="store_true", help="minutes; shows that it runs, no figures")
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> Setting:
+        out = arguments.out or Path("runs/quality-quick" if arguments.quick else "runs/quality")
+        clips = str(arguments.esc10.resolve() / "clips.csv")
+        return cls(clips=clips, out=out.resolve(), size=QUICK if arguments.quick else Size())
+
+    @property
+    def validation(self) -> ValidationConfig:
+        """Mixtures of fold 4."""
+        return ValidationConfig(clips=self.clips, folds=(4,), num_mixtures=self.size.num_mixtures, seed=0)
+
+    def natural(self) -> Path:
+        """The natural corpus of folds 2 and 3; its truth lies apart."""
+        return write_natural(
+            read_sources(self.clips, folds=[2, 3]),
+            self.out / "corpus",
+            num_clips=[(2, self.size.num_two), (3, self.size.num_three)],
+            sample_rate_hz=self.rate_hz,
+            seed=0,
+            truth=self.out / "truth",
+        )
+
+    def truth(self, path: str, label: str) -> np.ndarray:
+        """The true source of a label in a clip, ``[T]``."""
+        source_T: np.ndarray = soundfile.read(self.out / "truth" / Path(path).stem / f"{label}.flac", dtype="float32")[
+            0
+        ]
+        return source_T
+
+    def quality(self) -> Quality:
+        """The estimator that `benchmarks/truth.py` calibrated."""
+        return load_quality(self.out / "quality")
+
+
+def true_si_sdr(work: Setting, stems: Path | None = None) -> Callable[[pa.Table], pa.Table]:
+    """An estimator that knows the truth: SI-SDR of each stem of a pass against its source."""
+    stems = stems or work.out / "pass-0" / "stems"
+
+    @functools.cache
+    def one(shard: str, row: int, path: str, label: str) -> float:
+        (stem_T,) = read_audio(stems, shard, [row])
+        truth_T = torch.from_numpy(work.truth(path, label)[: len(stem_T)])
+        return float(si_sdr_db(estimate=torch.from_numpy(stem_T[: len(truth_T)]), reference=truth_T))
+
+    def estimate(index: pa.Table) -> pa.Table:
+        names = ("shard", "row", "path", "label")
+        rows = index.select(names).to_pylist()
+        values = [one(*(row[name] for name in names)) for row in rows]
+        return pa.table([pa.array(values, pa.float32()), pa.array([0.0] * len(rows), pa.float32())], schema=ESTIMATES)
+
+    return estimate
+
+
+def say(text: str) -> None:
+    """A line with the time."""
+    print(f"[{dt.datetime.now():%H:%M:%S}] {text}", flush=True)
+
+
+def stamp() -> str:
+    """Commit, date and hardware of a table."""
+    git = shutil.which("git")
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = git and subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
+    return (
+        f"Commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU."
+    )

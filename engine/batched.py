@@ -1,0 +1,84 @@
+"""Queries to stems in batches measured in seconds of audio; a batch that does not fit, or fails, is halved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.separators import Separator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a separator is asked: a label's sound in samples ``[T]`` (float32)."""
+
+    samples_T: np.ndarray
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asker:
+    """A separator and what it runs on."""
+
+    separator: Separator
+    batch_s: float
+    """Audio in one call of the separator, in seconds, padding included."""
+    device: str = "cpu"
+    autocast: bool = False
+    """Separate in 16 bits."""
+
+    def ask(self, queries: Sequence[Query]) -> list[np.ndarray | Exception]:
+        """The stem ``[T]`` of every query, or what went wrong with it: a fault costs its query alone."""
+        batch_samples = max(1, int(self.batch_s * self.separator.sample_rate_hz))
+        answers: list[np.ndarray | Exception] = [RuntimeError("not asked")] * len(queries)
+        for positions in pack((len(query.samples_T) for query in queries), batch_samples=batch_samples):
+            for position, answer in zip(positions, self._run([queries[i] for i in positions]), strict=True):
+                answers[position] = answer
+        return answers
+
+    def _run(self, batch: list[Query]) -> list[np.ndarray | Exception]:
+        outcome = self._attempt(batch)
+        if not isinstance(outcome, Exception):
+            return list(outcome)
+        if len(batch) == 1:
+            return [outcome]
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        return self._run(batch[:half]) + self._run(batch[half:])
+
+    def _attempt(self, batch: list[Query]) -> list[np.ndarray] | Exception:
+        """The stems of a batch, or what went wrong, without the traceback: that would keep the batch in memory."""
+        lengths = [len(query.samples_T) for query in batch]
+        try:
+            with torch.autocast(self.device, enabled=self.autocast):
+                stems_BT = self.separator.separate(_stack(batch), [query.label for query in batch], lengths=lengths)
+            stems = stems_BT.float().cpu().numpy()
+        except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            return error.with_traceback(None)
+        return [stem_T[:length] for stem_T, length in zip(stems, lengths, strict=True)]
+
+
+def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int]]:
+    """Positions packed into batches: longest first, ``rows x longest <= batch_samples`` (at least one row each)."""
+    sizes = list(num_samples)
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * sizes[batch[0]] > batch_samples:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _stack(batch: list[Query]) -> Tensor:
+    mix_BT = np.zeros((len(batch), max(len(query.samples_T) for query in batch)), dtype=np.float32)
+    for row, query in enumerate(batch):
+        mix_BT[row, : len(query.samples_T)] = query.samples_T
+    return torch.from_numpy(mix_BT)

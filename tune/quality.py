@@ -1,0 +1,114 @@
+"""What a run judges its stems with: the estimator of their quality and, where it is asked for, a tagger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from engine.assess import Assessor
+from engine.batched import Asker
+from engine.corpus import read_sources
+from engine.quality import Quality, load_quality, save_quality
+from engine.schema import ESTIMATES
+from engine.separators import load
+from engine.taggers import Tagger, open_tagger
+from engine.thresholds import scores_asked
+from train.calibrate import calibrate_on
+from train.distil import Material, distil
+from train.items import part_of
+from train.tagger import train_tagger
+
+if TYPE_CHECKING:
+    from tune.loop import RunConfig
+
+_NUM_PARTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judges:
+    """An estimator and the folder of a tagger, each null where nothing asks for it."""
+
+    quality: Quality | None = None
+    tagger: str | None = None
+
+
+def check_judges(config: RunConfig) -> None:
+    """``ValueError`` where the schedule asks for a judge that the run has no means to make."""
+    if config.quality is not None:
+        load_quality(config.quality)
+    if config.tagger is not None:
+        open_tagger(config.tagger)
+    if _asks(config, *ESTIMATES.names) and config.quality is None and config.clean is None:
+        raise ValueError(
+            "the schedule asks for estimated quality, which is calibrated on single-source clips; set clean, or "
+            "quality to an estimator's folder, or take it out of the schedule"
+        )
+    if _asks(config, "tagger_margin_db") and config.tagger is None and config.clean is None:
+        raise ValueError("the schedule asks for tagger_margin_db; set tagger, or clean to train one")
+
+
+def prepare_judges(config: RunConfig, out: Path, say: Callable[[str], None]) -> Judges:
+    """Make, or find in ``out``, what the schedule asks for. It is made once, of the seed, and serves all iterations."""
+    tagger = config.tagger
+    if tagger is None and _asks(config, "tagger_margin_db"):
+        assert config.clean is not None, "check_judges"
+        tagger = str(out / "tagger")
+        say("training a tagger on the single-source clips")
+        train_tagger(
+            tagger,
+            clean=config.clean,
+            clean_folds=config.clean_folds,
+            config=config.tagger_training,
+            sample_rate_hz=load(out / "iterations" / "0" / "separator").sample_rate_hz,
+        )
+    quality = None
+    if _asks(config, *ESTIMATES.names) or config.distil.mix.quality_weight != "none":
+        quality = load_quality(config.quality) if config.quality is not None else _quality(config, out, tagger, say)
+    return Judges(quality=quality, tagger=tagger)
+
+
+def _asks(config: RunConfig, *names: str) -> bool:
+    return any(name in scores_asked(thresholds) for thresholds in config.schedule for name in names)
+
+
+def _quality(config: RunConfig, out: Path, tagger: str | None, say: Callable[[str], None]) -> Quality:
+    """The run's estimator, calibrated on single-source clips that a separator has not learned from.
+
+    A seed that was given is taken not to have learned from them. One that was trained here has, so separators of its
+    kind are trained on one half of them and judged on the other. The estimator serves other separators as well. A
+    tagger that was trained on the same clips knows them too well to be calibrated with: it is left to its own rule.
+    """
+    folder = out / "quality"
+    if (folder / "quality.json").is_file():
+        return load_quality(folder)
+    assert config.clean is not None, "check_judges"
+    sources = read_sources(config.clean, folds=config.clean_folds)
+    ears = open_tagger(tagger) if tagger is not None and config.tagger is not None else None
+    held_out: list[tuple[Assessor, pa.Table]] = []
+    if config.separator is not None:
+        held_out.append((_assessor(config, Path(config.separator), ears), sources))
+    for part in range(_NUM_PARTS if config.separator is None else 0):
+        say(f"calibration: training separator {part + 1} of {_NUM_PARTS} for {config.calibration.steps} steps")
+        separator = folder / f"without-{part}"
+        distil(
+            separator,
+            material=Material(clean=config.clean, clean_folds=config.clean_folds, clean_without=(part, _NUM_PARTS)),
+            config=replace(config.seed_training, steps=config.calibration.steps, patience=None),
+            network=config.network,
+            say=say,
+        )
+        held_out.append((_assessor(config, separator, ears), part_of(sources, part, _NUM_PARTS)))
+    about = {"held_out": "by halves" if config.separator is None else "all clips", "clean": config.clean}
+    quality = calibrate_on(held_out, config.calibration, about=about)
+    save_quality(quality, folder)
+    say(f"calibration: the estimate of SI-SDR is right within {quality.about['rmse_db']:.1f} dB (root mean square)")
+    return quality
+
+
+def _assessor(config: RunConfig, separator: Path, tagger: Tagger | None) -> Assessor:
+    asker = Asker(separator=load(separator), batch_s=config.engine.batch_s)
+    return Assessor(asker=asker, tagger=tagger, reseparate=config.engine.reseparate)
