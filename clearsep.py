@@ -250,19 +250,33 @@ def score(
     mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture.")],
     stems: Annotated[list[Path], typer.Argument(help="Audio files of its stems, made by any tool.")],
     labels: Annotated[str | None, typer.Option(help="Labels of the stems, comma-separated.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="A separator, to ask what the rivals find in a stem.")] = None,
+    tagger: Annotated[Path | None, typer.Option(help="A tagger's folder, to ask what it hears in a stem.")] = None,
+    quality: Annotated[Path | None, typer.Option(help="RUN/quality, to estimate each stem's SI-SDR.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score the stems of a mixture, and say which would be kept (thresholds by --set min_re_sdr_db=10 and the like)."""
+    """Score the stems of a mixture, and say what each rule of a gate says (--set min_re_sdr_db=10 and the like)."""
     from engine.filter import Thresholds
-    from engine.stages import score_files
+    from engine.quality import load_quality
+    from engine.score_files import score_files
+    from engine.separators import load
+    from engine.taggers import open_tagger
     from tune import recipes, report
 
     thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
     names = [label.strip() for label in labels.split(",")] if labels else [stem.stem for stem in stems]
     if len(names) != len(stems) or len(set(names)) != len(names):
         raise ValueError(f"{len(stems)} stems need as many different labels, not {names}; give --labels")
-    result = {"stems": score_files(mixture, dict(zip(names, map(str, stems), strict=True)), thresholds)}
+    scored = score_files(
+        mixture,
+        dict(zip(names, map(str, stems), strict=True)),
+        thresholds,
+        separator=load(checkpoint) if checkpoint else None,
+        tagger=open_tagger(tagger) if tagger else None,
+        quality=load_quality(quality) if quality else None,
+    )
+    result = {"stems": scored}
     _print(lambda: [report.scores_table(result)], result, as_json)
 
 

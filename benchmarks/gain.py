@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from setting import Setting, say, stamp, true_si_sdr
+from setting import Setting, say, stamp, train, true_si_sdr
 
 from engine.filter import Quantile, Thresholds
+from engine.separators import load
 from engine.shards import write_tracks
 from engine.storage import read_json, write_bytes, write_json
 from train.evaluate import draw_mixtures, estimator, evaluate
-from train.material import Material, make_mixer
+from train.material import Material
 from train.mix import MixConfig
-from train.student import DistilConfig, Student
 from tune.recipes import RECIPES, build
 from tune.report import fill
 
@@ -124,11 +124,13 @@ def tracks(work: Setting, name: str, some: Arm) -> Path | None:
     folder = work.out / "gain" / name / "tracks"
     if not (folder / "manifest.json").is_file():
         estimate = true_si_sdr(work) if some.truth else work.quality().estimate
-        write_tracks(work.out / "pass-0" / "stems", folder, some.gate, estimate=estimate, estimator_fingerprint="bench")
+        write_tracks(
+            work.run / "iterations" / "1" / "stems", folder, some.gate, estimate=estimate, estimator_fingerprint="bench"
+        )
     return folder
 
 
-def train(work: Setting, name: str, seed: int) -> dict[str, Any]:
+def piece(work: Setting, name: str, seed: int) -> dict[str, Any]:
     """One student of one arm, trained in this process on one thread, and its validation."""
     path = work.out / "gain" / name / f"seed-{seed}.json"
     if path.is_file():
@@ -136,21 +138,19 @@ def train(work: Setting, name: str, seed: int) -> dict[str, Any]:
     some = arm(name)
     selection = tracks(work, name, some)
     material = Material(clean=work.clips, clean_folds=some.folds, tracks=str(selection) if selection else None)
-    config = DistilConfig(
-        steps=work.size.round_steps, mix=some.mix, seed=seed, warmup_steps=min(50, work.size.round_steps // 4)
+    student = train(
+        work,
+        work.out / "gain" / name / f"student-{seed}",
+        material,
+        steps=work.size.round_steps,
+        mix=some.mix,
+        seed=seed,
+        start=work.seed,
     )
-    start = str(work.out / "seed")
-    mixer = make_mixer(material, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=start)
-    device = torch.device("cpu")
-    student = Student(config, mixer.labels, start=start, network=work.size.network, device=device)
-    loss = 0.0
-    for step in range(config.steps):
-        loss += student.learn(student.separator, mixer.batch(step), device)
-    report = evaluate(
-        estimator(student.result()), draw_mixtures(work.validation, sample_rate_hz=work.rate_hz), quick=True
-    )
+    mixtures = draw_mixtures(work.validation, sample_rate_hz=work.rate_hz)
+    report = evaluate(estimator(load(student)), mixtures, quick=True)
     kept = read_json(selection / "manifest.json") if selection else {"num_kept": None, "kept_h": None}
-    write_json(path, {**report, "loss_db": loss / config.steps, "num_kept": kept["num_kept"], "kept_h": kept["kept_h"]})
+    write_json(path, {**report, "num_kept": kept["num_kept"], "kept_h": kept["kept_h"]})
     say(f"{name}, seed {seed}: SDRi {report['sdri_db']:.2f}, SI-SDRi {report['si_sdri_db']:.2f}")
     return read_json(path)
 
@@ -184,7 +184,7 @@ def main() -> None:
     part, num_parts = map(int, arguments.part.split("/"))
     pieces = [(name, seed) for name in arguments.only or ARMS for seed in ARMS[name].seeds]
     for name, seed in sorted(pieces, key=lambda piece: piece[1])[part::num_parts]:
-        train(work, name, seed)
+        piece(work, name, seed)
     there = {
         name: [read_json(path) for path in sorted((work.out / "gain" / name).glob("seed-*.json"))] for name in ARMS
     }

@@ -18,14 +18,25 @@ import pyarrow as pa
 import soundfile
 import torch
 
+from engine.assess import Assessor
+from engine.batched import Asker
 from engine.corpus import read_sources
 from engine.metrics import si_sdr_db
-from engine.quality import Quality, load_quality
+from engine.quality import Quality, load_quality, save_quality
 from engine.schema import ESTIMATES
-from engine.separators import NetworkConfig
+from engine.separators import NetworkConfig, load, save
 from engine.shards import read_audio
+from engine.thresholds import Thresholds
+from train.calibrate import CalibrationConfig, calibrate_on
 from train.evaluate import ValidationConfig
+from train.items import part_of
+from train.material import Material, make_mixer
+from train.mix import MixConfig
+from train.student import DistilConfig, Student
+from train.tagger import TaggerConfig, train_tagger
 from tune.demo import write_natural
+from tune.loop import RunConfig
+from tune.recipes import RECIPES, build
 
 _HERE = Path(__file__).parent
 
@@ -36,6 +47,7 @@ class Size:
 
     seed_steps: int = 800
     half_steps: int = 300
+    tagger_steps: int = 1000
     round_steps: int = 300
     num_two: int = 400
     num_three: int = 80
@@ -47,6 +59,7 @@ class Size:
 QUICK = Size(
     seed_steps=40,
     half_steps=20,
+    tagger_steps=20,
     round_steps=8,
     num_two=24,
     num_three=4,
@@ -101,14 +114,91 @@ class Setting:
         ]
         return source_T
 
+    @property
+    def seed(self) -> Path:
+        """The separator that all start from, trained on fold 1."""
+        return self.out / "seed"
+
+    @property
+    def tagger(self) -> Path:
+        """Trained on fold 1."""
+        return self.out / "tagger"
+
+    @property
+    def run(self) -> Path:
+        """The loop with the default gate."""
+        return self.out / "run"
+
     def quality(self) -> Quality:
-        """The estimator that `benchmarks/truth.py` calibrated."""
+        """The estimator, calibrated on fold 1."""
         return load_quality(self.out / "quality")
+
+    @property
+    def gate(self) -> Thresholds:
+        """The rules of recipe laptop, without what a pass as a whole adds."""
+        gate = build(Thresholds, RECIPES["laptop"]()["schedule"][0])
+        return dataclasses.replace(gate, label_floor_fraction=None, label_cap_ratio=None)
+
+    def config(self, iterations: int) -> RunConfig:
+        """The run of recipe laptop over the natural corpus, from the seed and with the judges of :func:`prepare`."""
+        settings = RECIPES["laptop"]()
+        config = build(RunConfig, settings | {"corpus": str(self.natural()), "separator": str(self.seed)})
+        return dataclasses.replace(
+            config,
+            clean=self.clips,
+            clean_folds=(1,),
+            quality=str(self.out / "quality"),
+            tagger=str(self.tagger),
+            schedule=(config.schedule[0],) * iterations,
+            distil=dataclasses.replace(config.distil, steps=self.size.round_steps, validate_every_steps=100),
+            validation=self.validation,
+        )
+
+
+def train(
+    work: Setting,
+    folder: Path,
+    material: Material,
+    *,
+    steps: int,
+    mix: MixConfig | None = None,
+    seed: int = 0,
+    start: Path | None = None,
+) -> Path:
+    """A separator trained in this process on one thread; one that is there is kept."""
+    if (folder / "separator.json").is_file():
+        return folder
+    config = DistilConfig(steps=steps, mix=mix or MixConfig(), seed=seed, warmup_steps=min(50, steps // 4))
+    began = str(start) if start else None
+    mixer = make_mixer(material, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began)
+    student = Student(config, mixer.labels, start=began, network=work.size.network, device=torch.device("cpu"))
+    for step in range(steps):
+        student.learn(student.separator, mixer.batch(step), torch.device("cpu"))
+    save(student.result(), folder)
+    return folder
+
+
+def prepare(work: Setting) -> None:
+    """Seed, tagger and estimator, all of fold 1: the estimator on stems of clips that their separator did not learn."""
+    say("seed, tagger and estimator of fold 1")
+    train(work, work.seed, Material(clean=work.clips, clean_folds=(1,)), steps=work.size.seed_steps)
+    tagger = TaggerConfig(steps=work.size.tagger_steps)
+    train_tagger(work.tagger, clean=work.clips, clean_folds=(1,), config=tagger)
+    if (work.out / "quality" / "quality.json").is_file():
+        return
+    sources = read_sources(work.clips, folds=(1,))
+    held_out = []
+    for part in range(2):
+        material = Material(clean=work.clips, clean_folds=(1,), clean_without=(part, 2))
+        separator = train(work, work.out / f"without-{part}", material, steps=work.size.half_steps, seed=part)
+        asker = Asker(separator=load(separator), batch_s=80.0)
+        held_out.append((Assessor(asker=asker, reseparate=False), part_of(sources, part, 2)))
+    save_quality(calibrate_on(held_out, CalibrationConfig(), about={"clean": "fold 1"}), work.out / "quality")
 
 
 def true_si_sdr(work: Setting, stems: Path | None = None) -> Callable[[pa.Table], pa.Table]:
     """An estimator that knows the truth: SI-SDR of each stem of a pass against its source."""
-    stems = stems or work.out / "pass-0" / "stems"
+    stems = stems or work.run / "iterations" / "1" / "stems"
 
     @functools.cache
     def one(shard: str, row: int, path: str, label: str) -> float:

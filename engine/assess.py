@@ -26,11 +26,20 @@ class Assessor:
     seed: int = 0
     """Of the remixes."""
 
+    @property
+    def rate_hz(self) -> int:
+        """Of the clips and stems."""
+        return self.asker.separator.sample_rate_hz
+
     def extra(self, clips: Sequence[SeparatedClip]) -> list[list[Columns]]:
         """Of every stem of every clip the scores that take a model, only those that are switched on."""
         rows: list[list[Columns]] = [[{} for _ in item.labels] for item in clips]
         parts = [reseparate(clips, self.asker, seed=self.seed)] if self.reseparate else []
-        parts += [tagger_margins(clips, self.tagger, asker=self.asker)] if self.tagger is not None else []
+        parts += (
+            [tagger_margins(clips, self.tagger, sample_rate_hz=self.rate_hz, batch_s=self.asker.batch_s)]
+            if self.tagger is not None
+            else []
+        )
         for part in parts:
             for clip, found in zip(rows, part, strict=True):
                 for row, columns in zip(clip, found, strict=True):
@@ -39,12 +48,11 @@ class Assessor:
 
     def scores(self, clips: Sequence[SeparatedClip]) -> list[list[Scores]]:
         """All scores of every stem of every clip; raises as `score.score_batch` does."""
-        rate = self.asker.separator.sample_rate_hz
         found = [
             score_clip(
                 mixture_T=torch.from_numpy(item.clip.samples_T.copy()),
                 stems_ST=torch.from_numpy(item.stems_ST),
-                sample_rate_hz=rate,
+                sample_rate_hz=self.rate_hz,
             )
             for item in clips
         ]
@@ -54,9 +62,10 @@ class Assessor:
         ]
 
 
-def tagger_margins(clips: Sequence[SeparatedClip], tagger: Tagger, *, asker: Asker) -> list[list[Columns]]:
+def tagger_margins(
+    clips: Sequence[SeparatedClip], tagger: Tagger, *, sample_rate_hz: int, batch_s: float
+) -> list[list[Columns]]:
     """``tagger_margin_db`` of every stem: its label over the strongest rival of its clip; None for unknown labels."""
-    rate = asker.separator.sample_rate_hz
     rows: list[list[Columns]] = [[{"tagger_margin_db": None} for _ in item.labels] for item in clips]
     known = [
         (number, stem)
@@ -65,11 +74,11 @@ def tagger_margins(clips: Sequence[SeparatedClip], tagger: Tagger, *, asker: Ask
         if find_label(label, tagger.labels) is not None and rivals_of(label, item.clip.row["labels"], tagger.labels)
     ]
     sizes = [clips[number].stems_ST.shape[1] for number, _ in known]
-    for positions in pack(sizes, batch_samples=max(1, int(asker.batch_s * rate))):
+    for positions in pack(sizes, batch_samples=max(1, int(batch_s * sample_rate_hz))):
         batch = [known[i] for i in positions]
         audio = [torch.from_numpy(clips[number].stems_ST[stem].copy()) for number, stem in batch]
-        if rate != tagger.sample_rate_hz:
-            audio = [torchaudio.functional.resample(one, rate, tagger.sample_rate_hz) for one in audio]
+        if sample_rate_hz != tagger.sample_rate_hz:
+            audio = [torchaudio.functional.resample(one, sample_rate_hz, tagger.sample_rate_hz) for one in audio]
         tags_BL = tagger.tag(
             torch.nn.utils.rnn.pad_sequence(audio, batch_first=True), lengths=[len(one) for one in audio]
         ).cpu()

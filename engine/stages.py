@@ -17,10 +17,9 @@ import pyarrow as pa
 import torch
 
 from engine.assess import Assessor
-from engine.audio import MAX_DURATION_S, decode, encode_flac24, probe, round_flac24
+from engine.audio import MAX_DURATION_S, encode_flac24, round_flac24
 from engine.batched import Asker
 from engine.decode import cut_rows, decode_rows, parts
-from engine.filter import Thresholds, judge
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
 from engine.score import score_clip
 from engine.separate import separate_clips
@@ -74,7 +73,6 @@ class PassConfig:
         return {name: getattr(self, name) for name in names}
 
 
-_LENGTH_TOLERANCE_S = 0.1
 _CLIP = pa.struct([*CLIPS, pa.field("samples", pa.large_binary())])
 _EXTRA = pa.struct([SCORES.field(name) for name in ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")])
 _SEPARATED = pa.struct(
@@ -267,27 +265,3 @@ class SeparateScoreAndWrite:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return self.then.write(self.first.separate(batch.to_pylist()[0]))
-
-
-def score_files(mixture: str | Path, stems: dict[str, str], thresholds: Thresholds) -> list[dict[str, Any]]:
-    """Scores and verdict of stems in audio files (``{label: path}``), at the mixture's rate.
-
-    Files may differ by 0.1 s in length, as tools that pad do, and are cut to the shortest. Beyond: ``ValueError``.
-    """
-    info = probe(mixture)
-    rate, longest_s = info.sample_rate_hz, max(MAX_DURATION_S, info.duration_s + 1.0)
-    audio = [decode(path, sample_rate_hz=rate, max_duration_s=longest_s) for path in (mixture, *stems.values())]
-    lengths_s = {
-        str(path): len(signal_T) / rate for path, signal_T in zip((mixture, *stems.values()), audio, strict=True)
-    }
-    if max(lengths_s.values()) - min(lengths_s.values()) > _LENGTH_TOLERANCE_S:
-        told = ", ".join(f"{path} {length_s:.2f} s" for path, length_s in lengths_s.items())
-        raise ValueError(f"stems are as long as their mixture, these are not: {told}; give stems of this mixture")
-    num_samples = min(len(samples_T) for samples_T in audio)
-    mixture_T, *stems_T = (torch.from_numpy(samples_T[:num_samples]) for samples_T in audio)
-    scores = score_clip(mixture_T=mixture_T, stems_ST=torch.stack(stems_T), sample_rate_hz=rate)
-    verdicts = judge(pa.Table.from_pylist(scores, schema=SCORES), thresholds).to_pylist()
-    return [
-        {"label": label, **verdict, "scores": score}
-        for label, verdict, score in zip(stems, verdicts, scores, strict=True)
-    ]

@@ -189,8 +189,8 @@ def train_tagger(
 ) -> dict[str, Any]:
     """Train a tagger of the single-source clips ``clean`` into the folder ``out``; returns its history entry.
 
-    ``without`` (k, n) leaves out the kth of n parts of each label's clips. A training that is done returns at once. Raises ``ValueError`` for clips of fewer than two labels and where ``out``
-    holds a tagger of another training.
+    ``without`` (k, n) leaves out the kth of n parts of each label's clips. A training that is done returns at once.
+    Raises ``ValueError`` for clips of fewer than two labels and where ``out`` holds a tagger of another training.
     """
     config, started = config or TaggerConfig(), time.perf_counter()
     identity = _identity(str(clean), clean_folds, without, config, sample_rate_hz)

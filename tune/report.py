@@ -162,18 +162,19 @@ def pass_table(summary: dict[str, Any]) -> Table:
 
 
 def scores_table(result: dict[str, Any]) -> Table:
-    """Every score of every stem, and the verdict."""
+    """Every score of every stem, a column a stem, then what each rule says and the verdict."""
     stems = result["stems"]
     names = list(stems[0]["scores"])
     rows = [
-        [
-            stem["label"],
-            *("" if stem["scores"][name] is None else f"{stem['scores'][name]:.2f}" for name in names),
-            "yes" if stem["kept"] else f"no: {stem['rejected_by']}",
-        ]
-        for stem in stems
+        [name, *("" if stem["scores"][name] is None else f"{stem['scores'][name]:.2f}" for stem in stems)]
+        for name in names
     ]
-    return Table(title="Scores", columns=["stem", *names, "kept"], rows=rows)
+    rows += [
+        [f"rule {name}", *("passes" if stem["rules"][name]["passes"] else "fails" for stem in stems)]
+        for name in stems[0]["rules"]
+    ]
+    rows += [["kept", *("yes" if stem["kept"] else f"no: {stem['rejected_by']}" for stem in stems)]]
+    return Table(title="Scores", columns=["", *(stem["label"] for stem in stems)], rows=rows)
 
 
 def inspect(
