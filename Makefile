@@ -30,7 +30,11 @@ bench: setup ## every table of the README; needs ESC10=folder with clips.csv and
 	@test -n "$(ESC10)" || { echo "make bench ESC10=folder with clips.csv and audio/"; exit 1; }
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/tracks.py
+	$(BIN)/python benchmarks/scoring.py --esc10 $(ESC10)
 	$(BIN)/python benchmarks/esc10.py --esc10 $(ESC10)
+	$(BIN)/python benchmarks/truth.py --esc10 $(ESC10)
+	$(BIN)/python benchmarks/fooling.py --esc10 $(ESC10)
+	$(BIN)/python benchmarks/gain.py --esc10 $(ESC10)
 
 lock: setup ## renew requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

@@ -51,7 +51,9 @@ class Size:
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     batch_size: int = 16
-    gate: Thresholds | None = None  # null: the recipe's
+    gate: Thresholds = dataclasses.field(
+        default_factory=lambda: Thresholds(min_remix_snr_db=3.0, min_stem_level_db=-20.0, max_coherence_fraction=0.8)
+    )
 
 
 QUICK = Size(
@@ -131,8 +133,7 @@ class Bench:
             distil=self.training(self.size.round_steps),
             validation=self.validation,
         )
-        if self.size.gate is not None:
-            config = dataclasses.replace(config, schedule=(self.size.gate,) * len(config.schedule))
+        config = dataclasses.replace(config, schedule=(self.size.gate,) * len(config.schedule))
         return run(config, self.out / "run", say=_say)
 
     def measure(self, name: str, folder: Path | None) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python benchmarks/fooling.py --esc10 DIR [--out runs/quality] [--quick]
 
-Uses what `benchmarks/truth.py` makes: seed, tagger and estimator, all of fold 1. A stem is degenerate if its plain SNR
-against the true source is below 8 dB: what is right by accident (half of a mixture in which the other is faint) is not.
-Writes `benchmarks/fooling.md` and the README's table.
+Seed, tagger and estimator are of fold 1, and so are the mixtures that the default gate was chosen on. A stem is
+degenerate if its plain SNR against the true source is below 8 dB: what is right by accident (half of a mixture in which
+the other is faint) is not. Writes `benchmarks/fooling.md` and the README's sentence.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 import soundfile
 import torch
 from adversaries import ADVERSARIES, Case
-from setting import Setting, say, stamp
+from setting import Setting, prepare, say, stamp
 
 from engine.assess import Assessor
 from engine.batched import Asker
@@ -146,6 +146,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Setting.of(arguments)
+    prepare(work)
     some = cases(work)
     lines = []
     for name in ADVERSARIES:

@@ -24,7 +24,7 @@ from engine.storage import read_json, write_bytes, write_json
 from train.evaluate import draw_mixtures, estimator, evaluate
 from train.material import Material
 from train.mix import MixConfig
-from tune.recipes import RECIPES, build
+from tune.recipes import GATE, RECIPES, build
 from tune.report import fill
 
 _HERE = Path(__file__).parent
@@ -63,6 +63,13 @@ ARMS = {
     ),
     "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
     "laptop": Arm(about="our gate and training (recipe laptop)"),
+    "gate": Arm(about="our gate, plain training", gate=build(Thresholds, GATE), seeds=(0,)),
+    "gate_clips": Arm(
+        about="our gate, a third of the mixtures natural clips",
+        gate=build(Thresholds, GATE),
+        mix=MixConfig(clip_fraction=0.33),
+        seeds=(0,),
+    ),
     "gate_quantile": Arm(about="best 60 % of each label by the estimate", gate=_HALF, seeds=(0,)),
     "all_weighted": Arm(
         about="every stem, loss weighed by the estimate", gate=_ALL, mix=MixConfig(quality_weight="loss"), seeds=(0,)
@@ -71,6 +78,18 @@ ARMS = {
         about="every stem, drawn by the estimate", gate=_ALL, mix=MixConfig(quality_weight="draw"), seeds=(0,)
     ),
     "gate_weighted": Arm(about="best 60 %, loss weighed", gate=_HALF, mix=MixConfig(quality_weight="loss"), seeds=(0,)),
+    "all_clips_half": Arm(
+        about="every stem, half of the mixtures natural clips",
+        gate=_ALL,
+        mix=MixConfig(clip_fraction=0.5),
+        seeds=(0,),
+    ),
+    "all_clips_most": Arm(
+        about="every stem, seven tenths of the mixtures natural clips",
+        gate=_ALL,
+        mix=MixConfig(clip_fraction=0.7),
+        seeds=(0,),
+    ),
     "all_clips": Arm(
         about="every stem, a third of the mixtures natural clips",
         gate=_ALL,

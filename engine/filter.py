@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.schema import ESTIMATES, SCORES, plain_label
-from engine.thresholds import HARD, RULES, Quantile, Thresholds, column_of, per_label, rules, scores_asked
+from engine.thresholds import RULES, Quantile, Thresholds, column_of, per_label, rules, scores_asked
 
 __all__ = ["VERDICT", "Quantile", "Thresholds", "judge", "require_scores"]
 
@@ -75,12 +75,13 @@ def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
         broken_N |= score.broken_N
         if not isinstance(limit, Quantile):
             failed_N = ledger.ask(rule, score, np.full(len(scores), limit, np.float32))
-            hard_N |= failed_N if rule in HARD else False
+            hard_N |= failed_N if column_of(rule) != thresholds.rank_by else False
     standing_N = ledger.standing_N.copy()
     for rule, limit in asked:
         if isinstance(limit, Quantile):
             score = _score(scores, rule, thresholds)
-            ledger.ask(rule, score, _quantiles(score, standing_N, limit, scores))
+            failed_N = ledger.ask(rule, score, _quantiles(score, standing_N, limit, scores))
+            hard_N |= failed_N if column_of(rule) != thresholds.rank_by else False
     if per_label(thresholds):
         ranking = _ranking(scores, thresholds.rank_by)
         if thresholds.label_floor_fraction is not None:

@@ -19,7 +19,7 @@ from engine.schema import ESTIMATES, SCORES
 from engine.storage import fingerprint, read_json, write_json
 
 _FORMAT = 1
-_BOUND = 40.0  # dB beyond which a score says nothing more
+_TAIL = 0.01  # of the calibration: beyond what is left of it a score says nothing more, lest a fit be stretched
 _TRUTH_DB = (-10.0, 25.0)  # the same for the truth
 _RIDGE = 10.0  # stems that pull every weight to zero
 _NUM_ERRORS = 5
@@ -32,6 +32,10 @@ class Quality:
 
     names: tuple[str, ...]
     """The scores it looks at."""
+    lowest: tuple[float, ...]
+    """Scores below this count as this: the calibration has not seen them."""
+    highest: tuple[float, ...]
+    """Likewise above."""
     mean: tuple[float, ...]
     """Of each score over the calibration."""
     deviation: tuple[float, ...]
@@ -49,7 +53,7 @@ class Quality:
 
     def estimate(self, scores: pa.Table) -> pa.Table:
         """Rows of ``schema.ESTIMATES`` for rows of ``schema.SCORES``; null where all that it looks at is undefined."""
-        values_NF = _features(scores, self.names)
+        values_NF = np.clip(_features(scores, self.names), self.lowest, self.highest)
         known_NF = np.isfinite(values_NF)
         scaled_NF = np.where(known_NF, (values_NF - self.mean) / np.asarray(self.deviation), 0.0)
         estimate_N = self.bias + scaled_NF @ np.asarray(self.weight)
@@ -80,6 +84,8 @@ def calibrate(scores: pa.Table, truth_db: Sequence[float], *, groups: Sequence[i
         )
     names = [name for name in SCORES.names if scores[name].null_count < len(scores)]
     values_NF = _features(scores, names)
+    lowest_F, highest_F = np.nanquantile(values_NF, (_TAIL, 1.0 - _TAIL), axis=0)
+    values_NF = np.clip(values_NF, lowest_F, highest_F)
     part_N = np.unique(np.asarray(groups), return_inverse=True)[1] % 5
     held_out_N = np.zeros(len(truth_N))
     for part in np.unique(part_N):
@@ -87,10 +93,12 @@ def calibrate(scores: pa.Table, truth_db: Sequence[float], *, groups: Sequence[i
         held_out_N[inside] = _predict(values_NF[inside], *_fit(values_NF[~inside], truth_N[~inside]))
     mean_F, deviation_F, weight_F, bias = _fit(values_NF, truth_N)
     error_at_db, error_db = _errors(held_out_N, truth_N)
-    lists = (tuple(float(value) for value in values) for values in (mean_F, deviation_F, weight_F))
-    mean, deviation, weight = lists
+    fitted = (lowest_F, highest_F, mean_F, deviation_F, weight_F)
+    lowest, highest, mean, deviation, weight = (tuple(float(value) for value in values) for values in fitted)
     return Quality(
         names=tuple(names),
+        lowest=lowest,
+        highest=highest,
         mean=mean,
         deviation=deviation,
         weight=weight,
@@ -128,9 +136,9 @@ def _errors(estimate_N: np.ndarray, truth_N: np.ndarray) -> tuple[tuple[float, .
 
 
 def _features(scores: pa.Table, names: Sequence[str]) -> np.ndarray:
-    """Scores ``[N, F]`` within ±40, undefined ones as NaN."""
+    """Scores ``[N, F]``, undefined ones as NaN."""
     columns = [scores[name].to_numpy().astype(np.float64) for name in names]
-    return np.clip(np.stack(columns, axis=1), -_BOUND, _BOUND) if columns else np.zeros((len(scores), 0))
+    return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
 def save_quality(quality: Quality, folder: str | Path) -> None:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, fields
 
 from engine.schema import ESTIMATES, SCORES
 
-HARD = ("min_stem_level_db", "max_stem_level_db")
-"""Rules of sanity: a stem that fails one holds no sound of its label, and no floor readmits it. All others are soft."""
+_LEVELS = ("min_stem_level_db", "max_stem_level_db")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,9 @@ class Thresholds:
     min_remix_snr_db: Limit = None
     """The same for plain SNR, which also sees a wrong gain."""
     min_stem_level_db: float | None = None
-    """Reject a stem that is quieter than this beside its mixture: the label is probably absent. Hard, a number only."""
+    """Reject a stem that is quieter than this beside its mixture: the label is probably absent. A number only."""
     max_stem_level_db: float | None = None
-    """Reject a stem that is louder than this beside its mixture. Hard, a number only."""
+    """Reject a stem that is louder than this beside its mixture. A number only."""
     min_active_fraction: Limit = None
     """Reject a stem that is active for less than this share of its time, 0 to 1."""
     max_coherence_fraction: Limit = None
@@ -80,9 +79,9 @@ class Thresholds:
     estimated_error_db``, where z is the Gaussian's quantile of the confidence. At 0.5 it is the estimate itself.
     """
     label_floor_fraction: float | None = None
-    """Of each label's stems that pass the hard rules keep at least this share, 0 to 1, the best by ``rank_by``.
+    """Lower the rules on the ``rank_by`` score for each label until at least this share of its stems is kept, 0 to 1.
 
-    Where the rules keep fewer, the best of those that soft rules rejected come back, none whose rank is undefined.
+    The share is of the label's stems that pass all other rules; what fails one of those never comes back.
     """
     label_cap_ratio: float | None = None
     """No label keeps more than this times the median of what labels keep, 1 or more: the worst by ``rank_by`` go.
@@ -96,7 +95,7 @@ class Thresholds:
         for name, limit in rules(self):
             if not isinstance(limit, Quantile) and not _is_finite(limit):
                 raise ValueError(f"{name} is {limit!r}; give a finite number, a quantile, or null to switch it off")
-            if isinstance(limit, Quantile) and name in HARD:
+            if isinstance(limit, Quantile) and name in _LEVELS:
                 raise ValueError(f"{name} is {limit}; it takes a number only, or every pass would have absent labels")
         if not _is_number(self.estimate_confidence) or not 0.0 < self.estimate_confidence < 1.0:
             raise ValueError(

@@ -274,16 +274,17 @@ def test_a_share_that_is_a_whole_number_is_that_number(num, fraction):
 
 
 def test_the_floor_never_readmits_what_is_no_sound_of_its_label():
-    """Too quiet, too loud, silent behind an earlier rule, without a rank, with a broken score: none comes back."""
+    """Too quiet, too loud, silent behind an earlier rule, failing a rule of another score, with a broken one: none."""
     table = together(
         ranked(
             "dog",
-            [30.0, 30.0, 30.0, None, 30.0, 1.0],
+            [30.0, 30.0, 30.0, 30.0, 30.0, 1.0],
             stem_level_db=[-40.0, 20.0, -40.0, -3.0, -3.0, -3.0],
-            re_sdr_db=[20.0, 20.0, 1.0, 1.0, NAN, 1.0],
+            re_sdr_db=[20.0, 20.0, 1.0, 1.0, NAN, 20.0],
         )
     )
     rules = {"min_re_sdr_db": 10.0, "min_stem_level_db": -20.0, "max_stem_level_db": 6.0, "label_floor_fraction": 1.0}
+    rules |= {"min_estimated_si_sdr_db": 5.0}
     assert kept(table, **rules) == [False, False, False, False, False, True]
     assert floored(table, **rules) == [False, False, False, False, False, True]
 

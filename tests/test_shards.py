@@ -340,6 +340,7 @@ def test_the_selection_depends_neither_on_order_nor_on_shards(write_pass):
         min_stem_level_db=-20.0,
         min_re_sdr_db=Quantile(quantile=0.3),
         min_remix_snr_db=Quantile(quantile=0.4, by_label=True),
+        min_active_fraction=0.75,
         label_floor_fraction=0.55,
         label_cap_ratio=1.2,
         rank_by="active_fraction",

@@ -15,6 +15,7 @@ from engine import synth
 from engine.corpus import read_sources
 from engine.storage import atomic_path
 from train.evaluate import draw_mixture
+from tune.recipes import GATE
 
 _PEAK = 0.9
 
@@ -80,7 +81,6 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
         read_sources(clips, folds=[2]), folder, num_clips=[(2, 120), (3, 24)], sample_rate_hz=16000, seed=1
     )
     training = {"mix": {"batch_size": 12, "segment_s": 1.5}}
-    gate = {"min_remix_snr_db": 3.0, "min_stem_level_db": -20.0, "max_coherence_fraction": 0.8}
     return {
         "corpus": str(natural),
         "clean": str(clips),
@@ -88,6 +88,8 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
         "network": {"channels": 128, "num_blocks": 8, "num_bands": 48},
         "seed_training": {**training, "steps": 300},
         "distil": {**training, "steps": 250},
-        "schedule": [gate, gate],
+        "calibration": {"steps": 100, "num_mixtures": 150},
+        "tagger_training": {"steps": 300},
+        "schedule": [GATE, GATE],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 80},
     }
