@@ -177,8 +177,8 @@ def piece(work: Setting, name: str, seed: int) -> dict[str, Any]:
 def report(results: dict[str, list[dict[str, Any]]]) -> str:
     """A row an arm: mean and standard deviation over seeds, and how much of the gap to the bound it closes."""
     lines = [
-        "| what the student learns from | stems kept | SDRi dB | SI-SDRi dB | gap closed |",
-        "| --- | --- | --- | --- | --- |",
+        "| what the student learns from | seeds | stems kept | SDRi dB | SI-SDRi dB | gap closed |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     low, high = (np.mean([one["sdri_db"] for one in results[name]]) for name in ("seed_only", "true_sources"))
     for name, some in results.items():
@@ -187,7 +187,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> str:
         spread = f" ± {np.std(sdri, ddof=1):.2f}" if len(sdri) > 1 else ""
         share = (np.mean(sdri) - low) / (high - low)
         lines.append(
-            f"| {ARMS[name].about} | {kept} | {np.mean(sdri):.2f}{spread} | {np.mean(si_sdri):.2f} | {share:.0%} |"
+            f"| {ARMS[name].about} | {len(some)} | {kept} | {np.mean(sdri):.2f}{spread} | {np.mean(si_sdri):.2f} | {share:.0%} |"
         )
     return "\n".join(lines)
 

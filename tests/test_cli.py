@@ -29,7 +29,7 @@ PROMISES = {
     "filter": "Decide again from stored scores which stems become tracks",
     "distil": "Train a separator from tracks and single-source clips",
     "evaluate": "Measure a separator on seeded mixtures of single-source clips",
-    "score": "Score the stems of a mixture, and say which would be kept",
+    "score": "Score the stems of a mixture, and say what each rule of a gate says",
     "inspect": "Say what is in a run, a pass",
 }
 GOOD = {

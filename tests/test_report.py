@@ -198,18 +198,23 @@ def test_an_evaluation_has_all_first_and_then_its_labels() -> None:
     }
 
 
-def test_scores_show_what_is_undefined_as_empty_and_the_verdict() -> None:
+def test_scores_show_what_is_undefined_as_empty_what_each_rule_says_and_the_verdict() -> None:
+    rules = {"min_re_sdr_db": {"passes": True}, "max_coherence_fraction": {"passes": True}}
+    failed = rules | {"min_re_sdr_db": {"passes": False}}
+    undefined = GOOD | {"coherence_fraction": None}
     stems = [
-        {"label": "dog", "kept": True, "rejected_by": None, "scores": GOOD | {"coherence_fraction": None}},
-        {"label": "bell", "kept": False, "rejected_by": "min_re_sdr_db", "scores": GOOD},
+        {"label": "dog", "kept": True, "rejected_by": None, "scores": undefined, "rules": rules},
+        {"label": "bell", "kept": False, "rejected_by": "min_re_sdr_db", "scores": GOOD, "rules": failed},
     ]
     table = scores_table({"stems": stems})
     assert_well_formed(table)
-    assert list(table.columns) == ["stem", *GOOD, "kept"]
-    assert row(table, 0)["coherence_fraction"] == ""
-    assert row(table, 0)["kept"] == "yes"
-    assert row(table, 1)["stem_level_db"] == "-3.25"
-    assert row(table, 1)["kept"] == "no: min_re_sdr_db"
+    assert list(table.columns) == ["", "dog", "bell"]
+    assert [name for name, *_ in table.rows] == [*GOOD, "rule min_re_sdr_db", "rule max_coherence_fraction", "kept"]
+    dog, bell = ({name: cells[stem] for name, *cells in table.rows} for stem in (0, 1))
+    assert dog["coherence_fraction"] == ""
+    assert (dog["rule min_re_sdr_db"], dog["rule max_coherence_fraction"], dog["kept"]) == ("passes", "passes", "yes")
+    assert bell["stem_level_db"] == "-3.25"
+    assert (bell["rule min_re_sdr_db"], bell["kept"]) == ("fails", "no: min_re_sdr_db")
 
 
 # inspect.

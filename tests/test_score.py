@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine import metrics, schema, score
+from engine import metrics, schema, score, spectra
 
 RATE_HZ = 16_000
+UNASKED = dict.fromkeys(("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db"))
+"""What takes a separator or a tagger, which a clip alone does not have."""
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -18,9 +20,12 @@ def test_rows_have_the_names_of_the_schema_and_the_values_of_the_metrics() -> No
     rows = score.score_clip(mixture_T=mixture, stems_ST=stems, sample_rate_hz=RATE_HZ)
     pairs = metrics.pairwise_coherence(stems, sample_rate_hz=RATE_HZ)
     clip = {"stems_BST": stems, "mixture_BT": mixture}
+    looked_at = spectra.Spectra.of(**clip, sample_rate_hz=RATE_HZ)
+    by_spectra = ("mixture_coherence_fraction", "mask_snr_db", "share_si_sdr_db", "contested_db")
     assert len(rows) == 3
     for index, row in enumerate(rows):
         assert list(row) == schema.SCORES.names
+        assert {name: row.pop(name) for name in UNASKED} == UNASKED
         others = [float(pairs[index, other]) for other in range(3) if other != index]
         assert row == pytest.approx(
             {
@@ -28,7 +33,9 @@ def test_rows_have_the_names_of_the_schema_and_the_values_of_the_metrics() -> No
                 "re_si_sdr_db": float(metrics.re_si_sdr_db(**clip)),
                 "remix_snr_db": float(metrics.remix_snr_db(**clip)),
                 "stem_level_db": float(metrics.level_db(signal=stems[index], reference=mixture)),
+                "active_fraction": float(metrics.active_fraction(stems[index], sample_rate_hz=RATE_HZ)),
                 "coherence_fraction": max(others),
+                **{name: float(getattr(spectra, name)(looked_at)[index]) for name in by_spectra},
             },
             rel=1e-6,
         )
@@ -67,13 +74,23 @@ def test_a_silent_stem_is_seen_by_its_level() -> None:
 
 def test_a_silent_clip_passes_nothing() -> None:
     (row,) = score.score_clip(mixture_T=torch.zeros(1000), stems_ST=torch.zeros(1, 1000), sample_rate_hz=RATE_HZ)
-    assert list(row.values()) == [-100, -100, -100, -100, None]
+    assert row == UNASKED | {
+        **dict.fromkeys(("re_sdr_db", "re_si_sdr_db", "remix_snr_db", "stem_level_db"), -100),
+        **dict.fromkeys(("mask_snr_db", "share_si_sdr_db"), -100),
+        **dict.fromkeys(("active_fraction", "mixture_coherence_fraction"), 0),
+        **dict.fromkeys(("coherence_fraction", "contested_db")),
+    }
 
 
-def test_a_single_stem_has_no_coherence() -> None:
+def test_a_single_stem_has_no_coherence_and_nothing_contested() -> None:
     mixture = noise(1000)
     (row,) = score.score_clip(mixture_T=mixture, stems_ST=mixture[None], sample_rate_hz=RATE_HZ)
-    assert list(row.values()) == [100, 100, 100, 0, None]
+    assert row.pop("share_si_sdr_db") > 60  # in single precision
+    assert row.pop("mixture_coherence_fraction") == pytest.approx(1, abs=1e-6)
+    assert row == UNASKED | {
+        **dict.fromkeys(("re_sdr_db", "re_si_sdr_db", "remix_snr_db", "mask_snr_db"), 100),
+        **{"stem_level_db": 0, "active_fraction": 1, "coherence_fraction": None, "contested_db": None},
+    }
 
 
 @pytest.mark.parametrize("num_samples", [1, 100, 5000])

@@ -87,7 +87,7 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
         "clean_folds": [1],
         "network": {"channels": 128, "num_blocks": 8, "num_bands": 48},
         "seed_training": {**training, "steps": 300},
-        "distil": {**training, "steps": 250},
+        "distil": {"steps": 250, "mix": {**training["mix"], "clip_fraction": 0.33}},
         "calibration": {"steps": 100, "num_mixtures": 150},
         "tagger_training": {"steps": 300},
         "schedule": [GATE, GATE],
