@@ -103,6 +103,7 @@ def separate_corpus(
     manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
     separator: Annotated[Path, typer.Option(help="Checkpoint folder of the separator.")],
     out: Out,
+    tagger: Annotated[Path | None, typer.Option(help="A tagger's folder, to score what it hears in a stem.")] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
     set_: Set = None,
@@ -119,7 +120,7 @@ def separate_corpus(
     config = recipes.build(PassConfig, recipes.override({}, set_ or []))
     corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
     with connected(address):
-        summary = run_pass(corpus, out, separator=separator, config=config)
+        summary = run_pass(corpus, out, separator=separator, tagger=tagger, config=config)
     _print(lambda: [report.pass_table(summary)], summary, as_json)
 
 
@@ -151,6 +152,35 @@ def filter_(
         estimator = {"estimate": loaded.estimate, "estimator_fingerprint": loaded.fingerprint}
     tracks = write_tracks(folder, out, thresholds, **estimator)
     _print(lambda: [report.tracks_table(tracks)], tracks, as_json)
+
+
+@app.command()
+def calibrate(
+    separator: Annotated[Path, typer.Argument(help="Checkpoint folder of a separator.")],
+    clean: Annotated[Path, typer.Option(help="Single-source clips that it has not learned from: CSV or folder.")],
+    out: Out,
+    folds: Annotated[list[int] | None, typer.Option(help="Folds of the clips; repeatable.")] = None,
+    tagger: Annotated[Path | None, typer.Option(help="A tagger that has not learned from them either.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Calibrate the estimate of a stem's SI-SDR on mixtures of single-source clips, for `filter` and `score`.
+
+    A run does this by itself. Example: `clearsep calibrate SEPARATOR --clean clips.csv --folds 4 -o quality`
+    """
+    from engine.quality import save_quality
+    from train.calibrate import CalibrationConfig, calibrate_files
+    from tune import recipes, report
+
+    config = recipes.build(CalibrationConfig, recipes.override({}, set_ or []))
+    quality = calibrate_files(separator, clean, folds=folds, tagger=tagger, config=config)
+    save_quality(quality, out)
+    value = {
+        "fingerprint": quality.fingerprint,
+        **quality.about,
+        "weights": dict(zip(quality.names, quality.weight, strict=True)),
+    }
+    _print(lambda: [report.quality_table(value)], value, as_json)
 
 
 @app.command()

@@ -27,6 +27,7 @@ PROMISES = {
     "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
     "separate-corpus": "One engine pass: every stem of every clip, scored",
     "filter": "Decide again from stored scores which stems become tracks",
+    "calibrate": "Calibrate the estimate of a stem's SI-SDR on mixtures",
     "distil": "Train a separator from tracks and single-source clips",
     "evaluate": "Measure a separator on seeded mixtures of single-source clips",
     "score": "Score the stems of a mixture, and say what each rule of a gate says",

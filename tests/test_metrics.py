@@ -238,3 +238,26 @@ def test_pairwise_coherence_is_symmetric_batched_and_defined_for_short_clips() -
     for num_samples in (1, 31, 33, 511, 5000):
         short = metrics.pairwise_coherence(noise(3, num_samples), sample_rate_hz=RATE_HZ)
         assert ((short >= 0) & (short <= 1)).all()
+
+
+@pytest.mark.parametrize("gain", [1.0, -1e-12, 1e12])
+@pytest.mark.parametrize(("sounding", "expected"), [([3], 0.1), ([0, 1, 9], 0.3), (range(10), 1.0), ([], 0.0)])
+def test_active_fraction_is_the_share_of_windows_that_sound(
+    sounding: list[int], expected: float, gain: float
+) -> None:
+    signal = torch.zeros(10, RATE_HZ // 10, dtype=torch.float64)
+    signal[list(sounding)] = tone(440, RATE_HZ // 10)
+    assert float(metrics.active_fraction(gain * signal.flatten(), sample_rate_hz=RATE_HZ)) == expected
+
+
+@pytest.mark.parametrize(("quiet_db", "expected"), [(-39.0, 1.0), (-41.0, 0.5)])
+def test_active_is_what_is_within_40_db_of_the_loudest(quiet_db: float, expected: float) -> None:
+    loud = tone(500, RATE_HZ)
+    signal = torch.cat([loud, 10 ** (quiet_db / 20) * loud])
+    assert float(metrics.active_fraction(signal, sample_rate_hz=RATE_HZ)) == expected
+
+
+def test_active_fraction_is_batched_and_defined_for_clips_under_a_window() -> None:
+    signals = torch.stack([tone(440, 100), torch.zeros(100, dtype=torch.float64)])
+    assert metrics.active_fraction(signals, sample_rate_hz=RATE_HZ).tolist() == [1, 0]
+    assert metrics.active_fraction(signals[:, 1:2], sample_rate_hz=RATE_HZ).tolist() == [1, 0]

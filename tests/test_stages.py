@@ -26,7 +26,6 @@ from signals import (
 from engine.corpus import read_corpus
 from engine.schema import FAILURES, SCORES, STEMS
 from engine.score import score_clip
-from engine.score_files import score_files
 from engine.separators import load
 from engine.shards import done_parts, read_failures, stem_shards, verify
 from engine.stages import PassConfig, Separate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ import pyarrow as pa
 import torch
 
 from engine.assess import Assessor
+from engine.batched import Asker
+from engine.corpus import read_sources
 from engine.metrics import si_sdr_db
 from engine.quality import Quality, calibrate
 from engine.schema import SCORES, DecodedClip
 from engine.score import Scores
 from engine.separate import separate_clips
+from engine.separators import load
+from engine.taggers import open_tagger
 from train.evaluate import Mixture, draw_mixture
 
 
@@ -69,6 +74,21 @@ def calibrate_on(
             truth_db += si_sdr_db(estimate=torch.from_numpy(item.stems_ST), reference=truth_ST).tolist()
             groups += [int(item.clip.row["clip_id"])] * len(scores)
     return calibrate(pa.Table.from_pylist(rows, schema=SCORES), truth_db, groups=groups, about=about)
+
+
+def calibrate_files(
+    separator: str | Path,
+    clean: str | Path,
+    *,
+    folds: Sequence[int] | None = None,
+    tagger: str | Path | None = None,
+    config: CalibrationConfig | None = None,
+) -> Quality:
+    """An estimator calibrated with one separator on single-source clips that neither it nor the tagger learned from."""
+    asker = Asker(separator=load(separator), batch_s=80.0)
+    assessor = Assessor(asker=asker, tagger=open_tagger(tagger) if tagger else None, reseparate=False)
+    sources = read_sources(clean, folds=folds)
+    return calibrate_on([(assessor, sources)], config or CalibrationConfig(), about={"clean": str(clean)})
 
 
 def _mixture(sources: pa.Table, number: int, sample_rate_hz: int, config: CalibrationConfig) -> Mixture:

@@ -161,6 +161,13 @@ def pass_table(summary: dict[str, Any]) -> Table:
     return Table(title="Engine pass", columns=["", ""], rows=rows)
 
 
+def quality_table(value: dict[str, Any]) -> Table:
+    """What a calibrated estimator listens to, and how right it is."""
+    rows = [["stems", str(value["num_stems"])], ["error, root mean square", f"{value['rmse_db']:.1f} dB"]]
+    rows += [[f"weight of {name}", f"{weight:+.2f} dB"] for name, weight in value["weights"].items()]
+    return Table(title="Estimate of SI-SDR", columns=["", ""], rows=rows)
+
+
 def scores_table(result: dict[str, Any]) -> Table:
     """Every score of every stem, a column a stem, then what each rule says and the verdict."""
     stems = result["stems"]
