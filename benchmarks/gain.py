@@ -64,12 +64,6 @@ ARMS = {
     "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
     "laptop": Arm(about="our gate and training (recipe laptop)"),
     "gate": Arm(about="our gate, plain training", gate=build(Thresholds, GATE), seeds=(0,)),
-    "gate_clips": Arm(
-        about="our gate, a third of the mixtures natural clips",
-        gate=build(Thresholds, GATE),
-        mix=MixConfig(clip_fraction=0.33),
-        seeds=(0,),
-    ),
     "gate_quantile": Arm(about="best 60 % of each label by the estimate", gate=_HALF, seeds=(0,)),
     "all_weighted": Arm(
         about="every stem, loss weighed by the estimate", gate=_ALL, mix=MixConfig(quality_weight="loss"), seeds=(0,)

@@ -41,7 +41,8 @@ def stems_of(work: Setting, iteration: int) -> tuple[pa.Table, np.ndarray]:
     """Scores and estimates of every stem of an iteration, and its true SI-SDR."""
     folder = work.run / "iterations" / str(iteration)
     kept, rejected = (pq.read_table(folder / "tracks" / f"{name}.parquet") for name in ("kept", "rejected"))
-    index = pa.concat_tables([kept, rejected.select(kept.column_names)])
+    names = [name for name in kept.column_names if name in rejected.column_names]
+    index = pa.concat_tables([kept.select(names), rejected.select(names)])
     path = work.out / "truth_db" / f"{iteration}.json"
     if not path.is_file():
         write_json(path, true_si_sdr(work, folder / "stems")(index)["estimated_si_sdr_db"].to_pylist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torchaudio
 
@@ -65,13 +66,18 @@ class Assessor:
 def tagger_margins(
     clips: Sequence[SeparatedClip], tagger: Tagger, *, sample_rate_hz: int, batch_s: float
 ) -> list[list[Columns]]:
-    """``tagger_margin_db`` of every stem: its label over the strongest rival of its clip; None for unknown labels."""
+    """``tagger_margin_db`` of every stem: its label over the strongest rival of its clip.
+
+    None for unknown labels and for stems that are not finite.
+    """
     rows: list[list[Columns]] = [[{"tagger_margin_db": None} for _ in item.labels] for item in clips]
     known = [
         (number, stem)
         for number, item in enumerate(clips)
         for stem, label in enumerate(item.labels)
-        if find_label(label, tagger.labels) is not None and rivals_of(label, item.clip.row["labels"], tagger.labels)
+        if find_label(label, tagger.labels) is not None
+        and rivals_of(label, item.clip.row["labels"], tagger.labels)
+        and np.isfinite(item.stems_ST[stem]).all()
     ]
     sizes = [clips[number].stems_ST.shape[1] for number, _ in known]
     for positions in pack(sizes, batch_samples=max(1, int(batch_s * sample_rate_hz))):

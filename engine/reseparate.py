@@ -29,8 +29,8 @@ def reseparate(clips: Sequence[SeparatedClip], asker: Asker, *, seed: int = 0) -
     *Cycle*: a stem is remixed with a stem of another of these clips, whose labels it does not share, at equal energy
     and a drawn gain of up to 5 dB up or down, and separated by its own query: SI-SDR of that against the stem. *Leak*:
     level of what the query of its loudest rival in the clip makes of the stem alone, relative to the stem. None where
-    there is no such partner or rival, or where the separator fails; -100 for a silent stem. The draws depend on the
-    seed and the clip's id alone.
+    there is no such partner or rival, and where the separator fails or its stem is not finite; -100 for a silent stem.
+    The draws depend on the seed and the clip's id alone.
     """
     queries: list[Query] = []
     places: list[tuple[int, int, str]] = []
@@ -41,6 +41,8 @@ def reseparate(clips: Sequence[SeparatedClip], asker: Asker, *, seed: int = 0) -
         for stem, (label, stem_T) in enumerate(zip(item.labels, item.stems_ST, strict=True)):
             if not np.any(stem_T):
                 rows[number][stem] = {"cycle_si_sdr_db": -MAX_DB, "rival_leak_db": -MAX_DB}
+                continue
+            if not np.isfinite(stem_T).all():
                 continue
             for column, query in _queries(clips, number, label, stem_T, seed):
                 queries.append(query)
@@ -74,7 +76,7 @@ def _partner(clips: Sequence[SeparatedClip], number: int, label: str, num_sample
     for other in order:
         item = clips[other]
         if heard.isdisjoint(plain_label(name) for name in item.clip.row["labels"]):
-            loud = [stem_T for stem_T in item.stems_ST if np.any(stem_T[:num_samples])]
+            loud = [stem_T for stem_T in item.stems_ST if np.any(stem_T[:num_samples]) and np.isfinite(stem_T).all()]
             if loud:
                 return np.resize(loud[int(order[0]) % len(loud)], num_samples)
     return None

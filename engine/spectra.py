@@ -9,49 +9,95 @@ Shape suffixes: B clips (any leading dimensions, or none), S stems of a clip, T 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from engine.metrics import checked, peak, ratio_db
+from engine.metrics import check_lengths, peak, ratio_db
 
 _FRAME_S = 0.064
+_VALUES_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spectra:
-    """Complex spectra of a clip and its stems: Hann frames of 64 ms, half overlapped, at a common scale."""
+    """What the scores need of a clip's spectra: sums, in float64, over Hann frames of 64 ms, half overlapped.
 
-    stems_BSNF: Tensor
-    mixture_B1NF: Tensor
+    X is the mixture's spectrum and S a stem's, at a common scale; q its share of all that the clip's stems claim at a
+    point, |S| / Σ|S|, 0 where none claims anything; m = min(|S|, |X|) q what of the mixture its mask takes.
+    """
+
+    taken_BS: Tensor
+    """Σ m²"""
+    doubtful_BS: Tensor
+    """Σ m (|X| - m)"""
+    shared_BS: Tensor
+    """Σ q Re(S X*)"""
+    share_BS: Tensor
+    """Σ q² |X|²"""
+    contested_BS: Tensor
+    """Σ of the square of what the others claim too, min(|S|, Σ|S| - |S|)"""
+    stem_BS: Tensor
+    """Σ |S|², summed as the others are, so that what is equal stays so"""
+    stem_BSF: Tensor
+    """Σ |S|² over frames"""
+    mixture_B1F: Tensor
+    """Σ |X|² over frames"""
+    cross_2BSF: Tensor
+    """Σ S X* over frames, real and imaginary part"""
 
     @classmethod
     def of(cls, *, stems_BST: Tensor, mixture_BT: Tensor, sample_rate_hz: int) -> Spectra:
         """Raises ValueError where lengths differ or are zero, or the rate is not positive."""
         if sample_rate_hz < 1:
             raise ValueError(f"sample_rate_hz must be positive, got {sample_rate_hz}; pass the rate of the stems")
-        stems_BST, mixture_BT = checked(stems_BST, mixture_BT)
-        scale_B11 = torch.maximum(peak(stems_BST).amax(-2, keepdim=True), peak(mixture_BT)[..., None])
-        signals = (torch.cat([mixture_BT[..., None, :], stems_BST], -2) / scale_B11).float()
+        check_lengths(stems_BST, mixture_BT)
+        signals = torch.cat([mixture_BT[..., None, :], stems_BST], -2)
+        signals = (signals / peak(signals).amax(-2, keepdim=True)).float()
         hop = max(1, round(_FRAME_S / 2 * sample_rate_hz))
-        padded = pad(signals, (hop, hop + -signals.shape[-1] % hop))
-        window = torch.hann_window(2 * hop, device=padded.device)
-        spectra = torch.fft.rfft(padded.unfold(-1, 2 * hop, hop) * window)
-        return cls(stems_BSNF=spectra[..., 1:, :, :], mixture_B1NF=spectra[..., :1, :, :])
+        frames = pad(signals, (hop, hop + -signals.shape[-1] % hop)).unfold(-1, 2 * hop, hop)
+        window = torch.hann_window(2 * hop, device=signals.device)
+        at_once = frames.shape[-2]
+        if signals.device.type == "cpu":  # a few frames at a time, which stay in cache
+            at_once = max(1, _VALUES_AT_ONCE * at_once // frames.numel())
+        sums: dict[str, Tensor] = {}
+        for first in range(0, frames.shape[-2], at_once):
+            spectra = torch.fft.rfft(frames[..., first : first + at_once, :] * window)
+            for name, value in _sums(torch.view_as_real(spectra).movedim(-1, 0).contiguous()).items():
+                sums[name] = sums[name] + value if first else value.double()
+        return cls(**sums)
 
-    @cached_property
-    def magnitude_BSNF(self) -> Tensor:
-        """Of the stems."""
-        return _power(self.stems_BSNF).sqrt()
 
-    @cached_property
-    def share_BSNF(self) -> Tensor:
-        """Each stem's part of all that the stems claim at a point, 0..1; 0 where none claims anything."""
-        total_B1NF = self.magnitude_BSNF.sum(-3, keepdim=True)
-        shares_BSNF: Tensor = self.magnitude_BSNF / torch.where(total_B1NF > 0, total_B1NF, 1.0)
-        return shares_BSNF
+def _sums(spectra: Tensor) -> dict[str, Tensor]:
+    """Of some frames, from real and imaginary parts [2, B, 1 + S, N, F] of the mixture and the stems."""
+    power = torch.addcmul(spectra[0] * spectra[0], spectra[1], spectra[1])
+    mixture_power_B1NF, power_BSNF = power[..., :1, :, :], power[..., 1:, :, :]
+    magnitude = power.sqrt()
+    mixture_B1NF, stems_BSNF = magnitude[..., :1, :, :], magnitude[..., 1:, :, :]
+    (real, imaginary), (stems_real, stems_imaginary) = spectra[..., :1, :, :], spectra[..., 1:, :, :]
+    overlap_BSNF = torch.addcmul(stems_real * real, stems_imaginary, imaginary)
+    turned_BSNF = torch.addcmul(stems_imaginary * real, stems_real, imaginary, value=-1)
+    total_B1NF = stems_BSNF.sum(-3, keepdim=True)
+    share_BSNF = stems_BSNF / total_B1NF.clamp(min=torch.finfo(total_B1NF.dtype).tiny)
+    taken_BSNF = torch.minimum(stems_BSNF, mixture_B1NF) * share_BSNF
+    claimed_BSNF = torch.minimum(stems_BSNF, (total_B1NF - stems_BSNF).clamp(min=0))
+    return {
+        "taken_BS": _total(taken_BSNF * taken_BSNF),
+        "doubtful_BS": _total(taken_BSNF * (mixture_B1NF - taken_BSNF)),
+        "shared_BS": _total(overlap_BSNF * share_BSNF),
+        "share_BS": _total(mixture_power_B1NF * share_BSNF * share_BSNF),
+        "contested_BS": _total(claimed_BSNF * claimed_BSNF),
+        "stem_BS": _total(power_BSNF),
+        "stem_BSF": power_BSNF.sum(-2),
+        "mixture_B1F": mixture_power_B1NF.sum(-2),
+        "cross_2BSF": torch.stack([overlap_BSNF.sum(-2), turned_BSNF.sum(-2)]),
+    }
+
+
+def _total(values_BSNF: Tensor) -> Tensor:
+    """Over bins in single precision, over frames in double."""
+    return values_BSNF.sum(-1).double().sum(-1)
 
 
 def mask_snr_db(spectra: Spectra) -> Tensor:
@@ -62,9 +108,7 @@ def mask_snr_db(spectra: Spectra) -> Tensor:
     what is taken. So half of everything in both of two stems gives -4.8, and a binary mask that no other stem
     contradicts gives 100, right or wrong. A silent stem gives -100.
     """
-    mixture_B1NF = _power(spectra.mixture_B1NF).sqrt()
-    taken_BSNF = torch.minimum(spectra.magnitude_BSNF, mixture_B1NF) * spectra.share_BSNF
-    return ratio_db(_total(taken_BSNF * taken_BSNF), _total(taken_BSNF * (mixture_B1NF - taken_BSNF)))
+    return ratio_db(spectra.taken_BS, spectra.doubtful_BS)
 
 
 def share_si_sdr_db(spectra: Spectra) -> Tensor:
@@ -73,13 +117,8 @@ def share_si_sdr_db(spectra: Spectra) -> Tensor:
     Low where the stems of a clip contradict each other, or where what they leave of the clip would change them. The
     share is that of Liutkus & Badeau 2015 (their alpha of 1). A silent stem gives -100.
     """
-    stems, mixture = (torch.view_as_real(some) for some in (spectra.stems_BSNF, spectra.mixture_B1NF))
-    overlap_BSNF = stems[..., 0] * mixture[..., 0] + stems[..., 1] * mixture[..., 1]
-    product_BS = _total(overlap_BSNF * spectra.share_BSNF)
-    share_BS = _total(_power(spectra.mixture_B1NF) * spectra.share_BSNF * spectra.share_BSNF)
-    target_BS = product_BS.square() / torch.where(share_BS > 0, share_BS, 1.0)
-    stem_BS = _total(spectra.magnitude_BSNF * spectra.magnitude_BSNF)
-    return ratio_db(target_BS, (stem_BS - target_BS).clamp(min=0))
+    target_BS = spectra.shared_BS.square() / torch.where(spectra.share_BS > 0, spectra.share_BS, 1.0)
+    return ratio_db(target_BS, (spectra.stem_BS - target_BS).clamp(min=0))
 
 
 def contested_db(spectra: Spectra) -> Tensor:
@@ -88,10 +127,7 @@ def contested_db(spectra: Spectra) -> Tensor:
     At each point the others claim the sum of their magnitudes, as far as the stem reaches. A copy gives 0, disjoint
     stems -100, and so does a silent or an only stem.
     """
-    magnitude_BSNF = spectra.magnitude_BSNF
-    others_BSNF = magnitude_BSNF.sum(-3, keepdim=True) - magnitude_BSNF
-    claimed_BSNF = torch.minimum(magnitude_BSNF, others_BSNF.clamp(min=0))
-    return ratio_db(_total(claimed_BSNF * claimed_BSNF), _total(magnitude_BSNF * magnitude_BSNF))
+    return ratio_db(spectra.contested_BS, spectra.stem_BS)
 
 
 def mixture_coherence_fraction(spectra: Spectra) -> Tensor:
@@ -100,18 +136,6 @@ def mixture_coherence_fraction(spectra: Spectra) -> Tensor:
     Over Welch spectra of the frames. A copy at any gain or polarity gives 1, silence 0. A stem of a clip whose other
     stems are disjoint in time or frequency gives the square root of its part in the mixture there.
     """
-    stems, mixture = spectra.stems_BSNF, spectra.mixture_B1NF
-    cross_BSF = (stems * mixture.conj()).sum(-2).abs()
-    bound_BSF = _power(stems).sum(-2).sqrt() * _power(mixture).sum(-2).sqrt()
-    bound_BS = bound_BSF.sum(-1)
-    return (cross_BSF.sum(-1) / torch.where(bound_BS > 0, bound_BS, 1.0)).clamp(0.0, 1.0).double()
-
-
-def _power(spectra: Tensor) -> Tensor:
-    parts = torch.view_as_real(spectra)
-    return parts[..., 0] * parts[..., 0] + parts[..., 1] * parts[..., 1]
-
-
-def _total(values_BSNF: Tensor) -> Tensor:
-    """Over bins in single precision, over frames in double."""
-    return values_BSNF.sum(-1).double().sum(-1)
+    bound_BS = (spectra.stem_BSF * spectra.mixture_B1F).sqrt().sum(-1)
+    cross_BS = torch.hypot(*spectra.cross_2BSF).sum(-1)
+    return (cross_BS / torch.where(bound_BS > 0, bound_BS, 1.0)).clamp(0.0, 1.0)

@@ -22,6 +22,7 @@ from engine.separators import NetworkConfig, QuerySeparator, Separator, save
 from engine.shards import done_parts
 from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
 from engine.storage import fingerprint, write_json
+from engine.taggers import Tagger
 
 RATE_HZ = 8000
 SPLIT_HZ = 1000.0
@@ -127,6 +128,37 @@ class BandSeparator:
         return torch.fft.irfft(spectrum_F * (is_low_F if label == "low" else ~is_low_F), len(mix_T)).float()
 
 
+class BandTagger:
+    """Hears perfectly what ``BandSeparator`` separates: its tags are energies in bands, in dB."""
+
+    fingerprint = "0123456789abcdef"
+    bounds_hz: Mapping[str, tuple[float, float]] = {
+        "low": (0, SPLIT_HZ),
+        "high": (SPLIT_HZ, 4000),
+        "click": (4000, 9e9),
+    }
+    labels = tuple(bounds_hz)
+
+    def __init__(self, sample_rate_hz: int = RATE_HZ) -> None:
+        self.sample_rate_hz = sample_rate_hz
+        self.calls: list[tuple[tuple[int, int], list[int]]] = []
+
+    def tag(self, audio_BT: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
+        """See the protocol; ``calls`` keeps the shape and lengths of every call."""
+        lengths = [audio_BT.shape[1]] * len(audio_BT) if lengths is None else list(lengths)
+        self.calls.append((tuple(audio_BT.shape), lengths))
+        if not torch.isfinite(audio_BT).all():
+            raise ValueError("the audio to tag has NaN or infinite samples")
+        rows = [self._tags(audio_T[:length]) for audio_T, length in zip(audio_BT, lengths, strict=True)]
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def _tags(self, audio_T: Tensor) -> list[float]:
+        energy_F = torch.fft.rfft(audio_T.double()).abs().square()
+        hz_F = torch.fft.rfftfreq(len(audio_T), 1 / self.sample_rate_hz)
+        bands = [float(energy_F[(hz_F >= low) & (hz_F < high)].sum()) for low, high in self.bounds_hz.values()]
+        return [10 * float(np.log10(max(energy, 1e-9))) for energy in bands]
+
+
 class SmallMemorySeparator(BandSeparator):
     """Is out of memory where a batch, padding included, has more than ``max_samples`` samples."""
 
@@ -205,10 +237,11 @@ def run_stages(
     *,
     config: PassConfig,
     open_separator: Callable[[str], Separator] = lambda device: BandSeparator(),
+    open_tagger: Callable[[str], Tagger] | None = None,
 ) -> list[str]:
     """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote."""
     decode = Decode(root, RATE_HZ, config, frozenset(done_parts(out)))
-    separate = Separate(open_separator, config, False)
+    separate = Separate(open_separator, config, False, open_tagger)
     write = ScoreAndWrite(str(out), RATE_HZ)
     written = []
     for number, first in enumerate(range(0, len(rows), config.rows_per_task)):

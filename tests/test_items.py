@@ -12,7 +12,7 @@ import pytest
 from engine.shards import write_tracks
 from engine.thresholds import Thresholds
 from tests.remixes import KINDS, LABELS, RATE_HZ, SCORES, Natural, Write, exact, kept_tracks
-from train.items import Item, absent_items, natural_items, pair_items, track_items
+from train.items import Item, absent_items, clean_items, natural_items, pair_items, part_of, track_items
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -148,3 +148,51 @@ def test_an_uncertain_estimate_weighs_as_it_does_on_average(estimate_db: float, 
     assert _estimated(estimate_db, error_db).weight(0.0) == pytest.approx(
         float((density * shares).sum() / density.sum()), abs=0.02
     )
+
+
+# Parts of single-source clips.
+
+
+def sources(counts: dict[str, int]) -> pa.Table:
+    """Clips by label, out of order."""
+    rows = [{"path": f"{label}/{i:02d}.wav", "label": label} for label, count in counts.items() for i in range(count)]
+    return pa.Table.from_pylist([rows[i] for i in np.random.default_rng(0).permutation(len(rows))])
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 5])
+def test_parts_hold_each_clip_once_and_an_even_share_of_every_label(num_parts: int) -> None:
+    clips = sources({"dog": 7, "rain": 12, "bell": 1})
+    parts = [part_of(clips, part, num_parts).to_pylist() for part in range(num_parts)]
+    everything = [row for part in parts for row in part]
+    assert len(everything) == len(clips) and all(row in everything for row in clips.to_pylist())
+    for label, count in {"dog": 7, "rain": 12, "bell": 1}.items():
+        shares = [sum(row["label"] == label for row in part) for part in parts]
+        assert max(shares) - min(shares) <= 1 and sum(shares) == count
+    for number, part in enumerate(parts):
+        rest = part_of(clips, number, num_parts, inside=False).to_pylist()
+        assert rest == [row for row in clips.to_pylist() if row not in part], "in the order in which they were"
+
+
+def test_neighbours_in_name_stay_together() -> None:
+    first = part_of(sources({"dog": 8}), 0, 2)
+    assert sorted(first["path"].to_pylist()) == [f"dog/{i:02d}.wav" for i in range(4)]
+
+
+def test_parts_do_not_depend_on_the_order_of_the_list() -> None:
+    clips = sources({"dog": 7, "rain": 5})
+    reordered = clips.take(pa.array(range(len(clips) - 1, -1, -1)))
+    for part in range(3):
+        assert set(part_of(clips, part, 3)["path"].to_pylist()) == set(part_of(reordered, part, 3)["path"].to_pylist())
+
+
+def test_clean_items_leave_out_the_part_that_is_held_out(write_sources: Write) -> None:
+    clips = write_sources([(f"{label}{i}", label, i % 2, exact(100, seed=i)) for label in "ab" for i in range(8)])
+    everything = {item.clip for item in clean_items(clips, folds=None, sample_rate_hz=RATE_HZ)}
+    halves = [
+        {item.clip for item in clean_items(clips, folds=None, sample_rate_hz=RATE_HZ, without=(part, 2))}
+        for part in (0, 1)
+    ]
+    assert len(everything) == 16 and [len(half) for half in halves] == [8, 8]
+    assert halves[0] | halves[1] == everything
+    folds = clean_items(clips, folds=[1], sample_rate_hz=RATE_HZ, without=(0, 2))
+    assert sorted(Path(item.clip).stem for item in folds) == ["a5", "a7", "b5", "b7"], "parts are of the folds asked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -26,6 +27,8 @@ from engine.iteration import run_pass
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.shards import done_parts, read_failures, stem_shards, verify
 from engine.stages import PassConfig
+from engine.taggers import save_tagger
+from engine.taggers.network import ShareTagger, TagNetworkConfig
 
 pytestmark = pytest.mark.slow
 _LABELS = ("rain", "siren", "bell")
@@ -110,6 +113,27 @@ def test_again_does_nothing_and_another_separator_or_setting_is_refused(
     save(QuerySeparator(NetworkConfig(channels=16, num_blocks=1, sample_rate_hz=8000), _LABELS), other)
     with pytest.raises(ValueError, match="another separator"):
         run_pass(read_corpus(corpus), tmp_path / "out", separator=other, config=_CONFIG)
+
+
+def test_a_pass_with_a_tagger_and_re_separation_stores_what_they_say_and_is_theirs_alone(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    out, taggers = tmp_path / "out", [tmp_path / "tagger-0", tmp_path / "tagger-1"]
+    for folder in taggers:
+        save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=8000, channels=16), _LABELS), folder)
+    config = dataclasses.replace(_CONFIG, reseparate=True)
+    clips = read_corpus(corpus)
+    summary = run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=config)
+    assert summary["step_s"]["assess"] > 0
+    rows = [row for shard in stem_shards(out / "stems") for row in pq.read_table(shard).to_pylist()]
+    assert all(row["tagger_margin_db"] is not None for row in rows)
+    assert all((row["rival_leak_db"] is None) == ("trombone" in row["labels"]) for row in rows)  # an only stem
+    assert run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=config) == summary
+    for tagger in (taggers[1], None):
+        with pytest.raises(ValueError, match="another tagger"):
+            run_pass(clips, out, separator=checkpoint, tagger=tagger, config=config)
+    with pytest.raises(ValueError, match="another settings"):
+        run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=_CONFIG)
 
 
 def test_with_gpus_stems_are_scored_in_other_processes_and_come_out_the_same(ray_session: None, tmp_path: Path) -> None:

@@ -43,6 +43,16 @@ def test_only_what_the_mix_uses_is_loaded(natural: Natural, write_sources: Write
     assert KINDS.keys() >= {clip for clip, _ in kept_tracks()}
 
 
+def test_a_part_of_the_clean_clips_can_be_left_out(write_sources: Write) -> None:
+    clean = str(write_sources(tones()))
+    parts = [
+        {item.clip for item in make_mixer(material, config(), seed=0, sample_rate_hz=RATE_HZ).pools[0].items}
+        for material in (Material(clean=clean), *(Material(clean=clean, clean_without=(part, 2)) for part in (0, 1)))
+    ]
+    assert [len(part) for part in parts] == [24, 12, 12]
+    assert parts[1] | parts[2] == parts[0]
+
+
 @pytest.fixture
 def owls(write_pass: Write, tmp_path: Path) -> Material:
     """A bell and a dog, in clips that name an owl that is not there."""

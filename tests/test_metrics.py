@@ -45,14 +45,15 @@ def close(actual: Tensor, expected: object, tolerance_db: float = 1e-3) -> bool:
     return actual.tolist() == pytest.approx(torch.as_tensor(expected).tolist(), abs=tolerance_db)
 
 
-@pytest.mark.parametrize("expected_db", [10.0, 25.0])
-def test_orthogonal_noise_gives_its_level(expected_db: float) -> None:
+@pytest.mark.parametrize(("expected_db", "tolerance_db"), [(10, 1e-9), (25, 1e-9), (80, 1e-6), (98, 1e-4)])
+def test_orthogonal_noise_gives_its_level(expected_db: float, tolerance_db: float) -> None:
+    """As far as float64 goes: 1e-15 of the larger energy is 4e-7 dB of what lies 80 dB below, 3e-5 dB at 98 dB."""
     reference, rest = torch.zeros(2, 3000, dtype=torch.float64)
     reference[:1000], rest[2000:] = noise(2, 1000)  # further apart than 512 taps reach
     estimate = reference + rest * reference.norm() / rest.norm() * 10 ** (-expected_db / 20)
-    assert close(metrics.snr_db(estimate=estimate, reference=reference), expected_db, 1e-9)
-    assert close(metrics.si_sdr_db(estimate=-3 * estimate, reference=reference), expected_db, 1e-9)
-    assert close(metrics.bss_sdr_db(estimate=0.2 * estimate, reference=reference), expected_db, 1e-9)
+    assert close(metrics.snr_db(estimate=estimate, reference=reference), expected_db, tolerance_db)
+    assert close(metrics.si_sdr_db(estimate=-3 * estimate, reference=reference), expected_db, tolerance_db)
+    assert close(metrics.bss_sdr_db(estimate=0.2 * estimate, reference=reference), expected_db, tolerance_db)
 
 
 def test_level_is_the_energy_ratio() -> None:
@@ -133,6 +134,25 @@ def test_bss_sdr_forgives_any_filter_of_512_taps_and_no_longer_one() -> None:
     assert metrics.si_sdr_db(estimate=image, reference=reference) < 0
     assert metrics.bss_sdr_db(estimate=reference.roll(511), reference=reference) >= 90
     assert metrics.bss_sdr_db(estimate=reference.roll(512), reference=reference) < 0
+
+
+def test_remix_scores_are_the_remix_metrics() -> None:
+    clip = {"stems_BST": noise(2, 3, 2000), "mixture_BT": noise(2, 2000, seed=1)}
+    for scores_B, metric in zip(metrics.remix_scores_db(**clip), REMIX_METRICS, strict=True):
+        assert close(scores_B, metric(**clip), 1e-12)
+
+
+@pytest.mark.parametrize("sdr_db", [0, 60, 90])
+@pytest.mark.parametrize("pole", [0.0, 0.9, 0.999])
+def test_bss_sdr_from_correlations_is_that_of_the_filtered_reference(monkeypatch, sdr_db: int, pole: float) -> None:
+    """Also where its filter is long and large, from references of up to 60 dB between their loud and soft bands."""
+    reference = torch.from_numpy(lfilter([1.0], [1.0, -pole], noise(4, 8000).numpy()))
+    taps = noise(300, seed=1).numpy() * np.exp(-np.arange(300) / 60)
+    image, rest = torch.from_numpy(lfilter(taps, [1.0], reference.numpy())), noise(4, 8000, seed=2)
+    estimate = image + 10 ** (-sdr_db / 20) * rest * image.norm() / rest.norm()
+    quick_db = metrics.bss_sdr_db(estimate=estimate, reference=reference)
+    monkeypatch.setattr(metrics, "_WORST_ERROR", 0.0)  # always by filtering
+    assert close(quick_db, metrics.bss_sdr_db(estimate=estimate, reference=reference))
 
 
 def test_remix_metrics_ignore_the_order_of_the_stems() -> None:
@@ -242,9 +262,7 @@ def test_pairwise_coherence_is_symmetric_batched_and_defined_for_short_clips() -
 
 @pytest.mark.parametrize("gain", [1.0, -1e-12, 1e12])
 @pytest.mark.parametrize(("sounding", "expected"), [([3], 0.1), ([0, 1, 9], 0.3), (range(10), 1.0), ([], 0.0)])
-def test_active_fraction_is_the_share_of_windows_that_sound(
-    sounding: list[int], expected: float, gain: float
-) -> None:
+def test_active_fraction_is_the_share_of_windows_that_sound(sounding: list[int], expected: float, gain: float) -> None:
     signal = torch.zeros(10, RATE_HZ // 10, dtype=torch.float64)
     signal[list(sounding)] = tone(440, RATE_HZ // 10)
     assert float(metrics.active_fraction(gain * signal.flatten(), sample_rate_hz=RATE_HZ)) == expected

@@ -55,7 +55,8 @@ def test_clearsep_is_the_published_baseline() -> None:
 
 def test_a_recipe_leaves_what_it_does_not_name_at_its_default() -> None:
     config = run_config("laptop", CORPUS)
-    assert (config.engine, config.network, config.distil) == (PassConfig(), NetworkConfig(), DistilConfig())
+    distil = DistilConfig(mix=MixConfig(clip_fraction=0.33))
+    assert (config.engine, config.network, config.distil) == (PassConfig(), NetworkConfig(), distil)
     assert config.validation is None
 
 
@@ -151,7 +152,8 @@ def test_overrides_reach_every_depth() -> None:
         ],
     )
     assert config.seed_training.steps == 11
-    assert config.distil == DistilConfig(learning_rate=1e-4, mix=MixConfig(gain_db=2.5, augment=False))
+    mix = MixConfig(gain_db=2.5, augment=False, clip_fraction=0.33)
+    assert config.distil == DistilConfig(learning_rate=1e-4, mix=mix)
     assert config.validation == ValidationConfig(clips="held_out.csv", folds=(4, 5))
     assert config.engine.max_actors == 2
 

@@ -3,8 +3,10 @@
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -12,6 +14,7 @@ import torch
 from signals import (
     RATE_HZ,
     BandSeparator,
+    BandTagger,
     NanSeparator,
     close_pass,
     marked,
@@ -28,7 +31,7 @@ from engine.schema import FAILURES, SCORES, STEMS
 from engine.score import score_clip
 from engine.separators import load
 from engine.shards import done_parts, read_failures, stem_shards, verify
-from engine.stages import PassConfig, Separate
+from engine.stages import Decode, PassConfig, Separate, SeparateScoreAndWrite
 from engine.storage import sha256_file
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, part_s=4.0, batch_s=8.0, rows_per_task=3)
@@ -44,6 +47,7 @@ CLIPS_S = {  # what becomes of the recordings, in seconds: the last 0.3 s of tai
     "strange.wav": [(None, None)],
     "silent.wav": [(None, None)],
 }
+BY_MODEL = ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")
 NUM_CLIPS, NUM_QUERIES = 10, 21  # with one clip and two queries each of broken.wav and missing.wav
 
 
@@ -250,6 +254,70 @@ def test_a_separator_that_returns_nan_costs_that_clip_alone(tmp_path):
     failures = read_failures(tmp_path / "out").to_pylist()
     assert {row["path"] for row in failures} == {"overflow.wav"}
     assert sum(row["num_queries"] for row in failures) == 2
+
+
+@pytest.fixture(scope="module")
+def judged(corpus, tmp_path_factory):
+    """The same pass with re-separation and a tagger."""
+    out = tmp_path_factory.mktemp("judged")
+    config = replace(CONFIG, reseparate=True)
+    run_stages(rows_of(corpus), corpus.root, out, config=config, open_tagger=lambda _: BandTagger())
+    return out
+
+
+def test_re_separation_and_a_tagger_change_no_other_column(finished, judged):
+    assert sorted(path.name for path in (judged / "stems").iterdir()) == sorted(
+        path.name for path in (finished / "stems").iterdir()
+    )
+    for row, plain in zip(stems_of(judged), stems_of(finished), strict=True):
+        assert {name for name in row if row[name] != plain[name]} <= set(BY_MODEL)
+        assert all(plain[name] is None for name in BY_MODEL)
+    assert read_failures(judged).equals(read_failures(finished))
+
+
+def test_what_the_models_say_is_stored_with_the_stem_it_is_of(judged):
+    rows = stems_of(judged)
+    for row in rows:
+        if row["path"] == "silent.wav":
+            assert [row[name] for name in BY_MODEL] == [-100, -100, 0]
+        else:
+            assert row["rival_leak_db"] < -80 and row["tagger_margin_db"] > 60
+            assert row["cycle_si_sdr_db"] is None, "no clip has other labels"
+    assert any(record["assess_s"] > 0 for record in done_parts(judged).values())
+
+
+def test_stems_are_remixed_with_those_of_other_clips_of_their_part(tmp_path):
+    files = {"low.wav": SAMPLES["short.wav"], "high.wav": SAMPLES["single.wav"]}
+    labels = {"low.wav": ("low",), "high.wav": ("high",)}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files, labels=labels))
+    config = replace(CONFIG, reseparate=True, min_labels=1)
+    run_stages(rows_of(corpus, min_labels=1), corpus.root, tmp_path / "out", config=config)
+    for row in stems_of(tmp_path / "out"):
+        assert row["cycle_si_sdr_db"] > 80
+        assert row["rival_leak_db"] is row["tagger_margin_db"] is None
+
+
+def test_one_actor_that_does_all_writes_the_same_shard(corpus, judged, tmp_path):
+    config, rows = replace(CONFIG, reseparate=True), rows_of(corpus)
+    decode = Decode(corpus.root, RATE_HZ, config, frozenset())
+    arguments = (config, str(tmp_path / "out"), RATE_HZ, lambda _: BandTagger())
+    actor = SeparateScoreAndWrite(lambda _: BandSeparator(), *arguments)
+    for part in decode(pa.Table.from_pylist([{"task": 0, "rows": rows[: config.rows_per_task]}])):
+        actor(part)
+    written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
+    assert written
+    for path in written:
+        assert path.read_bytes() == (judged / "stems" / path.name).read_bytes()
+
+
+def test_a_separator_that_returns_nan_costs_that_clip_alone_with_judges_too(tmp_path):
+    files = {"good.wav": mixture(RATE_HZ), "overflow.wav": marked(mixture(RATE_HZ, seed=1))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    judges = {"open_separator": lambda _: NanSeparator(), "open_tagger": lambda _: BandTagger()}
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=replace(CONFIG, reseparate=True), **judges)
+    assert {row["path"] for row in stems_of(tmp_path / "out")} == {"good.wav"}
+    assert all(row["rival_leak_db"] < -80 and row["tagger_margin_db"] > 60 for row in stems_of(tmp_path / "out"))
+    assert {row["path"] for row in read_failures(tmp_path / "out").to_pylist()} == {"overflow.wav"}
 
 
 def test_a_checkpoint_drives_the_pass(corpus, tmp_path):

@@ -55,17 +55,14 @@ def calibrate_on(
     """An estimator calibrated on stems that each separator makes of mixtures of clips that it did not learn from.
 
     ``held_out`` pairs what holds a separator with a table of sources (columns ``path`` and ``label``); mixtures are
-    shared evenly.
+    shared evenly, and those of clips that are silent or cannot be read are left out.
     """
     rows: list[Scores] = []
     truth_db: list[float] = []
     groups: list[int] = []
     for part, (assessor, sources) in enumerate(held_out):
         numbers = range(part, config.num_mixtures, len(held_out))
-        mixtures = {
-            f"{number:06d}": _mixture(sources, number, assessor.asker.separator.sample_rate_hz, config)
-            for number in numbers
-        }
+        mixtures = _mixtures(sources, numbers, assessor.asker.separator.sample_rate_hz, config)
         clips = [_clip(name, mixture) for name, mixture in mixtures.items()]
         separated, _ = separate_clips(clips, assessor.asker)
         for item, scores in zip(separated, assessor.scores(separated), strict=True):
@@ -89,6 +86,20 @@ def calibrate_files(
     assessor = Assessor(asker=asker, tagger=open_tagger(tagger) if tagger else None, reseparate=False)
     sources = read_sources(clean, folds=folds)
     return calibrate_on([(assessor, sources)], config or CalibrationConfig(), about={"clean": str(clean)})
+
+
+def _mixtures(
+    sources: pa.Table, numbers: Sequence[int], sample_rate_hz: int, config: CalibrationConfig
+) -> dict[str, Mixture]:
+    """By name; without those of clips that are silent or cannot be read, unless that is all."""
+    found: dict[str, Mixture] = {}
+    for number in numbers:
+        try:
+            found[f"{number:06d}"] = _mixture(sources, number, sample_rate_hz, config)
+        except ValueError:
+            if number == numbers[-1] and not found:
+                raise
+    return found
 
 
 def _mixture(sources: pa.Table, number: int, sample_rate_hz: int, config: CalibrationConfig) -> Mixture:

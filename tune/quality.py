@@ -42,11 +42,13 @@ def check_judges(config: RunConfig) -> None:
         load_quality(config.quality)
     if config.tagger is not None:
         open_tagger(config.tagger)
-    if _asks(config, *ESTIMATES.names) and config.quality is None and config.clean is None:
+    if _asks_for_quality(config) and config.quality is None and config.clean is None:
         raise ValueError(
-            "the schedule asks for estimated quality, which is calibrated on single-source clips; set clean, or "
-            "quality to an estimator's folder, or take it out of the schedule"
+            "the schedule, or distil.mix.quality_weight, asks for estimated quality, which is calibrated on "
+            "single-source clips; set clean, or quality to an estimator's folder, or do without it"
         )
+    if _asks(config, "cycle_si_sdr_db", "rival_leak_db") and not config.engine.reseparate:
+        raise ValueError("the schedule asks for scores of re-separation; set engine.reseparate, or do without them")
     if _asks(config, "tagger_margin_db") and config.tagger is None and config.clean is None:
         raise ValueError("the schedule asks for tagger_margin_db; set tagger, or clean to train one")
 
@@ -57,7 +59,8 @@ def prepare_judges(config: RunConfig, out: Path, say: Callable[[str], None]) -> 
     if tagger is None and _asks(config, "tagger_margin_db"):
         assert config.clean is not None, "check_judges"
         tagger = str(out / "tagger")
-        say("training a tagger on the single-source clips")
+        if not (Path(tagger) / "tagger.json").is_file():
+            say("training a tagger on the single-source clips")
         train_tagger(
             tagger,
             clean=config.clean,
@@ -66,9 +69,13 @@ def prepare_judges(config: RunConfig, out: Path, say: Callable[[str], None]) -> 
             sample_rate_hz=load(out / "iterations" / "0" / "separator").sample_rate_hz,
         )
     quality = None
-    if _asks(config, *ESTIMATES.names) or config.distil.mix.quality_weight != "none":
+    if _asks_for_quality(config):
         quality = load_quality(config.quality) if config.quality is not None else _quality(config, out, tagger, say)
     return Judges(quality=quality, tagger=tagger)
+
+
+def _asks_for_quality(config: RunConfig) -> bool:
+    return _asks(config, *ESTIMATES.names) or config.distil.mix.quality_weight != "none"
 
 
 def _asks(config: RunConfig, *names: str) -> bool:
