@@ -3,7 +3,7 @@
     python benchmarks/gain.py --esc10 DIR [--out runs/quality] [--part K/N] [--only ARM ...]
 
 Needs what `benchmarks/truth.py` makes (seed, corpus with its truth, a pass, a calibrated estimator). Several processes
-can share the work by parts; the one that finds all pieces there writes `benchmarks/gain.md` and the README's table.
+can share the work by parts; each writes `benchmarks/gain.md` and the README's table of the pieces that are there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Thresholds over stored scores: kept, or rejected with its reason; opens no audio.
 
 In this order: rules with a number for a limit; rules with a quantile, over what those leave standing; the floor of each
-label, which readmits; the cap. A score that is undefined (the coherence of an only stem) passes its rule, one that is
-not a number fails it. No verdict depends on the order of the rows.
+label, which readmits what only the rules on its rank rejected; the cap. A score that is undefined (the coherence of an
+only stem) passes its rule, one that is not a number fails it. No verdict depends on the order of the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERDICT = pa.schema(
         pa.field("rejected_by", pa.string()),  # the first rule that failed, or label_cap_ratio
         pa.field("rejected_value", pa.float32()),  # the stem's score there; null: not a number
         pa.field("rejected_limit", pa.float32()),  # the rule's limit; the cap's: the score of the last that it kept
-        pa.field("kept_by_floor", pa.bool_(), nullable=False),  # a soft rule rejects it, its label's floor keeps it
+        pa.field("kept_by_floor", pa.bool_(), nullable=False),  # the rule on rank_by rejects it, the floor keeps it
     ]
 )
 
@@ -68,24 +68,24 @@ def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
     """
     ledger = _Ledger(len(scores))
     broken_N = np.zeros(len(scores), np.bool_)
-    hard_N = np.zeros(len(scores), np.bool_)
+    other_N = np.zeros(len(scores), np.bool_)
     asked = list(rules(thresholds))
     for rule, limit in asked:
         score = _score(scores, rule, thresholds)
         broken_N |= score.broken_N
         if not isinstance(limit, Quantile):
             failed_N = ledger.ask(rule, score, np.full(len(scores), limit, np.float32))
-            hard_N |= failed_N if column_of(rule) != thresholds.rank_by else False
+            other_N |= failed_N if column_of(rule) != thresholds.rank_by else False
     standing_N = ledger.standing_N.copy()
     for rule, limit in asked:
         if isinstance(limit, Quantile):
             score = _score(scores, rule, thresholds)
             failed_N = ledger.ask(rule, score, _quantiles(score, standing_N, limit, scores))
-            hard_N |= failed_N if column_of(rule) != thresholds.rank_by else False
+            other_N |= failed_N if column_of(rule) != thresholds.rank_by else False
     if per_label(thresholds):
         ranking = _ranking(scores, thresholds.rank_by)
         if thresholds.label_floor_fraction is not None:
-            _floor(ledger, ranking, hard_N | broken_N, thresholds.label_floor_fraction)
+            _floor(ledger, ranking, other_N | broken_N, thresholds.label_floor_fraction)
         if thresholds.label_cap_ratio is not None:
             _cap(ledger, ranking, thresholds.label_cap_ratio)
     return ledger.verdict()

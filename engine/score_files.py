@@ -67,9 +67,7 @@ def _clip(mixture: str | Path, stems: dict[str, str], rate: int) -> SeparatedCli
     num_samples = min(len(samples_T) for samples_T in audio)
     mixture_T, *stems_T = (samples_T[:num_samples] for samples_T in audio)
     row = {"clip_id": str(mixture), "path": str(mixture), "labels": list(stems), "start_s": None, "end_s": None}
-    return SeparatedClip(
-        clip=DecodedClip(row=row, samples_T=mixture_T), labels=list(stems), stems_ST=np.stack(stems_T)
-    )  # fmt: skip
+    return SeparatedClip(clip=DecodedClip(row=row, samples_T=mixture_T), labels=list(stems), stems_ST=np.stack(stems_T))
 
 
 def _verdicts(

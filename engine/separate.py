@@ -14,9 +14,7 @@ from engine.separators import Separator
 
 def _fail(clip: DecodedClip, error: Exception, *, label: str) -> dict[str, Any]:
     row = clip.row
-    return failure(
-        clip_id=row["clip_id"], path=row["path"], label=label, num_queries=1, step="separate", error=error
-    )  # fmt: skip
+    return failure(clip_id=row["clip_id"], path=row["path"], label=label, num_queries=1, step="separate", error=error)
 
 
 def _unknown(clips: list[DecodedClip], separator: Separator) -> dict[str, ValueError]:

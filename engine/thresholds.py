@@ -59,7 +59,7 @@ class Thresholds:
     max_mixture_coherence_fraction: Limit = None
     """Reject a stem that resembles its mixture more than this, 0 to 1: probably nothing was separated."""
     min_mask_snr_db: Limit = None
-    """Reject a stem whose mask doubts itself more than this."""
+    """Reject a stem of which its clip's masks expect less than this."""
     min_share_si_sdr_db: Limit = None
     """Reject a stem that differs more than this from its share of the clip."""
     max_contested_db: Limit = None
