@@ -63,7 +63,6 @@ ARMS = {
     ),
     "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
     "laptop": Arm(about="our gate and training (recipe laptop)"),
-    "gate": Arm(about="our gate, plain training", gate=build(Thresholds, GATE), seeds=(0,)),
     "gate_quantile": Arm(about="best 60 % of each label by the estimate", gate=_HALF, seeds=(0,)),
     "all_weighted": Arm(
         about="every stem, loss weighed by the estimate", gate=_ALL, mix=MixConfig(quality_weight="loss"), seeds=(0,)
@@ -71,7 +70,18 @@ ARMS = {
     "all_drawn": Arm(
         about="every stem, drawn by the estimate", gate=_ALL, mix=MixConfig(quality_weight="draw"), seeds=(0,)
     ),
-    "gate_weighted": Arm(about="best 60 %, loss weighed", gate=_HALF, mix=MixConfig(quality_weight="loss"), seeds=(0,)),
+    "clips_anywhere": Arm(
+        about="our gate and training, natural clips cut anywhere",
+        gate=build(Thresholds, GATE),
+        mix=MixConfig(clip_fraction=0.33, clean_fraction=0.25),
+        seeds=(0, 1),
+    ),
+    "no_clips": Arm(
+        about="our gate and training, no natural clips as mixtures",
+        gate=build(Thresholds, GATE),
+        mix=MixConfig(clean_fraction=0.25),
+        seeds=(0, 1),
+    ),
     "all_clips_half": Arm(
         about="every stem, half of the mixtures natural clips",
         gate=_ALL,

@@ -1,6 +1,6 @@
 """How close one signal is to another, in dB: pure, batched over leading dimensions, on any device.
 
-Every function returns float64. What is in dB is computed in it, the two fractions in float32. Results in dB
+Every function returns float64. What is in dB is computed in it, the fraction in float32. Results in dB
 are bounded to [-100, 100] and defined for every finite input by one rule on the two energies whose ratio they
 are: no numerator gives -100, otherwise no denominator gives +100. So a silent reference gives -100 whatever
 the estimate, silence included: silence certifies nothing. Every function raises ValueError where the lengths
@@ -29,13 +29,9 @@ _SINGULAR_LOAD = 1e-10  # keeps an exact copy above 100 dB: the load costs it at
 _WORST_RESIDUAL = 1e-8  # of Levinson's recursion; on recordings it stays below 1e-10
 _ROUNDING = 1e-15  # of correlations, relative to the energies
 _WORST_ERROR = 1e-4  # of an energy: 4e-4 dB
-_FRAME_S = 0.032
 _WINDOW_S = 0.1
 _ACTIVE_RATIO = 1e-4  # 40 dB below the loudest window
-_MIN_FRAMES = 32
-_FRAMES_AT_ONCE = 128
 _SAMPLES_AT_ONCE = 2**18
-_COHERENCE_FLOOR = 1e-2
 
 
 def snr_db(*, estimate: Tensor, reference: Tensor) -> Tensor:
@@ -109,33 +105,6 @@ def level_db(*, signal: Tensor, reference: Tensor) -> Tensor:
     return ratio_db((gain * _norm(signal / peak_B1)).square(), _norm(reference / reference_peak_B1).square())
 
 
-def coherence_fraction(first_BT: Tensor, second_BT: Tensor, *, sample_rate_hz: int) -> Tensor:
-    """Coherence of two signals, [B] in 0..1: `pairwise_coherence` of just these two."""
-    check_lengths(first_BT, second_BT)
-    stems_BST = torch.stack(_broadcast(first_BT, second_BT), dim=-2)
-    return pairwise_coherence(stems_BST, sample_rate_hz=sample_rate_hz)[..., 0, 1]
-
-
-def pairwise_coherence(stems_BST: Tensor, *, sample_rate_hz: int) -> Tensor:
-    """How much every two stems of a clip are filtered copies of each other, [B, S, S] in 0..1.
-
-    Σ_f |Sxy| / Σ_f √(Sxx Syy) over Welch spectra: Hann frames of 32 ms, half overlapped. In the denominator
-    Sxx and Syy are raised by 1/100 of their mean over frequency, lest what leaks through the window between
-    tones far apart count, and the ratio is rescaled so that a copy is 1 at any gain or polarity; delayed by
-    2 ms it is 0.97. Disjoint bands tend to 0; silence is 0, with itself too. Independent noise is not 0 but
-    about 0.9 / √frames: 0.08 for 2 s, 0.03 for 10 s, and more where both stems are loud in a few frames
-    only. Clips under 0.5 s have shorter frames, at least 32 of them. Good to 1e-6, as the float32 of its column.
-    """
-    if sample_rate_hz < 1:
-        raise ValueError(f"sample_rate_hz must be positive, got {sample_rate_hz}; pass the rate of the stems")
-    check_lengths(stems_BST)
-    cross_BFSS = _cross_spectra((stems_BST / peak(stems_BST)).float(), sample_rate_hz)
-    power_BFS = cross_BFSS.diagonal(dim1=-2, dim2=-1).real
-    root_BFS = (power_BFS + _COHERENCE_FLOOR * power_BFS.mean(-2, keepdim=True)).sqrt()
-    bound_BSS = root_BFS.mT @ root_BFS / (1 + _COHERENCE_FLOOR)
-    return (cross_BFSS.abs().sum(-3) / torch.where(bound_BSS > 0, bound_BSS, 1.0)).clamp(0.0, 1.0)
-
-
 def active_fraction(signal: Tensor, *, sample_rate_hz: int) -> Tensor:
     """Share [...] of a signal's 0.1 s windows whose energy is within 40 dB of the loudest; 0 for silence."""
     check_lengths(signal)
@@ -145,25 +114,6 @@ def active_fraction(signal: Tensor, *, sample_rate_hz: int) -> Tensor:
     loudest = energy.amax(-1, keepdim=True)
     active: Tensor = (energy > _ACTIVE_RATIO * loudest) & (loudest > 0)
     return active.double().mean(-1)
-
-
-def _cross_spectra(signal_BST: Tensor, sample_rate_hz: int) -> Tensor:
-    """Welch cross spectra [B, F, S, S], unscaled, of Hann frames padded so that every sample weighs the same.
-
-    A few frames at a time: what one step leaves is still in cache for the next, and memory stays small. Each sum is
-    taken in one way, power or not, so that copies get equal numbers.
-    """
-    num_samples = signal_BST.shape[-1]
-    hop = max(1, min(round(_FRAME_S * sample_rate_hz) // 2, num_samples // _MIN_FRAMES))
-    padded_BST = pad(signal_BST, (hop, hop + (-num_samples) % hop))
-    window = torch.hann_window(2 * hop, device=signal_BST.device)
-    cross_BSSF = signal_BST.new_zeros((), dtype=torch.complex128)
-    frames_BSKN = padded_BST.unfold(-1, 2 * hop, hop)
-    for start in range(0, frames_BSKN.shape[-2], _FRAMES_AT_ONCE):
-        spectra_BSKF = torch.fft.rfft(frames_BSKN[..., start : start + _FRAMES_AT_ONCE, :] * window)
-        pairs_BSSKF = spectra_BSKF[..., :, None, :, :] * spectra_BSKF[..., None, :, :, :].conj()
-        cross_BSSF = cross_BSSF + pairs_BSSKF.sum(-2).to(torch.complex128)
-    return cross_BSSF.movedim(-1, -3)
 
 
 def _snr_db(pair: _Pair) -> Tensor:

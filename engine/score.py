@@ -49,23 +49,13 @@ def _scored(mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> list
         "remix_snr_db": remix_snr_db,
         "stem_level_db": metrics.level_db(signal=stems_BST, reference=mixtures_BT[:, None]),
         "active_fraction": metrics.active_fraction(stems_BST, sample_rate_hz=sample_rate_hz),
-        "coherence_fraction": _closest_coherence(stems_BST, sample_rate_hz),
+        "coherence_fraction": spectra.coherence_fraction(clips),
         "mixture_coherence_fraction": spectra.mixture_coherence_fraction(clips),
         "mask_snr_db": spectra.mask_snr_db(clips),
         "share_si_sdr_db": spectra.share_si_sdr_db(clips),
         "contested_db": spectra.contested_db(clips) if stems_BST.shape[1] > 1 else None,
     }
     return _rows(dict.fromkeys(SCORES.names) | columns, num_stems=stems_BST.shape[1])
-
-
-def _closest_coherence(stems_BST: Tensor, sample_rate_hz: int) -> Tensor | None:
-    """Coherence [B, S] of each stem with the most similar other of its clip; None where there is none."""
-    num_stems = stems_BST.shape[1]
-    if num_stems == 1:
-        return None
-    coherence_BSS = metrics.pairwise_coherence(stems_BST, sample_rate_hz=sample_rate_hz)
-    itself_SS = torch.eye(num_stems, dtype=torch.bool, device=stems_BST.device)
-    return coherence_BSS.masked_fill(itself_SS, 0.0).amax(-1)
 
 
 def _rows(columns: dict[str, Tensor | None], *, num_stems: int) -> list[list[Scores]]:

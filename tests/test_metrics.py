@@ -213,51 +213,6 @@ def test_lengths_that_differ_or_are_zero_raise(metric, lengths: tuple[int, int])
 def test_filter_without_taps_and_rate_of_zero_raise() -> None:
     with pytest.raises(ValueError, match="filter_length must be at least 1 sample, got 0"):
         metrics.bss_sdr_db(estimate=noise(10), reference=noise(10), filter_length=0)
-    with pytest.raises(ValueError, match="sample_rate_hz must be positive, got 0"):
-        metrics.pairwise_coherence(noise(2, 100), sample_rate_hz=0)
-
-
-def coherence(first: Tensor, second: Tensor) -> float:
-    return float(metrics.coherence_fraction(first, second, sample_rate_hz=RATE_HZ))
-
-
-@pytest.mark.parametrize("signal", [noise(2 * RATE_HZ), LOW, tone(440), noise(100)])
-@pytest.mark.parametrize("gain", [1.0, -1.0, 1e-4, -300.0])
-def test_copies_cohere_at_any_gain_and_polarity(signal: Tensor, gain: float) -> None:
-    assert coherence(signal, gain * signal) == pytest.approx(1, abs=1e-9)
-
-
-NOISE, OTHER = noise(2, 2 * RATE_HZ)
-LONG_NOISE, LONG_OTHER = noise(2, 10 * RATE_HZ)
-PAIRS = {
-    "delay of 2 ms": (NOISE, NOISE.roll(RATE_HZ * 2 // 1000), 0.97),
-    "filtered": (NOISE, torch.from_numpy(lfilter([1.0], [1.0, -0.9], NOISE.numpy())), 0.98),
-    "leak at -6 dB": (LONG_NOISE, LONG_OTHER + 0.5 * LONG_NOISE, 0.5 / 1.25**0.5),  # |Sxy| / √(Sxx Syy)
-    "noise, 2 s": (NOISE, OTHER, 0.9 / 125**0.5),
-    "noise, 10 s": (LONG_NOISE, LONG_OTHER, 0.9 / 625**0.5),
-    "bands": (LOW, HIGH, 0.01),
-    "tones": (tone(500), tone(1000), 0.02),
-    "tones between bins": (tone(510), tone(1010), 0.02),
-    "silence": (LOW, 0 * LOW, 0),
-    "silences": (0 * LOW, 0 * LOW, 0),
-}
-
-
-@pytest.mark.parametrize(("first", "second", "expected"), PAIRS.values(), ids=PAIRS.keys())
-def test_coherence(first: Tensor, second: Tensor, expected: float) -> None:
-    assert coherence(first, second) == pytest.approx(expected, abs=0.02 if expected else 0)
-
-
-def test_pairwise_coherence_is_symmetric_batched_and_defined_for_short_clips() -> None:
-    stems = noise(2, 3, RATE_HZ)
-    pairs = metrics.pairwise_coherence(stems, sample_rate_hz=RATE_HZ)
-    torch.testing.assert_close(pairs, pairs.mT)
-    torch.testing.assert_close(pairs.diagonal(dim1=-2, dim2=-1), torch.ones(2, 3, dtype=torch.float64))
-    torch.testing.assert_close(pairs[1], metrics.pairwise_coherence(stems[1], sample_rate_hz=RATE_HZ))
-    assert float(pairs[1, 0, 2]) == pytest.approx(coherence(stems[1, 0], stems[1, 2]))
-    for num_samples in (1, 31, 33, 511, 5000):
-        short = metrics.pairwise_coherence(noise(3, num_samples), sample_rate_hz=RATE_HZ)
-        assert ((short >= 0) & (short <= 1)).all()
 
 
 @pytest.mark.parametrize("gain", [1.0, -1e-12, 1e12])

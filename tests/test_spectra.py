@@ -5,11 +5,20 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.signal import lfilter
 from signals import RATE_HZ, band_noise, mixture, tone, two_bands
 
-from engine.spectra import Spectra, contested_db, mask_snr_db, mixture_coherence_fraction, share_si_sdr_db
+from engine.spectra import (
+    Spectra,
+    coherence_fraction,
+    contested_db,
+    mask_snr_db,
+    mixture_coherence_fraction,
+    share_si_sdr_db,
+)
 
-SCORES = (mask_snr_db, share_si_sdr_db, contested_db, mixture_coherence_fraction)
+FRACTIONS = (mixture_coherence_fraction, coherence_fraction)
+SCORES = (mask_snr_db, share_si_sdr_db, contested_db, *FRACTIONS)
 FIRST = np.zeros(RATE_HZ, np.float32)
 FIRST[:2048] = band_noise(2048, low_hz=100.0, high_hz=3000.0, seed=5)
 LAST = np.roll(FIRST, 5120)
@@ -112,7 +121,8 @@ def test_silence_is_the_least_of_everything():
     for mix_T in (silence_T, mixture(RATE_HZ)):
         for score in (mask_snr_db, share_si_sdr_db, contested_db):
             assert scored(score, [silence_T] * 2, mix_T) == [-100, -100]
-        assert scored(mixture_coherence_fraction, [silence_T] * 2, mix_T) == [0, 0]
+        for score in FRACTIONS:
+            assert scored(score, [silence_T] * 2, mix_T) == [0, 0]
 
 
 def test_stems_of_a_silent_clip_are_finite():
@@ -120,15 +130,60 @@ def test_stems_of_a_silent_clip_are_finite():
         assert np.isfinite(scored(score, two_bands(RATE_HZ), np.zeros(RATE_HZ, np.float32))).all()
 
 
-def test_an_only_stem_has_nothing_contested():
+def test_an_only_stem_has_nothing_contested_and_none_to_cohere_with():
     assert scored(contested_db, [FIRST], FIRST + LAST) == [-100]
+    assert coherence_fraction(spectra_of([FIRST], FIRST + LAST)) is None
+
+
+def noise(duration_s, seed=0):
+    return np.random.default_rng(seed).standard_normal(round(duration_s * RATE_HZ)).astype(np.float32)
+
+
+def coherence(first_T, second_T):
+    found = scored(coherence_fraction, [first_T, second_T], first_T + second_T)
+    assert found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize("gain", [1.0, -1.0, 1e-4, -300.0])
+@pytest.mark.parametrize("signal_T", [noise(2), two_bands(RATE_HZ)[0], tone(440, 1.0), noise(0.01)])
+def test_copies_cohere_at_any_gain_and_polarity(signal_T, gain):
+    assert coherence(signal_T, np.float32(gain) * signal_T) == pytest.approx(1, abs=1e-6)
+
+
+SILENCE = np.zeros(RATE_HZ, np.float32)
+PAIRS = {
+    "delay of 2 ms": (noise(2), np.roll(noise(2), RATE_HZ * 2 // 1000), 0.98),
+    "filtered": (noise(2), lfilter([1.0], [1.0, -0.9], noise(2)).astype(np.float32), 0.99),
+    "leak at -6 dB": (noise(10), noise(10, 1) + 0.5 * noise(10), 0.5 / 1.25**0.5),  # |Sxy| / √(Sxx Syy)
+    "noise, 2 s": (noise(2), noise(2, 1), 0.9 / 62**0.5),
+    "noise, 10 s": (noise(10), noise(10, 1), 0.9 / 312**0.5),
+    "noise, 0.2 s": (noise(0.2), noise(0.2, 1), 0.9 / 30**0.5),
+    "bands": (*two_bands(2 * RATE_HZ), 0.01),
+    "tones": (tone(500, 2.0), tone(1000, 2.0), 0.02),
+    "tones between bins": (tone(510, 2.0), tone(1010, 2.0), 0.02),
+    "silence": (tone(500, 1.0), SILENCE, 0),
+    "silences": (SILENCE, SILENCE, 0),
+}
+
+
+@pytest.mark.parametrize(("first_T", "second_T", "expected"), PAIRS.values(), ids=PAIRS.keys())
+def test_coherence(first_T, second_T, expected):
+    assert coherence(first_T, second_T) == pytest.approx(expected, abs=0.03 if expected else 0)
+
+
+def test_a_stem_coheres_as_much_as_with_the_most_similar_other():
+    first_T, second_T, third_T, fourth_T = (noise(2, seed) for seed in range(4))
+    stems = [first_T, second_T + 0.5 * first_T, third_T, fourth_T + 2 * second_T]
+    pairs = [[coherence(one, other) if one is not other else 0.0 for other in stems] for one in stems]
+    assert scored(coherence_fraction, stems, sum(stems)) == pytest.approx([max(row) for row in pairs], abs=1e-4)
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 100, 511, 513])
 def test_clips_about_a_frame_or_shorter_have_defined_values(num_samples):
     low_T, high_T = (signal_T[99 : 99 + num_samples] for signal_T in two_bands(RATE_HZ))
     for score in SCORES:
-        lowest, highest = (0, 1) if score is mixture_coherence_fraction else (-100, 100)
+        lowest, highest = (0, 1) if score in FRACTIONS else (-100, 100)
         assert all(lowest <= value <= highest for value in scored(score, [low_T, high_T], low_T + high_T))
 
 
