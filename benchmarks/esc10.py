@@ -33,7 +33,7 @@ from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, 
 from train.student import DistilConfig
 from tune.demo import write_natural
 from tune.loop import RunConfig, run
-from tune.recipes import RECIPES, build
+from tune.recipes import GATE, MIX, RECIPES, Tree, build
 from tune.report import fill, iterations_table, rules_table
 
 _HERE = Path(__file__).parent
@@ -51,9 +51,7 @@ class Size:
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     batch_size: int = 16
-    gate: Thresholds = dataclasses.field(
-        default_factory=lambda: Thresholds(min_remix_snr_db=3.0, min_stem_level_db=-20.0, max_coherence_fraction=0.8)
-    )
+    gate: Thresholds = dataclasses.field(default_factory=lambda: build(Thresholds, GATE))
 
 
 QUICK = Size(
@@ -88,11 +86,11 @@ class Bench:
         self.curve_validation = dataclasses.replace(self.validation, num_mixtures=min(60, size.num_mixtures), seed=1)
         self.mixtures = draw_mixtures(self.validation, sample_rate_hz=_RATE_HZ)
 
-    def training(self, steps: int) -> DistilConfig:
-        """The same for all trainings but for their length."""
+    def training(self, steps: int, mix: Tree | None = None) -> DistilConfig:
+        """The same for all trainings but for their length and what tracks are mixed to."""
         return DistilConfig(
             steps=steps,
-            mix=MixConfig(batch_size=self.size.batch_size),
+            mix=build(MixConfig, {"batch_size": self.size.batch_size} | (mix or {})),
             validate_every_steps=max(steps // 4, 10),
             threads_per_worker=self.threads,
             seed=self.seed,
@@ -130,7 +128,7 @@ class Bench:
         config = dataclasses.replace(
             build(RunConfig, settings),
             clean_folds=(1,),
-            distil=self.training(self.size.round_steps),
+            distil=self.training(self.size.round_steps, MIX),
             validation=self.validation,
         )
         config = dataclasses.replace(config, schedule=(self.size.gate,) * len(config.schedule))

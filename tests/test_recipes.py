@@ -18,7 +18,7 @@ from train.batches import MixConfig
 from train.evaluate import ValidationConfig
 from train.student import DistilConfig
 from tune.loop import RunConfig, run
-from tune.recipes import RECIPES, Training, build, override, run_config, tree
+from tune.recipes import MIX, RECIPES, Training, build, override, run_config, tree
 
 CORPUS = ["corpus=natural.csv", "clean=clips.csv"]
 Put = Callable[[str], str]
@@ -55,7 +55,7 @@ def test_clearsep_is_the_published_baseline() -> None:
 
 def test_a_recipe_leaves_what_it_does_not_name_at_its_default() -> None:
     config = run_config("laptop", CORPUS)
-    distil = DistilConfig(mix=MixConfig(clip_fraction=0.33))
+    distil = DistilConfig(mix=build(MixConfig, MIX))
     assert (config.engine, config.network, config.distil) == (PassConfig(), NetworkConfig(), distil)
     assert config.validation is None
 
@@ -152,7 +152,7 @@ def test_overrides_reach_every_depth() -> None:
         ],
     )
     assert config.seed_training.steps == 11
-    mix = MixConfig(gain_db=2.5, augment=False, clip_fraction=0.33)
+    mix = build(MixConfig, MIX | {"gain_db": 2.5, "augment": False})
     assert config.distil == DistilConfig(learning_rate=1e-4, mix=mix)
     assert config.validation == ValidationConfig(clips="held_out.csv", folds=(4, 5))
     assert config.engine.max_actors == 2

@@ -15,7 +15,7 @@ from engine import synth
 from engine.corpus import read_sources
 from engine.storage import atomic_path
 from train.evaluate import draw_mixture
-from tune.recipes import GATE
+from tune.recipes import GATE, MIX
 
 _PEAK = 0.9
 
@@ -87,7 +87,7 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
         "clean_folds": [1],
         "network": {"channels": 128, "num_blocks": 8, "num_bands": 48},
         "seed_training": {**training, "steps": 300},
-        "distil": {"steps": 250, "mix": {**training["mix"], "clip_fraction": 0.33}},
+        "distil": {"steps": 250, "mix": training["mix"] | MIX},
         "calibration": {"steps": 100, "num_mixtures": 150},
         "tagger_training": {"steps": 300},
         "schedule": [GATE, GATE],
