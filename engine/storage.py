@@ -1,12 +1,13 @@
-"""Files that appear whole or not at all, on a local or shared file system."""
+"""Files that appear whole or not at all, on a local or shared file system, and words for names that are wrong."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,12 @@ def fingerprint(value: object) -> str:
     """Sixteen hexadecimal digits that stand for any JSON-like value."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: the known names, nearest first where one is near."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return "known: " + ", ".join(options[:30]) + (f" and {len(options) - 30} more" if len(options) > 30 else "")

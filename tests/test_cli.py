@@ -276,7 +276,7 @@ def test_evaluate_names_a_label_that_the_separator_does_not_know(
 
 
 def test_evaluate_of_a_folder_that_is_no_checkpoint(cli: Cli, clips: Path, tmp_path: Path) -> None:
-    assert "is not a checkpoint folder" in cli("evaluate", tmp_path, "--clips", clips).error()
+    assert "holds no separator" in cli("evaluate", tmp_path, "--clips", clips).error()
 
 
 def test_evaluate_of_damaged_weights(cli: Cli, clips: Path, write_checkpoint: Write) -> None:

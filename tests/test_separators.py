@@ -26,13 +26,12 @@ from engine.separators import (
     QuerySeparator,
     Separator,
     load,
-    nearest,
     overlap_add,
     read_description,
     save,
 )
 from engine.separators.network import band_edges
-from engine.storage import sha256_file
+from engine.storage import nearest, sha256_file
 
 COMPLEX = replace(TINY, mask="complex")
 CHUNK_SAMPLES = 12 * RATE_HZ
@@ -390,7 +389,7 @@ def test_loading_never_unpickles(tmp_path, dump):
 
 
 def test_a_missing_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere is not a checkpoint folder: it has no separator\.json"):
+    with pytest.raises(ValueError, match=r"nowhere holds no separator: it has no separator\.json"):
         load(tmp_path / "nowhere")
 
 
@@ -398,7 +397,7 @@ def test_a_missing_folder_raises(tmp_path):
     ("changes", "message"),
     [
         ({"architecture": "clapsep"}, "of architecture 'clapsep'; this version loads 'band_split_tcn'"),
-        ({"format": 2}, "not of checkpoint format 1"),
+        ({"format": 2}, "not of separator format 1"),
         ({"network": {"chanels": 16}}, "network has no 'chanels'; did you mean 'channels'?"),
         ({"network": {"mask": "phase"}}, "mask is 'magnitude' or 'complex', not 'phase'"),
     ],

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from engine.separators import NetworkConfig, nearest
+from engine.separators import NetworkConfig
+from engine.storage import nearest
 from train.evaluate import ValidationConfig
 from train.student import DistilConfig
 from tune.loop import RunConfig

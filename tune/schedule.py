@@ -19,7 +19,7 @@ from dataclasses import fields
 from typing import Any
 
 from engine.filter import Quantile, Thresholds
-from engine.separators import nearest
+from engine.storage import nearest
 
 _SHAPES = ("constant", "linear", "cosine", "step")
 _SETTINGS = tuple(field.name for field in fields(Thresholds))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -29,15 +28,6 @@ class Separator(Protocol):
         common length; ``lengths`` says how many samples of each row are real. Mixtures may lie in the CPU's memory
         wherever the separator runs, stems on any device. Raises ``ValueError`` for an unknown label.
         """
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known names, nearest first where one is near."""
-    options = sorted(known)
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return "known: " + ", ".join(options[:30]) + (f" and {len(options) - 30} more" if len(options) > 30 else "")
 
 
 def overlap_add(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.schema import plain_label
-from engine.separators.base import nearest, overlap_add
+from engine.separators.base import overlap_add
 from engine.separators.network import MaskNetwork, NetworkConfig
+from engine.storage import nearest
 
 _CHUNK_S, _OVERLAP_S = 12.0, 1.0
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.separators.base import nearest
-from engine.storage import fingerprint, sha256_file
+from engine.storage import fingerprint, nearest, sha256_file
 from engine.taggers.base import checked, find_label
 
 _WINDOW_S = 10.0  # what these models were trained on; longer inputs they cut off, some at random
