@@ -111,11 +111,14 @@ def against_libraries(name: str, clips_BST: Tensor, repeats: int) -> list[list[s
     return rows
 
 
-def against_separator(clips_BST: Tensor, batch: int, repeats: int) -> list[str]:
+SIZES = {"laptop": NetworkConfig(), "large": NetworkConfig(channels=768, num_blocks=20)}
+
+
+def against_separator(clips_BST: Tensor, size: str, batch: int, repeats: int) -> list[str]:
     """A row of the second table: every score that needs no model, of the stems that the separator made."""
     device = clips_BST.device.type
     torch.manual_seed(0)
-    separator = QuerySeparator(NetworkConfig(), _LABELS).to(device).eval()
+    separator = QuerySeparator(SIZES[size], _LABELS).to(device).eval()
     mixtures_BT = clips_BST[:batch].sum(1)
     rows_BT, queries = mixtures_BT.repeat_interleave(len(_LABELS), 0), list(_LABELS) * batch
     stems_BST = separator.separate(rows_BT, queries).view(batch, len(_LABELS), -1)
@@ -128,7 +131,7 @@ def against_separator(clips_BST: Tensor, batch: int, repeats: int) -> list[str]:
         repeats,
     )
     times_ms = (f"{1e3 * statistics.median(column) / batch:.1f}" for column in zip(*rounds, strict=True))
-    row = [device, str(batch), *times_ms, *_spread([score / separate for score, separate in rounds])]
+    row = [size, device, str(batch), *times_ms, *_spread([score / separate for score, separate in rounds])]
     print(*row, flush=True)
     return row
 
@@ -167,7 +170,8 @@ def main() -> None:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             for name in OURS:
                 libraries += against_libraries(name, clips_BST.to(device), arguments.repeats)
-            costs += [against_separator(clips_BST.to(device), batch, arguments.repeats) for batch in (1, _NUM_CLIPS)]
+            for size, batch in (("laptop", 1), ("laptop", _NUM_CLIPS), ("large", 1)):
+                costs.append(against_separator(clips_BST.to(device), size, batch, arguments.repeats))
     columns = [
         "metric",
         "device",
@@ -179,7 +183,15 @@ def main() -> None:
         "largest difference, dB",
     ]
     theirs = _table(columns, libraries)
-    columns = ["device", "clips at once", "scores, ms a clip", "separator, ms a clip", "scores / separator", "range"]
+    columns = [
+        "separator",
+        "device",
+        "clips at once",
+        "scores, ms a clip",
+        "separator, ms a clip",
+        "scores / separator",
+        "range",
+    ]
     cost = _table(columns, costs)
     about = _about(arguments.esc10, arguments.repeats)
     text = f"# Scoring\n\n{cost}\n\n{theirs}\n\n{about}\n"
