@@ -10,6 +10,7 @@ run in parts. Writes `benchmarks/truth.md`, `benchmarks/iterations.md` and the R
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from scipy.stats import rankdata, spearmanr
 from setting import Setting, prepare, say, stamp, true_si_sdr
 
 from cluster.session import connected
-from engine.schema import ESTIMATES, SCORES
+from engine.batched import Asker
+from engine.reseparate import reseparate
+from engine.schema import ESTIMATES, SCORES, DecodedClip, SeparatedClip
+from engine.separators import load
+from engine.shards import read_clip
 from engine.storage import read_json, write_bytes, write_json
 from tune.loop import run
 from tune.report import fill
 
 _HERE = Path(__file__).parent
 _GOOD_DB = 8.0
+_CLIPS_AT_ONCE = 48  # of which the partners of a remix are drawn
 _LOWER_IS_BETTER = ("coherence_fraction", "contested_db", "rival_leak_db")
 
 
@@ -46,10 +52,42 @@ def stems_of(work: Setting, iteration: int) -> tuple[pa.Table, np.ndarray]:
     path = work.out / "truth_db" / f"{iteration}.json"
     if not path.is_file():
         write_json(path, true_si_sdr(work, folder / "stems")(index)["estimated_si_sdr_db"].to_pylist())
+    index = reseparated(work, iteration, index)
     estimates = work.quality().estimate(index)
     for place, name in enumerate(ESTIMATES.names):
         index = index.set_column(index.column_names.index(name), name, estimates[place])
     return index, np.asarray(read_json(path))
+
+
+def reseparated(work: Setting, iteration: int, index: pa.Table) -> pa.Table:
+    """The index with the scores of re-separation by the iteration's teacher, which the gate does without."""
+    path = work.out / "truth_db" / f"{iteration}-reseparation.json"
+    if not path.is_file():
+        say(f"separating the stems of iteration {iteration} again")
+        teacher = load(work.run / "iterations" / str(iteration - 1) / "separator")
+        rows = sorted(enumerate(index.to_pylist()), key=lambda pair: (pair[1]["shard"], pair[1]["row"]))
+        by_clip = [list(some) for _, some in itertools.groupby(rows, key=lambda pair: pair[1]["clip_id"])]
+        found: list[dict[str, float | None]] = [{}] * len(rows)
+        for first in range(0, len(by_clip), _CLIPS_AT_ONCE):
+            some = by_clip[first : first + _CLIPS_AT_ONCE]
+            clips = [_clip(work, iteration, [row for _, row in stems]) for stems in some]
+            scores = reseparate(clips, Asker(separator=teacher, batch_s=80.0))
+            for stems, columns in zip(some, scores, strict=True):
+                for (place, _), column in zip(stems, columns, strict=True):
+                    found[place] = column
+        write_json(path, found)
+    for name in ("cycle_si_sdr_db", "rival_leak_db"):
+        column = pa.array([row[name] for row in read_json(path)], pa.float32())
+        index = index.set_column(index.column_names.index(name), name, column)
+    return index
+
+
+def _clip(work: Setting, iteration: int, stems: list[dict[str, Any]]) -> SeparatedClip:
+    """A clip of a pass, of the rows of its stems."""
+    row, folder = stems[0], work.run / "iterations" / str(iteration) / "stems"
+    mixture_T, stems_ST = read_clip(folder, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+    clip = DecodedClip(row=row, samples_T=mixture_T)
+    return SeparatedClip(clip=clip, labels=[stem["label"] for stem in stems], stems_ST=stems_ST)
 
 
 def figures(index: pa.Table, truth_N: np.ndarray) -> dict[str, tuple[float, float] | None]:
