@@ -19,6 +19,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import setting
 import torch
 from torch import Tensor
 
@@ -123,11 +124,16 @@ class Bench:
         )
 
     def loop(self, seed: Path) -> dict[str, Any]:
-        """Two iterations of the data engine."""
+        """Two iterations of the data engine; its judges are of fold 1, as :func:`setting.prepare` makes them."""
+        sizes = setting.QUICK if self.size is QUICK else setting.Size()
+        sizes = dataclasses.replace(sizes, network=self.size.network)
+        setting.prepare(setting.Setting(clips=self.clips, out=self.out, size=sizes))
         settings = RECIPES["laptop"]() | {"corpus": str(self.natural()), "separator": str(seed), "clean": self.clips}
         config = dataclasses.replace(
             build(RunConfig, settings),
             clean_folds=(1,),
+            quality=str(self.out / "quality"),
+            tagger=str(self.out / "tagger"),
             distil=self.training(self.size.round_steps, MIX),
             validation=self.validation,
         )

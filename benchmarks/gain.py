@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 import torch
-from setting import Setting, say, stamp, train, true_si_sdr
+from setting import Setting, commit, hardware, say, train, true_si_sdr
 
+from engine.corpus import read_sources
 from engine.filter import Quantile, Thresholds
-from engine.separators import load
+from engine.separators import load, read_description
 from engine.shards import write_tracks
 from engine.storage import read_json, write_bytes, write_json
 from train.evaluate import draw_mixtures, estimator, evaluate
 from train.material import Material
 from train.mix import MixConfig
-from tune.recipes import GATE, RECIPES, build
+from tune.recipes import GATE, MIX, build
 from tune.report import fill
 
 _HERE = Path(__file__).parent
@@ -38,6 +44,7 @@ class Arm:
     about: str
     gate: Thresholds | None = None  # null: no tracks
     truth: bool = False  # the gate's estimate is the truth
+    unmixed: bool = False  # what the gate keeps is replaced by its true source
     folds: tuple[int, ...] = (1,)
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     seeds: tuple[int, ...] = SEEDS
@@ -62,7 +69,15 @@ ARMS = {
         mix=MixConfig(clean_fraction=1.0, mixit_fraction=0.5, mixit_assignment="best"),
     ),
     "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
-    "laptop": Arm(about="our gate and training (recipe laptop)"),
+    "laptop": Arm(
+        about="our gate and training (recipe laptop)", gate=build(Thresholds, GATE), mix=build(MixConfig, MIX)
+    ),
+    "kept_truth": Arm(
+        about="the true sources of the stems that our gate keeps",
+        gate=build(Thresholds, GATE),
+        unmixed=True,
+        seeds=(0, 1),
+    ),
     "gate_quantile": Arm(about="best 60 % of each label by the estimate", gate=_HALF, seeds=(0,)),
     "all_weighted": Arm(
         about="every stem, loss weighed by the estimate", gate=_ALL, mix=MixConfig(quality_weight="loss"), seeds=(0,)
@@ -70,16 +85,10 @@ ARMS = {
     "all_drawn": Arm(
         about="every stem, drawn by the estimate", gate=_ALL, mix=MixConfig(quality_weight="draw"), seeds=(0,)
     ),
-    "clips_anywhere": Arm(
-        about="our gate and training, natural clips cut anywhere",
-        gate=build(Thresholds, GATE),
-        mix=MixConfig(clip_fraction=0.33, clean_fraction=0.25),
-        seeds=(0, 1),
-    ),
     "no_clips": Arm(
         about="our gate and training, no natural clips as mixtures",
         gate=build(Thresholds, GATE),
-        mix=MixConfig(clean_fraction=0.25),
+        mix=build(MixConfig, MIX | {"clip_fraction": 0.0}),
         seeds=(0, 1),
     ),
     "all_clips_half": Arm(
@@ -129,37 +138,55 @@ ARMS = {
 }
 
 
-def arm(name: str) -> Arm:
-    """An arm; the recipe's own gate and training where the name is the recipe's."""
-    if name != "laptop":
-        return ARMS[name]
-    settings = RECIPES["laptop"]()
-    mix = build(MixConfig, settings.get("distil", {}).get("mix", {}))
-    gate = build(Thresholds, settings["schedule"][0])
-    return dataclasses.replace(ARMS[name], gate=gate, mix=mix)
-
-
 def tracks(work: Setting, name: str, some: Arm) -> Path | None:
     """The arm's selection from the seed's pass."""
     if some.gate is None:
         return None
-    folder = work.out / "gain" / name / "tracks"
-    if not (folder / "manifest.json").is_file():
+    folder, stems = work.out / "gain" / name / "tracks", work.run / "iterations" / "1" / "stems"
+    of = {
+        "pass_fingerprint": read_json(stems / "manifest.json")["fingerprint"],
+        "thresholds": json.loads(json.dumps(dataclasses.asdict(some.gate))),
+        "estimator_fingerprint": "truth" if some.truth else work.quality().fingerprint,
+    }
+    there = read_json(folder / "manifest.json") if (folder / "manifest.json").is_file() else {}
+    if {name: there.get(name) for name in of} != of:
+        shutil.rmtree(folder, ignore_errors=True)
         estimate = true_si_sdr(work) if some.truth else work.quality().estimate
-        write_tracks(
-            work.run / "iterations" / "1" / "stems", folder, some.gate, estimate=estimate, estimator_fingerprint="bench"
-        )
+        fingerprint = of["estimator_fingerprint"]
+        write_tracks(stems, folder, some.gate, estimate=estimate, estimator_fingerprint=fingerprint)
     return folder
+
+
+def unmixed(work: Setting, selection: Path, folds: tuple[int, ...]) -> str:
+    """A list of single-source clips: those of some folds, and the true source of every track of a selection."""
+    kept = pq.read_table(selection / "kept.parquet", columns=["path", "label"]).to_pylist()
+    rows = read_sources(work.clips, folds=folds).select(["path", "label"]).to_pylist()
+    rows += [{"path": str(work.truth_file(row["path"], row["label"])), "label": row["label"]} for row in kept]
+    pa_csv.write_csv(pa.Table.from_pylist(rows), selection / "sources.csv")
+    return str(selection / "sources.csv")
 
 
 def piece(work: Setting, name: str, seed: int) -> dict[str, Any]:
     """One student of one arm, trained in this process on one thread, and its validation."""
     path = work.out / "gain" / name / f"seed-{seed}.json"
-    if path.is_file():
-        return read_json(path)
-    some = arm(name)
+    some = ARMS[name]
     selection = tracks(work, name, some)
-    material = Material(clean=work.clips, clean_folds=some.folds, tracks=str(selection) if selection else None)
+    kept = read_json(selection / "manifest.json") if selection else {}
+    of = {
+        "mix": dataclasses.asdict(some.mix),
+        "folds": some.folds,
+        "unmixed": some.unmixed,
+        "steps": work.size.round_steps,
+        "seed_separator": read_description(work.seed)["fingerprint"],
+        "kept": {name: kept[name] for name in ("thresholds", "num_kept", "kept_h")} if kept else None,
+    }
+    if path.is_file() and read_json(path)["of"] == json.loads(json.dumps(of)):
+        return read_json(path)
+    shutil.rmtree(work.out / "gain" / name / f"student-{seed}", ignore_errors=True)
+    if some.unmixed and selection:
+        material = Material(clean=unmixed(work, selection, some.folds))
+    else:
+        material = Material(clean=work.clips, clean_folds=some.folds, tracks=str(selection) if selection else None)
     student = train(
         work,
         work.out / "gain" / name / f"student-{seed}",
@@ -171,8 +198,7 @@ def piece(work: Setting, name: str, seed: int) -> dict[str, Any]:
     )
     mixtures = draw_mixtures(work.validation, sample_rate_hz=work.rate_hz)
     report = evaluate(estimator(load(student)), mixtures, quick=True)
-    kept = read_json(selection / "manifest.json") if selection else {"num_kept": None, "kept_h": None}
-    write_json(path, {**report, "num_kept": kept["num_kept"], "kept_h": kept["kept_h"]})
+    write_json(path, {**report, "num_kept": kept.get("num_kept"), "of": of, "commit": commit()})
     say(f"{name}, seed {seed}: SDRi {report['sdri_db']:.2f}, SI-SDRi {report['si_sdri_db']:.2f}")
     return read_json(path)
 
@@ -213,23 +239,23 @@ def main() -> None:
         say("this part is done; the table needs the arms seed_only and true_sources")
         return
     text, options = tables(work, {name: some for name, some in there.items() if some})
-    write_bytes(_HERE / "gain.md", f"# Gain of a selection\n\n{text}\n\n## Options, seed 0\n\n{options}\n".encode())
+    write_bytes(_HERE / "gain.md", f"# Gain of a selection\n\n{text}\n\n## Options\n\n{options}\n".encode())
     if not arguments.quick:
         fill(_HERE.parent / "README.md", "gain", text)
 
 
 def tables(work: Setting, there: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
-    """The arms over all seeds, and the options on the first."""
-    base = {name: some for name, some in there.items() if len(ARMS[name].seeds) > 1}
-    single = [
-        name for name in there if name in ("seed_only", "true_sources", "all_stems", "laptop") or name not in base
-    ]
+    """The arms of all seeds, and the options, of which fewer were run, between the bounds of the gap."""
+    base = {name: some for name, some in there.items() if ARMS[name].seeds == SEEDS}
+    ends = ("seed_only", "laptop", "true_sources")
+    options = {name: some for name, some in there.items() if name not in base or name in ends}
+    commits = ", ".join(sorted({one["commit"] for some in there.values() for one in some}))
     about = (
-        f"One round of {work.size.round_steps} steps from the seed; ± is the standard deviation over "
-        f"training seeds, {max(map(len, base.values()))} at most; {work.size.num_mixtures} two-source mixtures of "
-        f"fold 4; gap: from the seed's own clips to the true sources. {stamp()}"
+        f"One round of {work.size.round_steps} steps from the seed; ± is the standard deviation over training seeds; "
+        f"{work.size.num_mixtures} two-source mixtures of fold 4; gap: from the seed's own clips to the true sources. "
+        f"Commits {commits}; {hardware()}"
     )
-    return f"{report(base)}\n\n{about}", report({name: there[name][:1] for name in single})
+    return f"{report(base)}\n\n{about}", report(options)
 
 
 if __name__ == "__main__":

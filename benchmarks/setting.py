@@ -109,11 +109,13 @@ class Setting:
             truth=self.out / "truth",
         )
 
+    def truth_file(self, path: str, label: str) -> Path:
+        """Where the true source of a label in a clip lies."""
+        return self.out / "truth" / Path(path).stem / f"{label}.flac"
+
     def truth(self, path: str, label: str) -> np.ndarray:
         """The true source of a label in a clip, ``[T]``."""
-        source_T: np.ndarray = soundfile.read(self.out / "truth" / Path(path).stem / f"{label}.flac", dtype="float32")[
-            0
-        ]
+        source_T: np.ndarray = soundfile.read(self.truth_file(path, label), dtype="float32")[0]
         return source_T
 
     @property
@@ -221,11 +223,19 @@ def say(text: str) -> None:
     print(f"[{dt.datetime.now():%H:%M:%S}] {text}", flush=True)
 
 
-def stamp() -> str:
-    """Commit, date and hardware of a table."""
+def commit() -> str:
+    """What is checked out."""
     git = shutil.which("git")
     command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = git and subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
-    return (
-        f"Commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU."
-    )
+    found = git and subprocess.run(command, cwd=_HERE, capture_output=True, text=True, check=False).stdout.strip()
+    return found or "unknown"
+
+
+def hardware() -> str:
+    """Date and machine of a table."""
+    return f"{dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU."
+
+
+def stamp() -> str:
+    """Commit, date and hardware of a table."""
+    return f"Commit {commit()}, {hardware()}"

@@ -48,8 +48,12 @@ def stems_of(work: Setting, iteration: int) -> tuple[pa.Table, np.ndarray]:
     folder = work.run / "iterations" / str(iteration)
     kept, rejected = (pq.read_table(folder / "tracks" / f"{name}.parquet") for name in ("kept", "rejected"))
     names = [name for name in kept.column_names if name in rejected.column_names]
-    index = pa.concat_tables([kept.select(names), rejected.select(names)])
-    path = work.out / "truth_db" / f"{iteration}.json"
+    tables = [
+        table.select(names).append_column("kept", pa.array([is_kept] * len(table)))
+        for table, is_kept in ((kept, True), (rejected, False))
+    ]
+    index = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])  # however it was filtered
+    path = work.out / "truth_db" / f"{iteration}-{_of_pass(folder)}.json"
     if not path.is_file():
         write_json(path, true_si_sdr(work, folder / "stems")(index)["estimated_si_sdr_db"].to_pylist())
     index = reseparated(work, iteration, index)
@@ -59,22 +63,23 @@ def stems_of(work: Setting, iteration: int) -> tuple[pa.Table, np.ndarray]:
     return index, np.asarray(read_json(path))
 
 
+def _of_pass(folder: Path) -> str:
+    """Stands for the pass of an iteration's folder."""
+    return str(read_json(folder / "stems" / "manifest.json")["fingerprint"])
+
+
 def reseparated(work: Setting, iteration: int, index: pa.Table) -> pa.Table:
     """The index with the scores of re-separation by the iteration's teacher, which the gate does without."""
-    path = work.out / "truth_db" / f"{iteration}-reseparation.json"
+    path = work.out / "truth_db" / f"{iteration}-{_of_pass(work.run / 'iterations' / str(iteration))}-again.json"
     if not path.is_file():
         say(f"separating the stems of iteration {iteration} again")
         teacher = load(work.run / "iterations" / str(iteration - 1) / "separator")
-        rows = sorted(enumerate(index.to_pylist()), key=lambda pair: (pair[1]["shard"], pair[1]["row"]))
-        by_clip = [list(some) for _, some in itertools.groupby(rows, key=lambda pair: pair[1]["clip_id"])]
-        found: list[dict[str, float | None]] = [{}] * len(rows)
+        by_clip = [list(some) for _, some in itertools.groupby(index.to_pylist(), key=lambda row: row["clip_id"])]
+        found: list[dict[str, float | None]] = []
         for first in range(0, len(by_clip), _CLIPS_AT_ONCE):
             some = by_clip[first : first + _CLIPS_AT_ONCE]
-            clips = [_clip(work, iteration, [row for _, row in stems]) for stems in some]
-            scores = reseparate(clips, Asker(separator=teacher, batch_s=80.0))
-            for stems, columns in zip(some, scores, strict=True):
-                for (place, _), column in zip(stems, columns, strict=True):
-                    found[place] = column
+            clips = [_clip(work, iteration, stems) for stems in some]
+            found += itertools.chain.from_iterable(reseparate(clips, Asker(separator=teacher, batch_s=80.0)))
         write_json(path, found)
     for name in ("cycle_si_sdr_db", "rival_leak_db"):
         column = pa.array([row[name] for row in read_json(path)], pa.float32())
@@ -143,7 +148,7 @@ def iterations_table(work: Setting, iterations: list[int], summary: dict[str, An
         ]
         if number in iterations:
             index, truth_N = stems_of(work, number)
-            kept_N = truth_N[: entry["num_kept"]]
+            kept_N = truth_N[index["kept"].to_numpy()]
             cells += [f"{entry['kept_h']:.2f}", f"{entry['num_kept']} of {len(index)}"]
             cells += [f"{some.mean():.1f}" for some in (truth_N, kept_N)]
             cells += [f"{(some > _GOOD_DB).mean():.0%}" for some in (truth_N, kept_N)]

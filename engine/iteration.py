@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine.corpus import Corpus
+from engine.schema import SCORES_VERSION
 from engine.separators import Separator, load, read_description
 from engine.shards import done_parts
 from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite
@@ -58,6 +59,7 @@ def run_pass(
         raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
     rows = clips_to_separate(corpus, config)
     identity = {
+        "scores": SCORES_VERSION,
         "settings": config.identity(),
         "separator": separator_fingerprint,
         "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,

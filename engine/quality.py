@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from engine.schema import ESTIMATES, SCORES
+from engine.schema import ESTIMATES, SCORES, SCORES_VERSION
 from engine.storage import fingerprint, read_json, write_json
 
-_FORMAT = 1
+_FORMAT = SCORES_VERSION
 _TAIL = 0.01  # of the calibration: beyond what is left of it a score says nothing more, lest a fit be stretched
 _TRUTH_DB = (-10.0, 25.0)  # the same for the truth
 _RIDGE = 10.0  # stems that pull every weight to zero

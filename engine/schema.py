@@ -28,6 +28,9 @@ CLIPS = pa.schema(
     ]
 )
 
+SCORES_VERSION = 2
+"""Of what the scores mean: a pass made under another one is not gone on with, an estimator of another one not used."""
+
 SCORES = pa.schema(
     [
         pa.field("re_sdr_db", pa.float32()),  # per clip, repeated on each of its stems

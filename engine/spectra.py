@@ -158,7 +158,7 @@ def contested_db(spectra: Spectra) -> Tensor:
     At each point the others claim the sum of their magnitudes, as far as the stem reaches. A copy gives 0, disjoint
     stems -100, and so does a silent or an only stem.
     """
-    return ratio_db(spectra.contested_BS, spectra.stem_BS)
+    return ratio_db(spectra.contested_BS, spectra.stem_BS).clamp(max=0.0)  # what rounding leaves above
 
 
 def mixture_coherence_fraction(spectra: Spectra) -> Tensor:
@@ -177,7 +177,7 @@ def coherence_fraction(spectra: Spectra) -> Tensor | None:
 
     Σ_f |Sxy| / Σ_f √(Sxx Syy) over Welch spectra of the frames. In the denominator Sxx and Syy are raised by 1/100 of
     their mean over frequency, lest what leaks through the window between tones far apart count, and the ratio is
-    rescaled so that a copy is 1 at any gain or polarity; delayed by 2 ms it is 0.98. Disjoint bands tend to 0; silence
+    rescaled so that a copy is 1 at any gain or polarity; delayed by 2 ms it is 0.99. Disjoint bands tend to 0; silence
     is 0, with itself too. Independent noise is not 0 but about 0.9 / √frames: 0.11 for 2 s, 0.05 for 10 s, and more
     where both stems are loud in a few frames only. Good to 1e-6, as the float32 of its column.
     """

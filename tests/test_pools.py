@@ -38,7 +38,6 @@ from tests.remixes import (
 from train.batches import Batch
 from train.items import Item, clean_items, natural_items, track_items
 from train.mix import MixConfig
-from train.pools import Cropper
 
 
 @pytest.mark.parametrize("is_old", [False, True], ids=["null", "no-such-column"])
@@ -308,35 +307,6 @@ def test_silent_clips_are_not_drawn(write_sources: Write) -> None:
     assert all(set(contents(mix_T)) == {("bell", 0), ("dog", 0)} for mix_T, *_ in rows)
 
 
-@pytest.mark.parametrize(("placement", "expected"), [("active", (0.1, 0.3)), ("shared", (1.0, 1.0))])
-def test_a_clip_is_cut_where_its_track_and_the_rest_sound(placement: str, expected: tuple[float, float]) -> None:
-    """The rest sounds for one of ten seconds; 2 s of it and its surroundings are a fifth of the clip."""
-    track_T = tone(300, duration_s=10.0)
-    rest_T = np.zeros_like(track_T)
-    rest_T[6 * RATE_HZ : 7 * RATE_HZ] = tone(800)
-    both = {"labels": ("rain",), "heard": frozenset({"rain", "wind"}), "clip": "a", "duration_s": 20.0}
-    mix = config(placement=placement, segment_s=1.0)
-    held = pool([Item(**both, load=lambda: np.stack([track_T, track_T + rest_T]))], mix)
-    held.prepare(0)
-    cropper, rng = Cropper(mix, sample_rate_hz=RATE_HZ), np.random.default_rng(0)
-    crops = [cropper.crop(rng, held.by_label["rain"][0]) for _ in range(200)]
-    shared = np.mean([np.square(crop_2T[1] - crop_2T[0]).max() > 0 for crop_2T in crops])
-    assert expected[0] <= shared <= expected[1]
-    assert len({crop_2T.tobytes() for crop_2T in crops}) > 100
-
-
-@pytest.mark.parametrize("num_samples", [RATE_HZ // 20, RATE_HZ, 10 * RATE_HZ + 7])
-def test_a_clip_that_its_track_is_all_of_is_cut_all_the_same(num_samples: int) -> None:
-    track_T = tone(300, duration_s=num_samples / RATE_HZ)
-    both = {"labels": ("rain",), "heard": frozenset({"rain", "wind"}), "clip": "a", "duration_s": 20.0}
-    mix = config(placement="shared", segment_s=1.0)
-    held = pool([Item(**both, load=lambda: np.stack([track_T, track_T]))], mix)
-    held.prepare(0)
-    crop_2T = Cropper(mix, sample_rate_hz=RATE_HZ).crop(np.random.default_rng(0), held.by_label["rain"][0])
-    assert crop_2T.shape == (2, RATE_HZ)
-    assert np.square(crop_2T).mean() > 0
-
-
 @pytest.mark.parametrize("labels", [("bell",), ()])
 def test_fewer_than_two_labels_are_an_error(write_sources: Write, labels: tuple[str, ...]) -> None:
     """Clips of a second label are listed, but none of them can be read."""
@@ -364,7 +334,6 @@ def test_fewer_than_two_labels_are_an_error(write_sources: Write, labels: tuple[
         ("consistency_weight", -0.5),
         ("quality_weight", "some"),
         ("mixit_assignment", "worst"),
-        ("placement", "quiet"),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:

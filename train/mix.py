@@ -15,8 +15,6 @@ _SHARES = (
 
 QualityWeight = Literal["none", "loss", "draw"]
 Assignment = Literal["labels", "best"]
-Placement = Literal["active", "shared"]
-_CHOICES = {"quality_weight": QualityWeight, "mixit_assignment": Assignment, "placement": Placement}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +47,6 @@ class MixConfig:
     """Change speed (and pitch) by up to a quarter and colour the spectrum by some dB."""
     clip_fraction: float = 0.0
     """Share of mixtures that are a natural clip itself, asked for one label of which a stem was kept: the target."""
-    placement: Placement = "active"
-    """Where such a clip is cut: around any moment in which its track sounds, or rather where the rest does too."""
     mixit_fraction: float = 0.0
     """Share of mixtures of two natural clips that name nothing in common, each the target of all its labels."""
     mixit_assignment: Assignment = "labels"
@@ -78,6 +74,6 @@ class MixConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
         if self.consistency_weight < 0:
             raise ValueError(f"consistency_weight is {self.consistency_weight}; give 0 (off) or more")
-        for name, kinds in _CHOICES.items():
+        for name, kinds in (("quality_weight", QualityWeight), ("mixit_assignment", Assignment)):
             if getattr(self, name) not in typing.get_args(kinds):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(typing.get_args(kinds))}")

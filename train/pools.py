@@ -22,15 +22,11 @@ KINDS = ("clean", "tracks", "natural", "pairs", "absent")
 _SPEEDS = ((1, 1), (4, 5), (9, 10), (10, 9), (5, 4))
 _WINDOW_S = 0.1
 _LEVEL = 0.1  # RMS that sources are brought to
-_LEAST_CHANCE = 1e-6  # so that a clip that its track is all of can be cut too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A loaded item with the windows in which it is active, and how far to trust it (:meth:`Item.weight`).
-
-    Where ``starts`` is given it holds the chance of each window to be where a crop starts, ``[K]``.
-    """
+    """A loaded item with the windows in which it is active, and how far to trust it (:meth:`Item.weight`)."""
 
     labels: tuple[str, ...]
     heard: frozenset[str]
@@ -38,7 +34,6 @@ class Sound:
     samples_RT: np.ndarray
     active: np.ndarray
     weight: float
-    starts: np.ndarray | None = None
 
 
 class Pool:
@@ -88,10 +83,6 @@ class Pool:
         if not len(active):
             self.unusable.add(item.clip)
             return
-        starts = None
-        if len(samples_RT) == 2 and self.config.placement == "shared":
-            window, num_windows = round(_WINDOW_S * self.sample_rate_hz), round(self.config.segment_s / _WINDOW_S)
-            starts = shared_starts(samples_RT, active, window=window, num_windows=max(1, num_windows))
         sound = Sound(
             labels=item.labels,
             heard=item.heard,
@@ -99,28 +90,8 @@ class Pool:
             samples_RT=samples_RT,
             active=active,
             weight=item.weight(self.config.quality_centre_db),
-            starts=starts,
         )
         self.by_label.setdefault(item.labels[0], []).append(sound)
-
-
-def shared_starts(pair_2T: np.ndarray, active: np.ndarray, *, window: int, num_windows: int) -> np.ndarray:
-    """The chance of each window to be where a crop of a track and its clip starts, ``[K]``.
-
-    It goes with the number of windows of the crop in which the track is active, and with p (1 - p) for the track's part
-    p in the energy of the clip there: where it is all or nothing, the clip says little of how to separate it.
-    """
-    padded_2T = np.pad(pair_2T, ((0, 0), (0, -pair_2T.shape[1] % window)))
-    energy_2K = np.square(padded_2T, dtype=np.float64).reshape(2, -1, window).sum(-1)
-    is_active_K = np.zeros(energy_2K.shape[1])
-    is_active_K[active] = 1.0
-    sums_3K = np.pad(np.vstack([energy_2K, is_active_K]).cumsum(1), ((0, 0), (1, 0)))
-    length = min(num_windows, energy_2K.shape[1])
-    track_K, clip_K, active_K = sums_3K[:, length:] - sums_3K[:, :-length]
-    part_K = np.minimum(1.0, track_K / np.maximum(clip_K, 1e-30))
-    weights_K = active_K * (part_K * (1.0 - part_K) + _LEAST_CHANCE)
-    chances_K: np.ndarray = weights_K / weights_K.sum()
-    return chances_K
 
 
 def _label_by_label(items: Sequence[Item]) -> list[Item]:
@@ -142,18 +113,15 @@ class Cropper:
         self.resample = {pair: torchaudio.transforms.Resample(*pair) for pair in _SPEEDS[1:]}
 
     def crop(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
-        """A crop ``[R, T]`` where the first row sounds; speed, colour and gain are the same for all rows.
+        """A crop ``[R, T]`` where the first row is active; speed, colour and gain are the same for all rows.
 
         The level that a mixture gives it is that of the last row: the clip, where a sound comes with its clip.
         """
         up, down = _SPEEDS[rng.integers(len(_SPEEDS))] if self.config.augment else (1, 1)
         wanted = -(-self.num_samples * up // down) + 1
         window = round(_WINDOW_S * self.sample_rate_hz)
-        if sound.starts is not None:
-            first = int(rng.choice(len(sound.starts), p=sound.starts)) * window + int(rng.integers(window))
-        else:
-            active = int(sound.active[rng.integers(len(sound.active))]) * window
-            first = active - int(rng.integers(max(1, wanted - window)))  # the active window lies wholly in the crop
+        active = int(sound.active[rng.integers(len(sound.active))]) * window
+        first = active - int(rng.integers(max(1, wanted - window)))  # the active window lies wholly in the crop
         first = max(0, min(first, sound.samples_RT.shape[-1] - wanted))
         crop = torch.from_numpy(sound.samples_RT[:, first : first + wanted].copy())
         if up != down:
