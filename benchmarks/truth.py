@@ -3,7 +3,7 @@
     python benchmarks/truth.py --esc10 DIR [--out runs/quality] [--iterations 4] [--quick]
 
 Makes seed, tagger and estimator of fold 1, then takes the natural corpus of folds 2 and 3 through the loop with the
-default gate; nothing but this script reads the truth. Stopped, it goes on where it was; with fewer iterations it can be
+default gate; the loop never reads the truth. Stopped, it goes on where it was; with fewer iterations it can be
 run in parts. Writes `benchmarks/truth.md`, `benchmarks/iterations.md` and the README's tables.
 """
 
