@@ -34,7 +34,7 @@ from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, 
 from train.student import DistilConfig
 from tune.demo import write_natural
 from tune.loop import RunConfig, run
-from tune.recipes import GATE, MIX, RECIPES, Tree, build
+from tune.recipes import FIRST_GATE, GATE, MIX, RECIPES, Tree, build
 from tune.report import fill, iterations_table, rules_table
 
 _HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ class Size:
     num_mixtures: int = 300
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     batch_size: int = 16
-    gate: Thresholds = dataclasses.field(default_factory=lambda: build(Thresholds, GATE))
+    gates: tuple[Thresholds, Thresholds] = (build(Thresholds, FIRST_GATE), build(Thresholds, GATE))
 
 
 QUICK = Size(
@@ -63,7 +63,7 @@ QUICK = Size(
     num_mixtures=20,
     network=NetworkConfig(channels=64, num_blocks=4),
     batch_size=8,
-    gate=Thresholds(min_stem_level_db=-30.0),  # a seed of so few steps hardly separates: its stems are copies
+    gates=(Thresholds(min_stem_level_db=-30.0),) * 2,  # a seed of so few steps hardly separates: its stems are copies
 )
 
 
@@ -137,7 +137,7 @@ class Bench:
             distil=self.training(self.size.round_steps, MIX),
             validation=self.validation,
         )
-        config = dataclasses.replace(config, schedule=(self.size.gate,) * len(config.schedule))
+        config = dataclasses.replace(config, schedule=self.size.gates)
         return run(config, self.out / "run", say=_say)
 
     def measure(self, name: str, folder: Path | None) -> dict[str, Any]:

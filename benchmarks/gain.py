@@ -30,7 +30,7 @@ from engine.storage import read_json, write_bytes, write_json
 from train.evaluate import draw_mixtures, estimator, evaluate
 from train.material import Material
 from train.mix import MixConfig
-from tune.recipes import GATE, MIX, build
+from tune.recipes import FIRST_GATE, GATE, MIX, build
 from tune.report import fill
 
 _HERE = Path(__file__).parent
@@ -70,11 +70,16 @@ ARMS = {
     ),
     "true_sources": Arm(about="the true sources (folds 1 to 3): the bound", folds=(1, 2, 3)),
     "laptop": Arm(
-        about="our gate and training (recipe laptop)", gate=build(Thresholds, GATE), mix=build(MixConfig, MIX)
+        about="our gate and training (recipe laptop)", gate=build(Thresholds, FIRST_GATE), mix=build(MixConfig, MIX)
+    ),
+    "strict": Arm(
+        about="the default gate of later iterations, our training",
+        gate=build(Thresholds, GATE),
+        mix=build(MixConfig, MIX),
     ),
     "kept_truth": Arm(
         about="the true sources of the stems that our gate keeps",
-        gate=build(Thresholds, GATE),
+        gate=build(Thresholds, FIRST_GATE),
         unmixed=True,
         seeds=(0, 1),
     ),
@@ -87,7 +92,7 @@ ARMS = {
     ),
     "no_clips": Arm(
         about="our gate and training, no natural clips as mixtures",
-        gate=build(Thresholds, GATE),
+        gate=build(Thresholds, FIRST_GATE),
         mix=build(MixConfig, MIX | {"clip_fraction": 0.0}),
         seeds=(0, 1),
     ),

@@ -36,7 +36,7 @@ from train.student import DistilConfig, Student
 from train.tagger import TaggerConfig, train_tagger
 from tune.demo import write_natural
 from tune.loop import RunConfig
-from tune.recipes import GATE, RECIPES, build
+from tune.recipes import FIRST_GATE, GATE, RECIPES, build
 
 _HERE = Path(__file__).parent
 
@@ -54,7 +54,7 @@ class Size:
     num_mixtures: int = 200
     num_fooling: int = 60
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    gate: Thresholds = dataclasses.field(default_factory=lambda: build(Thresholds, GATE))
+    gates: tuple[Thresholds, ...] = tuple(build(Thresholds, gate) for gate in (FIRST_GATE, GATE))
 
 
 QUICK = Size(
@@ -67,7 +67,9 @@ QUICK = Size(
     num_mixtures=10,
     num_fooling=8,
     network=NetworkConfig(channels=32, num_blocks=2),
-    gate=Thresholds(min_stem_level_db=-30.0, min_tagger_margin_db=-100.0),  # a seed of so few steps hardly separates
+    gates=(
+        Thresholds(min_stem_level_db=-30.0, min_tagger_margin_db=-100.0),
+    ),  # a seed of so few steps hardly separates
 )
 
 
@@ -139,8 +141,8 @@ class Setting:
 
     @property
     def gate(self) -> Thresholds:
-        """The rules of recipe laptop, without what a pass as a whole adds."""
-        return dataclasses.replace(self.size.gate, label_floor_fraction=None, label_cap_ratio=None)
+        """The default gate, without what a pass as a whole adds."""
+        return dataclasses.replace(self.size.gates[-1], label_floor_fraction=None, label_cap_ratio=None)
 
     def config(self, iterations: int) -> RunConfig:
         """The run of recipe laptop over the natural corpus, from the seed and with the judges of :func:`prepare`."""
@@ -152,7 +154,7 @@ class Setting:
             clean_folds=(1,),
             quality=str(self.out / "quality"),
             tagger=str(self.tagger),
-            schedule=(self.size.gate,) * iterations,
+            schedule=(self.size.gates + self.size.gates[-1:] * iterations)[:iterations],
             distil=dataclasses.replace(config.distil, steps=self.size.round_steps, validate_every_steps=100),
             validation=self.validation,
         )

@@ -15,7 +15,7 @@ from engine import synth
 from engine.corpus import read_sources
 from engine.storage import atomic_path
 from train.evaluate import draw_mixture
-from tune.recipes import GATE, MIX
+from tune.recipes import FIRST_GATE, GATE, MIX
 
 _PEAK = 0.9
 
@@ -90,6 +90,6 @@ def demo_settings(out: str | Path, *, say: Callable[[str], None] = print) -> dic
         "distil": {"steps": 250, "mix": training["mix"] | MIX},
         "calibration": {"steps": 100, "num_mixtures": 150},
         "tagger_training": {"steps": 300},
-        "schedule": [GATE, GATE],
+        "schedule": [FIRST_GATE, GATE],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 80},
     }
