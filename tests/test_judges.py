@@ -110,7 +110,7 @@ def test_judges_that_are_given_are_opened_early(tmp_path, estimator, ears):
         check_judges(config(PLAIN, quality=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError):
         check_judges(config(PLAIN, tagger=str(tmp_path / "nowhere")))
-    (tmp_path / "estimator" / "quality.json").write_text('{"format": 1}')
+    (tmp_path / "estimator" / "quality.json").write_text('{"format": 2}')
     with pytest.raises(ValueError, match="has not the fields of an estimator"):
         check_judges(config(PLAIN, quality=estimator))
     check_judges(config(PLAIN, tagger=ears))

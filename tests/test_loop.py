@@ -129,7 +129,7 @@ def test_what_could_only_fail_hours_later_fails_before_anything_is_made(config: 
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"clean": str(tmp_path / "gone.csv")}, "gone.csv"),
         ({"clean_folds": (9,)}, "folds"),
-        ({"separator": str(tmp_path / "gone")}, "gone is not a checkpoint"),
+        ({"separator": str(tmp_path / "gone")}, "gone holds no separator"),
         ({"corpus": str(tmp_path / "gone.csv")}, "gone.csv"),
         ({"corpus": str(tmp_path / "single.csv")}, "none of 2 clips has 2 labels or more"),
         ({"corpus": str(tmp_path / "empty.csv")}, "none of 1 rows is a clip.*at least one label"),
