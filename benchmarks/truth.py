@@ -49,7 +49,7 @@ def stems_of(work: Setting, iteration: int) -> tuple[pa.Table, np.ndarray]:
     kept, rejected = (pq.read_table(folder / "tracks" / f"{name}.parquet") for name in ("kept", "rejected"))
     names = [name for name in kept.column_names if name in rejected.column_names]
     tables = [
-        table.select(names).append_column("kept", pa.array([is_kept] * len(table)))
+        table.select(names).append_column("kept", pa.array([is_kept] * len(table), pa.bool_()))
         for table, is_kept in ((kept, True), (rejected, False))
     ]
     index = pa.concat_tables(tables).sort_by([("shard", "ascending"), ("row", "ascending")])  # however it was filtered
@@ -108,7 +108,7 @@ def figures(index: pa.Table, truth_N: np.ndarray) -> dict[str, tuple[float, floa
     ranked = [columns[name] for name in ("re_sdr_db", "rival_leak_db", "stem_level_db") if columns[name] is not None]
     columns["ranks of Re-SDR, leak and level"] = sum(rankdata(one) for one in ranked) if len(ranked) == 3 else None
     for name, values_N in columns.items():
-        known = values_N is not None and np.ptp(values_N) > 0
+        known = values_N is not None and np.ptp(values_N) > 0 and 0 < good_N.sum() < len(good_N)
         found[name] = (float(spearmanr(values_N, truth_N)[0]), area(values_N, good_N)) if known else None
     return found
 
