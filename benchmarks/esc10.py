@@ -12,10 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime as dt
-import os
-import platform
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -184,18 +180,12 @@ def bench(work: Bench, part: str) -> dict[str, Any] | None:
 
 
 def _about(size: Size, seed: int, wall_s: float) -> str:
-    commit = (
-        shutil.which("git")
-        and subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=_HERE, capture_output=True, text=True, check=False
-        ).stdout.strip()
-    )
     return (
         f"{size.num_mixtures} two-source mixtures at 0 dB of fold 4, seed {seed}; corpus of {size.num_two} two- "
         f"and {size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
         f"{size.round_steps}, batches of {size.batch_size} mixtures of {MixConfig.segment_s:g} s, network of "
         f"{size.network.channels} channels and {size.network.num_blocks} blocks at 16 kHz; "
-        f"commit {commit or 'unknown'}, {dt.date.today()}, {os.cpu_count()} CPU cores ({platform.machine()}), no GPU; "
+        f"commit {setting.commit()}, {setting.hardware().rstrip('.')}; "
         f"the wall times of seed, iterations, control and bound add up to {wall_s / 60:.0f} minutes."
     )
 

@@ -59,7 +59,7 @@ def run_pass(
         raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
     rows = clips_to_separate(corpus, config)
     identity = {
-        "scores": SCORES_VERSION,
+        "score version": SCORES_VERSION,
         "settings": config.identity(),
         "separator": separator_fingerprint,
         "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,

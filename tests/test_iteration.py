@@ -24,6 +24,7 @@ from cluster.session import connected
 from engine import synth
 from engine.corpus import read_corpus
 from engine.iteration import run_pass
+from engine.schema import SCORES_VERSION
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.shards import done_parts, read_failures, stem_shards, verify
 from engine.stages import PassConfig
@@ -100,7 +101,7 @@ def test_every_row_is_a_stem_or_a_failure_with_its_reason(
     assert sum(summary["step_fraction"].values()) == pytest.approx(1.0)
 
 
-def test_again_does_nothing_and_another_separator_or_setting_is_refused(
+def test_again_does_nothing_and_another_separator_setting_or_meaning_of_scores_is_refused(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     first = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
@@ -113,6 +114,10 @@ def test_again_does_nothing_and_another_separator_or_setting_is_refused(
     save(QuerySeparator(NetworkConfig(channels=16, num_blocks=1, sample_rate_hz=8000), _LABELS), other)
     with pytest.raises(ValueError, match="another separator"):
         run_pass(read_corpus(corpus), tmp_path / "out", separator=other, config=_CONFIG)
+    claim = tmp_path / "out" / "stems" / "pass.json"
+    claim.write_text(claim.read_text().replace(f'"score version": {SCORES_VERSION}', '"score version": 1'))
+    with pytest.raises(ValueError, match="another score version"):
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
 
 
 def test_a_pass_with_a_tagger_and_re_separation_stores_what_they_say_and_is_theirs_alone(
