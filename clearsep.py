@@ -36,9 +36,14 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as distil.steps=200; repeatable."),
 ]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder for the results; started again, it goes on there.")]
-ClassMap = Annotated[Path | None, typer.Option(help="AudioSet's class_labels_indices.csv, for its segment CSV.")]
-AudioRoot = Annotated[Path | None, typer.Option(help="Where AudioSet's audio files are.")]
+Out = Annotated[
+    str, typer.Option("-o", "--out", help="Folder or s3:// address for the results; started again, it goes on there.")
+]
+ClassMap = Annotated[str | None, typer.Option(help="AudioSet's class_labels_indices.csv, for its segment CSV.")]
+AudioRoot = Annotated[str | None, typer.Option(help="Where AudioSet's audio files are.")]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try again the clips that failed as a whole, and only those.")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a Ray of its own here.")]
 
 
@@ -62,17 +67,20 @@ def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> Non
 
 
 @app.command()
-def demo(out: Out = Path("runs/demo"), set_: Set = None, as_json: Json = False, address: Address = None) -> None:
+def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, address: Address = None) -> None:
     """Synthesise a corpus, train a seed on little of it, run two iterations and show what they gained."""
     from cluster.session import connected
+    from engine.storage import is_s3
     from tune import recipes, report
     from tune.demo import demo_settings
     from tune.loop import RunConfig, run
 
+    if is_s3(out):
+        raise ValueError("the demo makes its sounds on this machine; give it a local folder, or use `clearsep run`")
     settings = demo_settings(out, say=_say)
     config = recipes.build(RunConfig, recipes.override(settings, set_ or []))
     with connected(address):
-        summary = run(config, out / "run", say=_say)
+        summary = run(config, f"{out}/run", say=_say)
     _print(lambda: report.run_tables(summary), summary, as_json)
 
 
@@ -80,6 +88,7 @@ def demo(out: Out = Path("runs/demo"), set_: Set = None, as_json: Json = False, 
 def run(
     recipe: Annotated[str, typer.Argument(help="A recipe's name (laptop, clearsep) or a YAML file of settings.")],
     out: Out,
+    retry_failed: RetryFailed = False,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -94,18 +103,19 @@ def run(
 
     config = recipes.run_config(recipe, set_ or [])
     with connected(address):
-        summary = run_loop(config, out, say=_say)
+        summary = run_loop(config, out, retry_failed=retry_failed, say=_say)
     _print(lambda: report.run_tables(summary), summary, as_json)
 
 
 @app.command("separate-corpus")
 def separate_corpus(
-    manifest: Annotated[Path, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
-    separator: Annotated[Path, typer.Option(help="Checkpoint folder of the separator.")],
+    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
+    separator: Annotated[str, typer.Option(help="Checkpoint folder of the separator.")],
     out: Out,
-    tagger: Annotated[Path | None, typer.Option(help="A tagger's folder, to score what it hears in a stem.")] = None,
+    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, to score what it hears in a stem.")] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    retry_failed: RetryFailed = False,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -120,15 +130,52 @@ def separate_corpus(
     config = recipes.build(PassConfig, recipes.override({}, set_ or []))
     corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
     with connected(address):
-        summary = run_pass(corpus, out, separator=separator, tagger=tagger, config=config)
+        summary = run_pass(corpus, out, separator=separator, tagger=tagger, config=config, retry_failed=retry_failed)
     _print(lambda: [report.pass_table(summary)], summary, as_json)
+
+
+@app.command()
+def plan(
+    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
+    separator: Annotated[str, typer.Option(help="Checkpoint folder of the separator.")],
+    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, where the pass will have one.")] = None,
+    rows: Annotated[int, typer.Option(help="Rows to draw and measure.")] = 40,
+    cpus: Annotated[float | None, typer.Option(help="CPUs of the cluster; default: this machine's.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: this machine's.")] = None,
+    class_map: ClassMap = None,
+    audio_root: AudioRoot = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a pass will cost in hours and bytes, and what will fail, from a sample measured on this machine."""
+    from engine.corpus import read_corpus
+    from engine.plan import plan as measure
+    from engine.separators import load, read_description
+    from engine.stages import PassConfig
+    from engine.taggers import open_tagger
+    from tune import recipes, report
+
+    if rows < 1:
+        raise ValueError(f"rows is {rows}; draw one at least")
+    config = recipes.build(PassConfig, recipes.override({}, set_ or []))
+    cost = measure(
+        read_corpus(manifest, class_map=class_map, audio_root=audio_root),
+        open_separator=lambda device: load(separator, device=device),
+        sample_rate_hz=read_description(separator)["sample_rate_hz"],
+        config=config,
+        open_tagger=(lambda device: open_tagger(tagger, device)) if tagger else None,
+        num_rows=rows,
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    _print(lambda: [report.plan_table(cost)], cost, as_json)
 
 
 @app.command("filter")
 def filter_(
-    stems: Annotated[Path, typer.Argument(help="A finished pass: its folder or the stems folder in it.")],
+    stems: Annotated[str, typer.Argument(help="A finished pass: its folder or the stems folder in it.")],
     out: Out,
-    quality: Annotated[Path | None, typer.Option(help="Estimator of each stem's SI-SDR from its scores.")] = None,
+    quality: Annotated[str | None, typer.Option(help="Estimator of each stem's SI-SDR from its scores.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -140,10 +187,12 @@ def filter_(
     """
     from engine.filter import Thresholds
     from engine.shards import write_tracks
+    from engine.storage import location
     from tune import recipes, report
 
     thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
-    folder = stems / "stems" if (stems / "stems").is_dir() else stems
+    place = location(stems)
+    folder = place / "stems" if (place / "stems").is_dir() else place
     estimator: dict[str, Any] = {}
     if quality is not None:
         from engine.quality import load_quality
@@ -156,11 +205,11 @@ def filter_(
 
 @app.command()
 def calibrate(
-    separator: Annotated[Path, typer.Argument(help="Checkpoint folder of a separator.")],
-    clean: Annotated[Path, typer.Option(help="Single-source clips that it has not learned from: CSV or folder.")],
+    separator: Annotated[str, typer.Argument(help="Checkpoint folder of a separator.")],
+    clean: Annotated[str, typer.Option(help="Single-source clips that it has not learned from: CSV or folder.")],
     out: Out,
     folds: Annotated[list[int] | None, typer.Option(help="Folds of the clips; repeatable.")] = None,
-    tagger: Annotated[Path | None, typer.Option(help="A tagger that has not learned from them either.")] = None,
+    tagger: Annotated[str | None, typer.Option(help="A tagger that has not learned from them either.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -187,9 +236,9 @@ def calibrate(
 def distil(
     out: Out,
     from_: Annotated[str, typer.Option("--from", help="Checkpoint folder to go on from, or `scratch`.")],
-    clean: Annotated[Path | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
+    clean: Annotated[str | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
     folds: Annotated[list[int] | None, typer.Option(help="Folds of the clean clips; repeatable.")] = None,
-    tracks: Annotated[Path | None, typer.Option(help="Tracks that `filter` or an iteration selected.")] = None,
+    tracks: Annotated[str | None, typer.Option(help="Tracks that `filter` or an iteration selected.")] = None,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -233,10 +282,10 @@ def _curve_table(entry: dict[str, Any]) -> Any:  # noqa: ANN401 - report is impo
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of the separator.")],
-    clips: Annotated[Path | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
-    list_: Annotated[Path | None, typer.Option("--list", help="AudioSep's or CLAPSep's evaluation CSV.")] = None,
-    audio: Annotated[Path | None, typer.Option(help="Folder of the audio that --list names.")] = None,
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder of the separator.")],
+    clips: Annotated[str | None, typer.Option(help="Single-source clips: CSV path,label[,fold] or a folder.")] = None,
+    list_: Annotated[str | None, typer.Option("--list", help="AudioSep's or CLAPSep's evaluation CSV.")] = None,
+    audio: Annotated[str | None, typer.Option(help="Folder of the audio that --list names.")] = None,
     folds: Annotated[list[int] | None, typer.Option(help="Folds of --clips to draw from; repeatable.")] = None,
     num_mixtures: Annotated[int | None, typer.Option(help="Mixtures to draw of --clips; 300 by default.")] = None,
     num_sources: Annotated[int | None, typer.Option(help="Sources in each; 2 by default.")] = None,
@@ -259,8 +308,8 @@ def evaluate(
     if list_ is not None and audio is not None:
         if folds or num_mixtures is not None or num_sources is not None:
             raise ValueError("a list is evaluated as it is; --folds, --num-mixtures and --num-sources go with --clips")
-        mixture_list = read_list(list_)
-        result = evaluate_list(load(checkpoint), mixture_list, audio, seed=seed, say=_say)
+        mixture_list = read_list(Path(list_))
+        result = evaluate_list(load(checkpoint), mixture_list, Path(audio), seed=seed, say=_say)
     else:
         config = ValidationConfig(
             clips=str(clips),
@@ -277,12 +326,12 @@ def evaluate(
 
 @app.command()
 def score(
-    mixture: Annotated[Path, typer.Argument(help="Audio file of the mixture.")],
-    stems: Annotated[list[Path], typer.Argument(help="Audio files of its stems, made by any tool.")],
+    mixture: Annotated[str, typer.Argument(help="Audio file of the mixture.")],
+    stems: Annotated[list[str], typer.Argument(help="Audio files of its stems, made by any tool.")],
     labels: Annotated[str | None, typer.Option(help="Labels of the stems, comma-separated.")] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="A separator, to ask what the rivals find in a stem.")] = None,
-    tagger: Annotated[Path | None, typer.Option(help="A tagger's folder, to ask what it hears in a stem.")] = None,
-    quality: Annotated[Path | None, typer.Option(help="RUN/quality, to estimate each stem's SI-SDR.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="A separator, to ask what the rivals find in a stem.")] = None,
+    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, to ask what it hears in a stem.")] = None,
+    quality: Annotated[str | None, typer.Option(help="RUN/quality, to estimate each stem's SI-SDR.")] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -295,7 +344,7 @@ def score(
     from tune import recipes, report
 
     thresholds = recipes.build(Thresholds, recipes.override({}, set_ or []))
-    names = [label.strip() for label in labels.split(",")] if labels else [stem.stem for stem in stems]
+    names = [label.strip() for label in labels.split(",")] if labels else [Path(stem).stem for stem in stems]
     if len(names) != len(stems) or len(set(names)) != len(names):
         raise ValueError(f"{len(stems)} stems need as many different labels, not {names}; give --labels")
     scored = score_files(
@@ -312,7 +361,7 @@ def score(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
+    path: Annotated[str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
     as_json: Json = False,
@@ -321,6 +370,18 @@ def inspect(
     from tune.report import inspect as look
 
     tables, value = look(path, class_map=class_map, audio_root=audio_root)
+    _print(lambda: tables, value, as_json)
+
+
+@app.command()
+def failures(
+    path: Annotated[str, typer.Argument(help="A run, or a pass: the folder with stems/ and failures/.")],
+    as_json: Json = False,
+) -> None:
+    """Say what failed and why: reasons first, then the rows; all rows with --json."""
+    from tune.report import failures as look
+
+    tables, value = look(path)
     _print(lambda: tables, value, as_json)
 
 

@@ -12,7 +12,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,16 +28,24 @@ Source = str | os.PathLike[str] | BinaryIO
 
 MAX_DURATION_S = 600.0  # of a segment that is decoded at once
 MIN_DECODED_FRACTION = 0.95  # of a truncated segment, to be worth keeping
+_MAX_PEAK = 2.0**40  # above it a stem of it could not be stored
 _BLOCK_SAMPLES = 8192
 _PADDING_SAMPLES = 4096  # an encoder's last frame may run this far past the stated length
 _FILTER_SAMPLES = 400  # reach of soxr's filter to each side, at the lower rate
 _PREROLL_S = 0.5  # decoded and dropped before a sought segment: AAC and Opus need up to 80 ms
 _OGG_TAIL_S = 60.0  # longer than any Ogg page
 _RATES_HZ = (100, 1_000_000)
+_LEAST_BITS_PER_S = 8000  # a header that promises more time than its bytes hold at this rate is looked into
+_UNKNOWN_BYTES = 0x7FFFF000  # from here on a length in a header stands for "I am writing into a pipe"
+_UNSEEKABLE = ("GSM", "G72", "NMS")  # old codecs of telephones
 _UNTIMED = frozenset({"aac", "mp3"})  # raw streams: FFmpeg guesses their length and seeks inexactly
 _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3"
+_CHUNKED = {(kind, b"WAVE") for kind in (b"RIFF", b"RIFX", b"RF64")} | {(b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
 _FLAC_MAX_RATE_HZ = 655_350
 _FLAC_EXPONENTS = (-24, 40)
+
+
+_NO_SAMPLES = "it has no samples that can be decoded: fetch it again or remove it"
 
 
 class AudioError(ValueError):
@@ -53,46 +61,85 @@ class AudioInfo:
     num_channels: int
 
 
+class _Sequential(sf.SoundFile):  # type: ignore[misc]
+    """A SoundFile without the seek after every read, which fails in a FLAC that states no length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _SndfileReader:
     """Reads what libsndfile knows (WAV, FLAC, Ogg, MP3, …)."""
 
     def __init__(self, source: Source) -> None:
-        self._file = sf.SoundFile(source)
+        ratio = _promised_ratio(source)
+        self._file = _Sequential(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
         self.rate_hz, self.num_channels = int(self._file.samplerate), int(self._file.channels)
-        self.promised_samples: int | None = self._file.frames if self._file.frames < 2**62 else None
+        self.promised_samples: int | None = round(self._file.frames * ratio) if self._file.frames < 2**62 else None
 
     def _safe_start(self, start_samples: int) -> int:
-        """Where to begin so that the sample asked is right: a seek into an Ogg's last page misses by a block."""
-        if self._file.format != "OGG":
+        """Where to begin: a seek into an Ogg's last page misses by a block, MP3 frames borrow earlier ones' bits."""
+        if self._file.subtype.startswith(_UNSEEKABLE):
+            return 0
+        if self._file.format not in ("OGG", "MP3"):
             return start_samples
-        last_page = (self.promised_samples or 0) - round(_OGG_TAIL_S * self.rate_hz)
-        return max(0, min(start_samples - self.rate_hz, last_page))
+        tail_s = _OGG_TAIL_S if self._file.format == "OGG" else 0.0
+        return max(0, min(start_samples - self.rate_hz, (self.promised_samples or 0) - round(tail_s * self.rate_hz)))
 
     def blocks(self, start_samples: int) -> Iterator[Samples]:
-        """Mono blocks from ``start_samples`` to the end or the first damage.
-
-        soundfile seeks after every read, and an MP3 frame borrows bits from earlier ones: MP3 blocks overlap.
-        """
-        is_mp3 = self._file.format == "MP3"
-        overlap, size = (self.rate_hz, 30 * self.rate_hz) if is_mp3 else (0, _BLOCK_SAMPLES)
+        """Mono blocks from ``start_samples`` to the end or the first damage."""
         position = self._safe_start(start_samples)
-        try:
-            while True:
-                begin = max(0, position - overlap)
-                if begin != self._file.tell():  # a seek in a FLAC decodes again
-                    begin = self._file.seek(begin)
-                block_TC = self._file.read(position - begin + size, dtype="float32", always_2d=True)[position - begin :]
+        with suppress(sf.LibsndfileError):  # also a start after the end: the caller sees how much there was
+            if position:
+                self._file.seek(position)
+            while len(block_TC := self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
                 block_T = block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
-                if not len(block_T):
-                    return
                 if position + len(block_T) > start_samples:
                     yield block_T[max(0, start_samples - position) :]
                 position += len(block_T)
-        except sf.LibsndfileError:  # also a start after the end: the caller sees how much there was
-            return
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextmanager
+def _bytes_of(source: Source) -> Iterator[BinaryIO]:
+    """The file's bytes from the first on; a file object is left at the first."""
+    file = open(source, "rb") if (owned := isinstance(source, (str, os.PathLike))) else source
+    try:
+        file.seek(0)
+        yield file
+    finally:
+        file.close() if owned else file.seek(0)
+
+
+def _promised_ratio(source: Source) -> float:
+    """How many times its bytes of audio a WAV or AIFF promises: libsndfile takes what is there for what was meant."""
+    with _bytes_of(source) as file:
+        begin, stated_bytes = _audio_chunk(file)
+        end = file.seek(0, os.SEEK_END)
+    return stated_bytes / (end - begin) if begin < end < begin + stated_bytes < begin + _UNKNOWN_BYTES else 1.0
+
+
+def _audio_chunk(file: BinaryIO) -> tuple[int, int]:
+    """Where the samples of a file of chunks begin, and how many bytes of them it states; else zeros."""
+    head, stated_bytes, position = file.read(12), None, 12
+    if (head[:4], head[8:]) not in _CHUNKED:
+        return 0, 0
+    layout = struct.Struct(">4sI" if head[:4] in (b"FORM", b"RIFX") else "<4sI")
+    for _ in range(1000):
+        file.seek(position)
+        fields = file.read(24)
+        if len(fields) < layout.size:
+            break
+        name, num_bytes = layout.unpack_from(fields)
+        position += layout.size
+        if name in (b"data", b"SSND"):
+            return position, num_bytes if stated_bytes is None else stated_bytes
+        if name == b"ds64" and len(fields) == 24:
+            (stated_bytes,) = struct.unpack("<16xQ", fields)
+        position += num_bytes + num_bytes % 2
+    return 0, 0
 
 
 class _AvReader:
@@ -170,8 +217,9 @@ def _frames(container: av.container.InputContainer, *, seek_s: float | None = No
         if seek_s is not None:
             container.seek(int(seek_s / stream.time_base), stream=stream)
         yield from (frame for frame in container.decode(stream) if frame.samples)
-    except av.error.FFmpegError:
-        return
+    except av.error.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
 
 
 def _promised_samples(container: av.container.InputContainer, rate_hz: int) -> int | None:
@@ -218,14 +266,26 @@ def _num_bytes(source: Source) -> int:
 def _reader(source: Source) -> _SndfileReader | _AvReader:
     if not _num_bytes(source):
         raise AudioError("it is empty (0 bytes): fetch it again or remove it")
+    with _bytes_of(source) as file:
+        text = _text(file.read(256))
     try:
         return _SndfileReader(source)
     except (sf.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
-        reason = str(error)
+        reason = getattr(error, "error_string", "raw samples")
     try:
         return _AvReader(source)
-    except (av.error.FFmpegError, OSError) as error:
-        raise AudioError(f"it is no audio that libsndfile or FFmpeg can read ({reason}; {error})") from error
+    except (AudioError, av.error.FFmpegError, OSError) as error:
+        if isinstance(error, AudioError) and not text:
+            raise
+        what = f"it begins like a text, {text!r}" if text else f"libsndfile: {reason} FFmpeg: {error.strerror}"
+        raise AudioError(f"it is no audio that libsndfile or FFmpeg can read ({what}): replace the file") from error
+
+
+def _text(head: bytes) -> str:
+    """The beginning of what is text, such as the web page that came instead of a file; else nothing."""
+    words = head.decode("utf-8", "ignore").strip()
+    is_text = len(words) > max(4, 0.9 * len(head.strip())) and all(c.isprintable() or c.isspace() for c in words)
+    return words[:40] if is_text else ""
 
 
 @contextmanager
@@ -239,23 +299,37 @@ def _opened(source: Source) -> Iterator[_SndfileReader | _AvReader]:
             yield reader
         finally:
             reader.close()
-    except AudioError as error:
+    except (AudioError, OSError) as error:
+        why = error if isinstance(error, AudioError) else f"it cannot be read ({error}): check its permissions and disk"
         name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "file object")
-        raise AudioError(f"{str(name)!r}: {error}") from error
+        raise AudioError(f"{str(name)!r}: {why}") from error
 
 
 def probe(source: Source) -> AudioInfo:
     """Duration, rate and channels from the header; only a format that states no length is decoded.
 
-    Raises AudioError for what is missing, empty, a directory or special file, or no audio.
+    Raises AudioError for what is missing, empty, a directory or special file, no audio, or of no length, and
+    where the header promises far more than the bytes can hold and nothing can be decoded near the promised end.
     """
     with _opened(source) as reader:
         num_samples = reader.promised_samples or sum(map(len, reader.blocks(0)))
+        _check_promise(reader, num_samples, _num_bytes(source))
         return AudioInfo(
             duration_s=num_samples / reader.rate_hz,
             sample_rate_hz=reader.rate_hz,
             num_channels=reader.num_channels,
         )
+
+
+def _check_promise(reader: _SndfileReader | _AvReader, num_samples: int, num_bytes: int) -> None:
+    if not num_samples:
+        raise AudioError(_NO_SAMPLES)
+    duration_s = num_samples / reader.rate_hz
+    if 8 * num_bytes >= _LEAST_BITS_PER_S * duration_s:
+        return
+    if next(reader.blocks(int(MIN_DECODED_FRACTION * num_samples)), None) is None:
+        claim = f"its header promises {duration_s:.3f} s in {num_bytes} bytes"
+        raise AudioError(f"it is damaged: {claim}, the end of which cannot be decoded; fetch it again")
 
 
 def decode(
@@ -273,7 +347,7 @@ def decode(
     Raises AudioError for unusable files and segments, and for segments over ``max_duration_s``.
     """
     with _opened(source) as reader:
-        _check_segment(start_s, duration_s, max_duration_s)
+        _check_segment(start_s, duration_s, max_duration_s, sample_rate_hz)
         lead, first = _aligned(start_s, reader.rate_hz, sample_rate_hz)
         end_s = start_s + (max_duration_s if duration_s is None else duration_s)
         margin = math.ceil(_FILTER_SAMPLES * max(1.0, reader.rate_hz / sample_rate_hz))
@@ -285,10 +359,10 @@ def decode(
     return np.ascontiguousarray(mono_T[begin : begin + round((end_s - start_s) * sample_rate_hz)])
 
 
-def _check_segment(start_s: float, duration_s: float | None, max_duration_s: float) -> None:
+def _check_segment(start_s: float, duration_s: float | None, max_duration_s: float, sample_rate_hz: int) -> None:
     if not 0 <= start_s < math.inf:
         raise AudioError(f"a segment starts at 0 s or later, not at {start_s} s: correct start_s")
-    if duration_s is not None and not 0 < duration_s < math.inf:
+    if duration_s is not None and not 0.5 / sample_rate_hz < duration_s < math.inf:
         raise AudioError(f"a segment ends after its start, not {duration_s} s later: correct end_s")
     if duration_s is not None and duration_s > max_duration_s:
         raise AudioError(f"{duration_s} s exceed {max_duration_s} s: cut it or raise max_duration_s")
@@ -318,6 +392,8 @@ def _collected(reader: _SndfileReader | _AvReader, first: int, *, stop: int) -> 
     mono_T = mono_T[: len(mono_T) - excess] if 0 < excess <= _PADDING_SAMPLES else mono_T
     if not np.isfinite(mono_T).all():
         raise AudioError("it has NaN or infinite samples: repair or remove it")
+    if (peak := float(np.abs(mono_T).max(initial=0.0))) >= _MAX_PEAK:
+        raise AudioError(f"its samples reach {peak:.3g}, full scale is 1: repair or remove it")
     return mono_T
 
 
@@ -326,8 +402,8 @@ def _check_complete(
 ) -> None:
     """Compares the decoded end, a sample of the source, with what was asked and promised."""
     rate_hz, promised = reader.rate_hz, reader.promised_samples
-    if have == 0:
-        raise AudioError("it has no samples: remove it from the corpus")
+    if have == 0 and not promised:
+        raise AudioError(_NO_SAMPLES)
     if max(have, promised or 0) <= round(start_s * rate_hz):
         end = (promised or have) / rate_hz
         raise AudioError(f"the segment starts at {start_s} s, after the end at {end:.3f} s: correct start_s")

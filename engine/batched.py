@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.retry import ATTEMPTS, is_transient, retried
 from engine.separators import Separator
 
 
@@ -45,11 +47,28 @@ class Asker:
         if not isinstance(outcome, Exception):
             return list(outcome)
         if len(batch) == 1:
-            return [outcome]
+            return [self._patiently(batch[0], outcome)]
         if self.device == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
         return self._run(batch[:half]) + self._run(batch[half:])
+
+    def _patiently(self, query: Query, outcome: Exception) -> np.ndarray | Exception:
+        """The stem of a query that failed for a reason that may pass, asked for again after a while."""
+        if not is_transient(outcome):
+            return outcome
+        time.sleep(1.0)
+
+        def again() -> np.ndarray:
+            answer = self._attempt([query])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer[0]
+
+        try:
+            return retried(again, attempts=ATTEMPTS - 1)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            return error.with_traceback(None)
 
     def _attempt(self, batch: list[Query]) -> list[np.ndarray] | Exception:
         """The stems of a batch, or what went wrong, without the traceback: that would keep the batch in memory."""
@@ -58,7 +77,7 @@ class Asker:
             with torch.autocast(self.device, enabled=self.autocast):
                 stems_BT = self.separator.separate(_stack(batch), [query.label for query in batch], lengths=lengths)
             stems = stems_BT.float().cpu().numpy()
-        except (RuntimeError, ValueError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        except (RuntimeError, ValueError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
             return error.with_traceback(None)
         return [stem_T[:length] for stem_T, length in zip(stems, lengths, strict=True)]
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import nn
 
-from engine.storage import atomic_path, nearest, read_json, sha256_file, write_json
+from engine.storage import Name, atomic_path, location, nearest, read_json, sha256_file, write_json
 
 _FORMAT = 1
 _WEIGHTS = "weights.safetensors"
@@ -35,7 +34,7 @@ class Checkpoint(Generic[Network]):
     def save(
         self,
         network: Network,
-        folder: str | Path,
+        folder: Name,
         *,
         config: Any,  # noqa: ANN401 - an instance of any config dataclass
         labels: Sequence[str],
@@ -47,7 +46,7 @@ class Checkpoint(Generic[Network]):
         ``more`` gives further fields from those that all descriptions have; ``history`` tells how the weights came to
         be, one JSON-like entry a training.
         """
-        weights = Path(folder) / _WEIGHTS
+        weights = location(folder) / _WEIGHTS
         with atomic_path(weights) as aside:
             save_file({name: value.contiguous().cpu() for name, value in network.state_dict().items()}, aside)
         description: dict[str, Any] = {
@@ -58,11 +57,11 @@ class Checkpoint(Generic[Network]):
             "weights_sha256": sha256_file(weights),
         }
         description |= more(description)
-        write_json(Path(folder) / f"{self.kind}.json", description | {"history": list(history)})
+        write_json(location(folder) / f"{self.kind}.json", description | {"history": list(history)})
 
-    def read(self, folder: str | Path) -> dict[str, Any]:
+    def read(self, folder: Name) -> dict[str, Any]:
         """What the description says, checked for format and architecture; ``ValueError`` says what is wrong."""
-        path = Path(folder) / f"{self.kind}.json"
+        path = location(folder) / f"{self.kind}.json"
         if not path.is_file():
             raise ValueError(f"{folder} holds no {self.kind}: it has no {path.name}; give the folder itself")
         description = read_json(path)
@@ -73,7 +72,7 @@ class Checkpoint(Generic[Network]):
             raise ValueError(f"{path} is of architecture {told!r}; this version loads {self.architecture!r}")
         return description
 
-    def load(self, folder: str | Path, *, device: str | torch.device = "cpu") -> Network:
+    def load(self, folder: Name, *, device: str | torch.device = "cpu") -> Network:
         """The network in a folder, in evaluation mode; ``ValueError`` says what does not fit. No code in it is run."""
         description = self.read(folder)
         config = description.get("network", {})
@@ -82,11 +81,11 @@ class Checkpoint(Generic[Network]):
         if unknown:
             raise ValueError(f"{folder}: network has no {unknown[0]!r}; {nearest(unknown[0], known)}")
         network = self.make(self.config(**config), description["labels"])
-        weights = Path(folder) / _WEIGHTS
+        weights = location(folder) / _WEIGHTS
         if not weights.is_file() or sha256_file(weights) != description["weights_sha256"]:
             raise ValueError(f"{weights} is missing or not the file that {self.kind}.json describes; copy both again")
         try:
-            network.load_state_dict(load_file(weights))
+            network.load_state_dict(load(weights.read_bytes()))
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(f"{weights} does not fit the architecture in {self.kind}.json: {error}") from None
         return network.to(device).eval()

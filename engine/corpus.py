@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -12,31 +13,23 @@ import os
 import posixpath
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from engine.audio import AudioError
-from engine.schema import CLIPS, FAILURES, failure, plain_label
+from engine.clip_table import Corpus
+from engine.schema import failure, plain_label
+from engine.storage import Location, Name, location, open_binary, parquet_file
 
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .mka .mkv .aif .aiff .au .caf .w64 .wma".split()
 )
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
 CUT_TOLERANCE_S = 0.5  # a segment this much longer than clip_s is one clip, limited to clip_s
-_PathLike = str | os.PathLike[str]
+_MAX_TEXT = 4096  # characters of a path or a label; Linux opens no longer path
+_MAX_CELL = 1 << 26  # of a CSV: a quote that is never closed ends there, a long list of labels does not
 _Row = dict[str, object]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """Clips and the rows that could not become one; together they are the rows of the source."""
-
-    clips: pa.Table  # schema CLIPS
-    failures: pa.Table  # schema FAILURES, step "manifest"
-    root: str  # absolute folder (or URI) that relative paths start from
 
 
 def clip_id(path: str, labels: Collection[str], start_s: float | None, end_s: float | None) -> str:
@@ -52,9 +45,7 @@ def resolve(root: str, path: str) -> str:
     return path if path.startswith("/") or "://" in path else f"{root.rstrip('/')}/{path}"
 
 
-def read_corpus(
-    source: _PathLike, *, class_map: _PathLike | None = None, audio_root: _PathLike | None = None
-) -> Corpus:
+def read_corpus(source: Name, *, class_map: Name | None = None, audio_root: Name | None = None) -> Corpus:
     """Reads a ``.csv``, ``.jsonl`` or ``.parquet`` manifest, a folder of folders by label, or AudioSet's CSV.
 
     Manifests have columns path, labels (or label) and optionally start_s, end_s; AudioSet's needs
@@ -62,20 +53,20 @@ def read_corpus(
 
     Raises ValueError for what concerns the whole: no such file, unknown kind, missing column, no rows.
     """
-    source = Path(source)
-    if not source.exists():
-        raise ValueError(f"a corpus is a file or folder that exists, not {str(source)!r}: check the path")
-    default_root = source if source.is_dir() else source.parent
-    root = str(audio_root) if "://" in str(audio_root) else os.path.abspath(audio_root or default_root)
+    place = location(source)
+    if not place.exists():
+        raise ValueError(f"a corpus is a file or folder that exists, not {str(place)!r}: check the path")
+    is_folder = place.is_dir()
+    root = str(location(audio_root) if audio_root is not None else place if is_folder else place.parent)
     if class_map is not None:
-        rows = _audioset_rows(source, _display_names(Path(class_map)), root)
-    elif source.is_dir():
-        rows = _folder_rows(source)
-    elif source.suffix.lower() in _MANIFESTS:
-        rows = _MANIFESTS[source.suffix.lower()](source)
+        rows = _audioset_rows(place, _display_names(location(class_map)), root)
+    elif is_folder:
+        rows = _folder_rows(place)
+    elif place.suffix.lower() in _MANIFESTS:
+        rows = _MANIFESTS[place.suffix.lower()](place)
     else:
-        raise ValueError(f"a manifest ends in {', '.join(_MANIFESTS)}, not {source.suffix!r}: convert it")
-    return _corpus(rows, source, root)
+        raise ValueError(f"a manifest ends in {', '.join(_MANIFESTS)}, not {place.suffix!r}: convert it")
+    return _corpus(rows, place, root)
 
 
 def cut(row: _Row, *, duration_s: float, clip_s: float, min_clip_s: float = 1.0) -> list[_Row]:
@@ -103,18 +94,18 @@ def cut(row: _Row, *, duration_s: float, clip_s: float, min_clip_s: float = 1.0)
     return [_piece(row, *edges) for edges in itertools.pairwise(edges_s)]
 
 
-def read_sources(path: _PathLike, *, folds: Collection[int] | None = None) -> pa.Table:
+def read_sources(path: Name, *, folds: Collection[int] | None = None) -> pa.Table:
     """Single-source clips as ``SOURCES`` (absolute path, label, fold) from a CSV or a folder by label.
 
     The CSV has columns path, label and optionally fold (0 where absent); others are ignored.
 
     Raises ValueError for a missing file or column, a bad row, and folds that no row is in.
     """
-    path = Path(path)
-    if not path.exists():
-        raise ValueError(f"sources are a CSV or folder that exists, not {str(path)!r}: check the path")
-    root = os.path.abspath(path if path.is_dir() else path.parent)
-    rows = _folder_rows(path) if path.is_dir() else _csv_rows(path, required=[("path",), ("label",)])
+    place = location(path)
+    if not place.exists():
+        raise ValueError(f"sources are a CSV or folder that exists, not {str(place)!r}: check the path")
+    root = source_root(path)
+    rows = _folder_rows(place) if place.is_dir() else _csv_rows(place, required=[("path",), ("label",)])
     sources = [_source_row(row, root, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     if not sources:
         raise ValueError(f"sources have at least one row, {str(path)!r} has none: add clips")
@@ -125,24 +116,28 @@ def read_sources(path: _PathLike, *, folds: Collection[int] | None = None) -> pa
     return pa.Table.from_pylist(kept, schema=SOURCES)
 
 
-def _corpus(rows: Iterator[_Row | ValueError], source: Path, root: str) -> Corpus:
-    clips: dict[str, _Row] = {}
-    failures: list[_Row] = []
+def source_root(path: Name) -> str:
+    """The folder that relative paths in a list start from: the list's own, or the folder itself."""
+    place = location(path)
+    return str(place if place.is_dir() else place.parent)
+
+
+def _corpus(rows: Iterator[_Row | ValueError], source: Location, root: str) -> Corpus:
+    corpus = Corpus(root)
     for number, row in enumerate(rows, 1):
         try:
-            clip = _clip_row(row)
-            if clip["clip_id"] in clips:
-                raise ValueError(f"a clip stands once in a corpus, row {number} repeats one: remove it")
-            clips[str(clip["clip_id"])] = clip
+            corpus.add_clip({**_clip_row(row), "row": number})
         except (ValueError, FileNotFoundError) as error:
-            failures.append(_failure_row(row, number, error))
-    if not clips and not failures:
+            corpus.add_failure(_failure_row(row, number, error))
+    corpus.close(_repeated)
+    if not corpus.num_clips and not corpus.num_failures:
         raise ValueError(f"a corpus has at least one row, {str(source)!r} has none: add clips")
-    return Corpus(
-        clips=pa.Table.from_pylist(list(clips.values()), schema=CLIPS),
-        failures=pa.Table.from_pylist(failures, schema=FAILURES),
-        root=root,
-    )
+    return corpus
+
+
+def _repeated(row: _Row) -> _Row:
+    error = ValueError(f"a clip stands once in a corpus, row {row['row']} repeats one: remove it")
+    return _failure_row(row, 0, error)
 
 
 def _clip_row(row: _Row | Exception) -> _Row:
@@ -163,7 +158,7 @@ def _clip_row(row: _Row | Exception) -> _Row:
 def _failure_row(row: _Row | Exception, number: int, error: Exception) -> _Row:
     """The failure of a row; without path or labels its number stands in for its id."""
     known = {} if isinstance(row, Exception) else row
-    path = str(known.get("path") or "").encode("utf-8", "replace").decode()
+    path = str(known.get("path") or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
     labels, identity = [], clip_id(f"row {number}", [path], None, None)
     with contextlib.suppress(ValueError):
         labels = _labels(known)
@@ -175,7 +170,7 @@ def _failure_row(row: _Row | Exception, number: int, error: Exception) -> _Row:
 
 def _path(row: _Row) -> str:
     path = _text(row.get("path"), "path").strip()
-    if not path or "\0" in path:
+    if not path:
         raise ValueError(f"a clip has a path, this row has {path!r}: fill path")
     plain = path.replace("\\", "/")
     if not plain.startswith("/") and "://" not in plain and posixpath.normpath(plain).split("/")[0] == "..":
@@ -204,13 +199,17 @@ def _split(cell: str) -> object:
         return cell.split(";" if ";" in cell else ",")
     try:
         return json.loads(cell)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"labels that start with '[' are a JSON list, not {cell!r}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"labels that start with '[' are a JSON list, not {cell[:80]!r}: {error}") from error
 
 
 def _text(value: object, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} is a string, not {value!r}: correct the row")
+    if value and ("\0" in value or len(value) > _MAX_TEXT):
+        what = f"at most {_MAX_TEXT} characters, {value[:80]!r}... has {len(value)}"
+        what = what if len(value) > _MAX_TEXT else f"no NUL, {value!r} has one"
+        raise ValueError(f"{name} has {what}: correct the row")
     try:
         (value or "").encode()
     except UnicodeEncodeError as error:
@@ -224,7 +223,7 @@ def _seconds(row: _Row, name: str) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds):
         raise ValueError(f"{name} is a number of seconds or empty, not {value!r}: correct the row")
@@ -255,16 +254,17 @@ def _source_row(row: _Row | ValueError, root: str, where: str) -> _Row:
         raise ValueError(f"{where}: {error}") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Location) -> Iterator[str]:
     """Lines of a UTF-8 file, with or without a byte order mark."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             yield from file
     except UnicodeDecodeError as error:
         raise ValueError(f"a manifest is UTF-8 text, {str(path)!r} is not ({error}): convert it") from error
 
 
-def _cells(path: Path, *, skip_spaces: bool = False) -> Iterator[list[str]]:
+def _cells(path: Location, *, skip_spaces: bool = False) -> Iterator[list[str]]:
+    csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(_lines(path), skipinitialspace=skip_spaces, strict=True)
     try:
         yield from (cells for cells in reader if cells)
@@ -275,13 +275,13 @@ def _cells(path: Path, *, skip_spaces: bool = False) -> Iterator[list[str]]:
 _CLIP_COLUMNS = [("path",), ("labels", "label")]
 
 
-def _check_columns(columns: Collection[str], path: Path, required: list[tuple[str, ...]]) -> None:
+def _check_columns(columns: Collection[str], path: Location, required: list[tuple[str, ...]]) -> None:
     for names in required:
         if not any(name in columns for name in names):
             raise ValueError(f"{str(path)!r} needs a column {' or '.join(names)}, it has {sorted(columns)}: rename one")
 
 
-def _csv_rows(path: Path, required: list[tuple[str, ...]] = _CLIP_COLUMNS) -> Iterator[_Row | ValueError]:
+def _csv_rows(path: Location, required: list[tuple[str, ...]] = _CLIP_COLUMNS) -> Iterator[_Row | ValueError]:
     table = _cells(path)
     header = [name.strip() for name in next(table, [])]
     if header and header[0].startswith("#"):
@@ -294,14 +294,14 @@ def _csv_rows(path: Path, required: list[tuple[str, ...]] = _CLIP_COLUMNS) -> It
         yield row
 
 
-def _jsonl_rows(path: Path) -> Iterator[_Row | ValueError]:
+def _jsonl_rows(path: Location) -> Iterator[_Row | ValueError]:
     columns: set[str] = set()
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             yield ValueError(f"each line is one JSON object, line {number} is not ({error}): correct it")
             continue
         if isinstance(row, dict):
@@ -313,9 +313,9 @@ def _jsonl_rows(path: Path) -> Iterator[_Row | ValueError]:
         _check_columns(columns, path, _CLIP_COLUMNS)
 
 
-def _parquet_rows(path: Path) -> Iterator[_Row | ValueError]:
+def _parquet_rows(path: Location) -> Iterator[_Row | ValueError]:
     try:
-        with pq.ParquetFile(path) as file:
+        with parquet_file(path) as file:
             _check_columns(file.schema_arrow.names, path, _CLIP_COLUMNS)
             names = [n for n in ("path", "labels", "label", "start_s", "end_s") if n in file.schema_arrow.names]
             for batch in file.iter_batches(columns=names):
@@ -327,34 +327,52 @@ def _parquet_rows(path: Path) -> Iterator[_Row | ValueError]:
 _MANIFESTS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
 
 
-def _audio_files(root: _PathLike) -> Iterator[str]:
+def _audio_files(root: Location) -> Iterator[str]:
     """Audio files below ``root`` by suffix, hidden ones left out, as sorted relative paths."""
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = os.path.relpath(folder, root)
-        for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES:
-                yield posixpath.normpath(posixpath.join(inside, name))
+    for file in _local_files(root) if isinstance(root, Path) else root.files():
+        hidden = any(part.startswith(".") for part in file.split("/"))
+        if not hidden and posixpath.splitext(file)[1].lower() in AUDIO_SUFFIXES:
+            yield file
 
 
-def _folder_rows(root: Path) -> Iterator[_Row | ValueError]:
+def _local_files(folder: Path, inside: str = "", above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """Files first, then folders; links are followed, but not to a folder that the link is in."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as found:
+            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
+    except OSError as error:
+        raise ValueError(f"a corpus's folders can be read, {str(folder)!r} cannot ({error}): check it") from error
+    if (identity := (status.st_dev, status.st_ino)) in above:
+        return
+    yield from (inside + name for name, is_folder in entries if not is_folder)
+    for name, is_folder in entries:
+        if is_folder and not name.startswith("."):
+            yield from _local_files(folder / name, f"{inside}{name}/", above | {identity})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _folder_rows(root: Location) -> Iterator[_Row | ValueError]:
     """Files directly in the folder become rows without a label: accounted for, not guessed."""
     for path in _audio_files(root):
         label, slash, _ = path.partition("/")
         yield {"path": path, "label": label if slash else ""}
 
 
-def _display_names(path: Path) -> dict[str, str]:
+def _display_names(path: Location) -> dict[str, str]:
     if not path.is_file():
         raise ValueError(f"class_map is a CSV that exists, not {str(path)!r}: fetch class_labels_indices.csv")
     rows = _csv_rows(path, required=[("mid",), ("display_name",)])
     return {str(row["mid"]): str(row["display_name"]) for row in rows if isinstance(row, dict)}
 
 
-def _audioset_rows(path: Path, names: dict[str, str], root: str) -> Iterator[_Row | ValueError]:
+def _audioset_rows(path: Location, names: dict[str, str], root: str) -> Iterator[_Row | ValueError]:
     whole: dict[str, str] = {}
     cuts: dict[str, str] = {}
-    for file in _audio_files(root):
+    for file in _audio_files(location(root)):
         stem = posixpath.splitext(posixpath.basename(file))[0]
         whole.setdefault(stem, file)
         for match in re.finditer(r"_\d+(?!\d)", stem):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import re
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -18,67 +19,90 @@ import ray.exceptions
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engine.corpus import Corpus
+from engine.account import (
+    done_names,
+    done_records,
+    last_round,
+    part_place,
+    plan_retry,
+    retry_tasks,
+    summarise_failures,
+)
+from engine.clip_table import Corpus, Tasks, write_failures
+from engine.lock import held
 from engine.schema import SCORES_VERSION
 from engine.separators import Separator, load, read_description
-from engine.shards import done_parts
-from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite
-from engine.storage import fingerprint, read_json, write_json, write_parquet
+from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite, Source
+from engine.storage import Location, Name, differences, fingerprint, location, read_json, write_json
 from engine.taggers import Tagger, open_tagger
 
 _TASK_CPUS = 0.4  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
 _STEPS = ("decode", "separate", "assess", "score", "write")
+_WAVE_TASKS = 4096  # tasks of one Ray Data execution, whose bookkeeping grows with them
+_ENOUGH_QUERIES = 200  # to judge by what fraction of them fails
 
 
 def run_pass(
     corpus: Corpus,
-    out: str | Path,
+    out: Name,
     *,
-    separator: str | Path,
-    tagger: str | Path | None = None,
+    separator: Name,
+    tagger: Name | None = None,
     config: PassConfig | None = None,
     open_separator: Callable[[str], Separator] | None = None,
     sample_rate_hz: int | None = None,
+    retry_failed: bool = False,
 ) -> dict[str, Any]:
     """Separate and score every clip of a corpus into ``out``; returns the summary, which is also written there.
 
     ``separator`` is a checkpoint folder, whose fingerprint guards against mixing results. Another kind of separator is
     given as ``open_separator(device)`` with its ``sample_rate_hz``; ``separator`` is then its name. ``tagger`` is the
-    folder of a tagger. Started again, the pass does only what is missing. Raises ``ValueError`` where ``out`` holds a
-    pass of other settings, corpus, tagger or separator.
+    folder of a tagger. Started again, the pass does only what is missing; with ``retry_failed`` also the clips that
+    failed as a whole, and nothing else. Raises ``ValueError`` where ``out`` holds a pass of other settings, corpus,
+    tagger or separator or is in use, ``RuntimeError`` where more than ``max_failed_fraction`` of the queries failed.
     """
-    config, out = config or PassConfig(), Path(out).resolve()
+    config, out = config or PassConfig(), location(out)
     if open_separator is None:
         description = read_description(separator)
         separator_fingerprint, sample_rate_hz = description["fingerprint"], description["sample_rate_hz"]
-        folder = str(Path(separator).resolve())
-        open_separator = functools.partial(_open, folder)
+        open_separator = functools.partial(_open, str(location(separator)))
     else:
         separator_fingerprint = str(separator)
     if sample_rate_hz is None:
         raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
-    rows = clips_to_separate(corpus, config)
+    require_clips(corpus, config)
     identity = {
         "score version": SCORES_VERSION,
         "settings": config.identity(),
         "separator": separator_fingerprint,
         "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,
-        "corpus": fingerprint([row["clip_id"] for row in rows]),
+        "corpus": corpus.fingerprint,
     }
-    tagging = functools.partial(open_tagger, str(Path(tagger).resolve())) if tagger else None
+    tagging = functools.partial(open_tagger, str(location(tagger))) if tagger else None
     manifest_path = out / "stems" / "manifest.json"
-    placement = None if manifest_path.is_file() else _placement(config)  # refused before the folder is claimed
-    _claim(out, identity)
-    if placement:
-        started, done_before_s = time.perf_counter(), _done_audio_s(out)
-        write_parquet(out / "failures" / "manifest.parquet", corpus.failures)
-        _stream(rows, out, corpus.root, config, placement, open_separator, sample_rate_hz, tagging)
-        wall_s = time.perf_counter() - started
-        speed = {"wall_s": wall_s, "audio_s_per_s": (_done_audio_s(out) - done_before_s) / wall_s}
-        _close(out, corpus, len(rows), identity, speed)
-    summary: dict[str, Any] = read_json(manifest_path)
-    summary.pop("shards")
-    write_json(out / "summary.json", summary)
+    placement = _placement(config)  # refused before the folder is claimed
+    with held(out, "stems"):
+        _claim(out, identity)
+        if retry_failed and plan_retry(out):
+            manifest_path.unlink(missing_ok=True)
+        if not manifest_path.is_file():
+            started, before = time.perf_counter(), _account(out)
+            counts = _prepare(corpus, out, config)
+            source = Source(root=corpus.root, out=str(out), sample_rate_hz=sample_rate_hz)
+            _stream(source, counts, config, placement, open_separator, tagging, before)
+            wall_s = time.perf_counter() - started
+            _close(
+                out,
+                corpus,
+                counts,
+                identity,
+                wall_s=wall_s,
+                audio_s_before=before["audio_s"],
+                limit=config.max_failed_fraction,
+            )
+        summary: dict[str, Any] = read_json(manifest_path)
+        summary.pop("shards")
+        write_json(out / "summary.json", summary)
     return summary
 
 
@@ -86,75 +110,108 @@ def _open(folder: str, device: str) -> Separator:
     return load(folder, device=device)
 
 
-def clips_to_separate(corpus: Corpus, config: PassConfig) -> list[dict[str, Any]]:
-    """The rows of a pass in the order of their ids, so that parts are the same on every machine.
-
-    Raises ``ValueError`` where there is none.
-    """
-    clips = corpus.clips.sort_by("clip_id").to_pylist()
-    rows = [row for row in clips if len(row["labels"]) >= config.min_labels]
-    if rows:
-        return rows
-    if clips:
+def require_clips(corpus: Corpus, config: PassConfig) -> None:
+    """``ValueError`` where a corpus has no clip to separate."""
+    if any(len(labels) >= config.min_labels for table in corpus.sorted_clips() for labels in table["labels"]):
+        return
+    if corpus.num_clips:
         raise ValueError(
-            f"none of {len(clips)} clips has {config.min_labels} labels or more, so there is nothing to separate; give "
-            "clips that name several sounds, or set min_labels to 1 (engine.min_labels in a run)"
+            f"none of {corpus.num_clips} clips has {config.min_labels} labels or more: there is nothing to separate; "
+            "give clips that name several sounds, or set min_labels to 1 (engine.min_labels in a run)"
         )
-    first = corpus.failures.to_pylist()[0]
-    raise ValueError(f"none of {len(corpus.failures)} rows is a clip; the first: {first['path']}: {first['message']}")
+    first = next(iter(corpus.failure_tables())).to_pylist()[0]
+    raise ValueError(f"none of {corpus.num_failures} rows is a clip; the first: {first['path']}: {first['message']}")
 
 
-def _done_audio_s(out: Path) -> float:
-    """Audio in the parts that are done."""
-    return float(sum(record["audio_s"] for record in done_parts(out).values()))
+def _prepare(corpus: Corpus, out: Location, config: PassConfig) -> dict[str, int]:
+    """Put down the pass's clips and what of the manifest is none; returns how many there are."""
+    counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
+    if corpus.num_failures and not (out / "failures" / "manifest.parquet").is_file():
+        write_failures(out / "failures" / "manifest.parquet", corpus.failure_tables())
+    return counts
 
 
-def _claim(out: Path, identity: dict[str, Any]) -> None:
+def _account(out: Location) -> dict[str, float]:
+    """Sums over the parts that are done."""
+    total = dict.fromkeys(("num_stems", "num_failed", "num_clips", "num_queries", "audio_s"), 0.0)
+    total |= {f"{step}_s": 0.0 for step in _STEPS}
+    for record in done_records(out, done_names(out)):
+        for key in total:
+            total[key] += record[key]
+    return total
+
+
+def _claim(out: Location, identity: dict[str, Any]) -> None:
     """Mark ``out`` as the place of this very pass, or refuse if it is another's."""
     path = out / "stems" / "pass.json"
     if not path.is_file():
         write_json(path, identity)
         return
-    found = read_json(path)
-    changed = [name for name in identity if found.get(name) != identity[name]]
+    changed = differences(read_json(path), identity)
     if changed:
-        raise ValueError(
-            f"{out} holds a pass of another {' and '.join(changed)}; give another folder, or delete this one to redo it"
-        )
+        raise ValueError(f"{out} holds a pass of another {changed}; give another folder, or delete this one to redo it")
 
 
-def _missing(rows: list[dict[str, Any]], out: Path, config: PassConfig) -> tuple[pa.Table, frozenset[str]]:
-    """The decoding tasks that are not wholly done, and the names of the parts that are."""
-    size = config.rows_per_task
-    tasks = [{"task": i // size, "rows": rows[i : i + size]} for i in range(0, len(rows), size)]
-    done = done_parts(out)
-    seen: dict[int, int] = {}
-    expected: dict[int, int] = {}
-    for record in done.values():
-        seen[record["task"]] = seen.get(record["task"], 0) + 1
-        expected[record["task"]] = record["num_parts"]
-    missing = [task for number, task in enumerate(tasks) if seen.get(number, 0) < expected.get(number, 1)]
-    return pa.Table.from_pylist(missing), frozenset(done)
+def _missing(out: Location, num_tasks: int) -> tuple[list[dict[str, int]], frozenset[str]]:
+    """The tasks that are not wholly done, in all rounds, and the names of their parts that are."""
+    names = done_names(out)
+    seen: dict[tuple[int, int], int] = {}
+    for name in names:
+        task, round_, _ = part_place(name)
+        seen[task, round_] = seen.get((task, round_), 0) + 1
+    expected = {}
+    first = [name for name in names if part_place(name)[2] == 0]
+    for name, record in zip(first, done_records(out, first), strict=True):
+        expected[part_place(name)[:2]] = record["num_parts"]
+    rounds = {0: range(num_tasks)} | {round_: retry_tasks(out, round_) for round_ in range(1, last_round(out) + 1)}
+    missing = [
+        {"task": task, "round": round_, "group": group}
+        for round_, tasks in rounds.items()
+        for group, task in enumerate(tasks)
+        if seen.get((task, round_), 0) < expected.get((task, round_), 1)
+    ]
+    open_ = {(entry["task"], entry["round"]) for entry in missing}
+    return missing, frozenset(name for name in names if part_place(name)[:2] in open_)
 
 
 def _stream(
-    rows: list[dict[str, Any]],
-    out: Path,
-    root: str,
+    source: Source,
+    counts: dict[str, int],
     config: PassConfig,
     placement: tuple[float, int],
     open_separator: Callable[[str], Separator],
-    sample_rate_hz: int,
     tagging: Callable[[str], Tagger] | None,
+    before: dict[str, float],
 ) -> None:
-    tasks, done = _missing(rows, out, config)
-    if not len(tasks):
+    tasks, done = _missing(location(source.out), counts["num_tasks"])
+    if not tasks:
         return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass says itself how it goes
+    source = dataclasses.replace(source, done=done)
+    watch = Watch(location(source.out), config.max_failed_fraction, before, num_clips=counts["num_clips"])
+    try:
+        with watch.shown():
+            for start in range(0, len(tasks), _WAVE_TASKS):
+                wave = pa.Table.from_pylist(tasks[start : start + _WAVE_TASKS])
+                for row in _results(wave, source, config, placement, open_separator, tagging).iter_rows():
+                    watch.add(row)
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"the pass broke off: {_reason(error)}") from error
+
+
+def _results(
+    tasks: pa.Table,
+    source: Source,
+    config: PassConfig,
+    placement: tuple[float, int],
+    open_separator: Callable[[str], Separator],
+    tagging: Callable[[str], Tagger] | None,
+) -> ray.data.Dataset:
+    """A row a part, when it is on disk."""
     num_gpus, num_actors = placement
     one_part = {"batch_size": 1, "batch_format": "pyarrow"}
     actors = {
@@ -167,20 +224,15 @@ def _stream(
     decoded = (
         ray.data.from_arrow(tasks)
         .repartition(len(tasks))
-        .map_batches(Decode(root, sample_rate_hz, config, done), num_cpus=_TASK_CPUS, **one_part)
+        .map_batches(Decode(source, config), num_cpus=_TASK_CPUS, **one_part)
     )
-    if num_gpus:
-        separated = decoded.map_batches(
-            Separate, fn_constructor_args=(open_separator, config, True, tagging), num_gpus=num_gpus, **actors
-        )
-        results = separated.map_batches(ScoreAndWrite(str(out), sample_rate_hz), num_cpus=_TASK_CPUS, **one_part)
-    else:
-        arguments = (open_separator, config, str(out), sample_rate_hz, tagging)
-        results = decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
-    try:
-        _show(results, total_clips=sum(len(task) for task in tasks["rows"].to_pylist()))
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(f"the pass broke off: {_reason(error)}") from error
+    if not num_gpus:
+        arguments = (open_separator, config, source.out, source.sample_rate_hz, tagging)
+        return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
+    separated = decoded.map_batches(
+        Separate, fn_constructor_args=(open_separator, config, True, tagging), num_gpus=num_gpus, **actors
+    )
+    return separated.map_batches(ScoreAndWrite(source.out, source.sample_rate_hz), num_cpus=_TASK_CPUS, **one_part)
 
 
 def _reason(error: Exception) -> str:
@@ -209,49 +261,89 @@ def _placement(config: PassConfig) -> tuple[float, int]:
     return num_gpus, min(config.max_actors or most, most)
 
 
-def _show(results: ray.data.Dataset, *, total_clips: int) -> None:
-    """Run the pass, its progress on standard error (a line now and then where that is no terminal)."""
-    console = Console(file=sys.stderr)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    started, audio_s, clips, said = time.perf_counter(), 0.0, 0, 0.0
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("separating clips", total=total_clips)
-        for row in results.iter_rows():
-            audio_s += row["audio_s"]
-            clips += row["num_clips"]
-            elapsed = time.perf_counter() - started
-            speed = f"separating clips, {audio_s / elapsed:.0f} s of audio per second"
-            progress.update(bar, completed=clips, total=max(total_clips, clips), description=speed)
-            if not console.is_terminal and elapsed - said > 30:
-                said = elapsed
-                console.print(f"{speed}, {clips} of about {total_clips} clips", highlight=False)
+class Watch:
+    """How a pass goes: shown on standard error, and stopped where too much fails."""
+
+    def __init__(self, out: Location, max_failed_fraction: float, before: dict[str, float], *, num_clips: int) -> None:
+        self.out, self.limit, self.num_clips = out, max_failed_fraction, num_clips
+        self.num_queries, self.num_failed, self.clips_before = (
+            before["num_queries"],
+            before["num_failed"],
+            before["num_clips"],
+        )
+        self.audio_s, self.clips, self.said = 0.0, 0, 0.0
+        self.started = time.perf_counter()
+        self.console = Console(file=sys.stderr)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """The progress bar (a line now and then where standard error is no terminal)."""
+        with self.progress:
+            self.bar = self.progress.add_task("separating clips", total=self.num_clips)
+            yield
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Take in what became of a part."""
+        self.audio_s += row["audio_s"]
+        self.clips += row["num_clips"]
+        self.num_queries += row["num_queries"]
+        self.num_failed += row["num_failed"]
+        elapsed = time.perf_counter() - self.started
+        speed = f"separating clips, {self.audio_s / elapsed:.0f} s of audio per second"
+        clips, total = int(self.clips + self.clips_before), self.num_clips
+        self.progress.update(self.bar, completed=clips, total=max(total, clips), description=speed)
+        if not self.console.is_terminal and elapsed - self.said > 30:
+            self.said = elapsed
+            self.console.print(f"{speed}, {clips} of about {total} clips", highlight=False)
+        if self.num_queries >= _ENOUGH_QUERIES:
+            require_few_failures(self.out, self.num_failed, self.num_queries, self.limit)
 
 
-def _close(out: Path, corpus: Corpus, num_rows: int, identity: dict[str, Any], speed: dict[str, float]) -> None:
+def require_few_failures(out: Location, num_failed: float, num_queries: float, limit: float) -> None:
+    """``RuntimeError`` with the reasons where more of the queries failed than the limit lets."""
+    if num_failed <= limit * num_queries:
+        return
+    reasons = summarise_failures(out, most=3)["reasons"]
+    told = "; ".join("{num_queries} in {step}, {error_class} ({example})".format(**entry) for entry in reasons)
+    raise RuntimeError(
+        f"{num_failed:.0f} of {num_queries:.0f} queries failed, more than max_failed_fraction {limit:g} lets: {told}. "
+        f"`clearsep failures {out}` lists them; when the cause is mended, --retry-failed tries them again"
+    )
+
+
+def _close(
+    out: Location,
+    corpus: Corpus,
+    counts: dict[str, int],
+    identity: dict[str, Any],
+    *,
+    wall_s: float,
+    audio_s_before: float,
+    limit: float,
+) -> None:
     """Add up the parts and write the manifest that closes the pass."""
-    done = done_parts(out)
-    total = {
-        key: sum(record[key] for record in done.values())
-        for key in ("num_stems", "num_failed", "num_clips", "num_queries")
-    }
-    audio_s = sum(record["audio_s"] for record in done.values())
-    step_s = {step: sum(record[f"{step}_s"] for record in done.values()) for step in _STEPS}
-    all_s = sum(step_s.values()) or 1.0
-    in_manifest = len(corpus.failures)
-    not_clips = sum(corpus.failures["num_queries"].to_pylist())
+    total = _account(out)
+    not_clips = sum(sum(table["num_queries"].to_pylist()) for table in corpus.failure_tables())
+    num_queries, num_failed = total["num_queries"] + not_clips, total["num_failed"] + not_clips
+    require_few_failures(out, num_failed, num_queries, limit)
+    parts = done_names(out)
+    all_s = sum(total[f"{step}_s"] for step in _STEPS) or 1.0
     manifest = {
-        "num_clips": total["num_clips"] + in_manifest,
-        "num_set_aside": len(corpus.clips) - num_rows,
-        "num_queries": total["num_queries"] + not_clips,
-        "num_stems": total["num_stems"],
-        "num_failed": total["num_failed"] + not_clips,
-        "audio_h": audio_s / 3600.0,
-        **speed,  # of the start that closed the pass
-        "step_s": step_s,
-        "step_fraction": {step: seconds / all_s for step, seconds in step_s.items()},
+        "num_clips": int(total["num_clips"]) + corpus.num_failures,
+        "num_set_aside": counts["num_set_aside"],
+        "num_queries": int(num_queries),
+        "num_stems": int(total["num_stems"]),
+        "num_failed": int(num_failed),
+        "audio_h": total["audio_s"] / 3600.0,
+        "wall_s": wall_s,  # of the start that closed the pass
+        "audio_s_per_s": (total["audio_s"] - audio_s_before) / wall_s,
+        "step_s": {step: total[f"{step}_s"] for step in _STEPS},
+        "step_fraction": {step: total[f"{step}_s"] / all_s for step in _STEPS},
         "separator_fingerprint": identity["separator"],
         "config_fingerprint": fingerprint(identity["settings"]),
-        "shards": {part: record["sha256"] for part, record in done.items()},
+        "shards": {part: record["sha256"] for part, record in zip(parts, done_records(out, parts), strict=True)},
     }
     manifest["fingerprint"] = fingerprint([identity["separator"], manifest["shards"]])
     write_json(out / "stems" / "manifest.json", manifest)

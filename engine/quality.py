@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from engine.schema import ESTIMATES, SCORES, SCORES_VERSION
-from engine.storage import fingerprint, read_json, write_json
+from engine.storage import Name, fingerprint, location, read_json, write_json
 
 _FORMAT = SCORES_VERSION
 _TAIL = 0.01  # of the calibration: beyond what is left of it a score says nothing more, lest a fit be stretched
@@ -141,14 +140,14 @@ def _features(scores: pa.Table, names: Sequence[str]) -> np.ndarray:
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def save_quality(quality: Quality, folder: str | Path) -> None:
+def save_quality(quality: Quality, folder: Name) -> None:
     """Write ``quality.json`` into a folder."""
-    write_json(Path(folder) / _FILE, {"format": _FORMAT, **asdict(quality), "fingerprint": quality.fingerprint})
+    write_json(location(folder) / _FILE, {"format": _FORMAT, **asdict(quality), "fingerprint": quality.fingerprint})
 
 
-def load_quality(folder: str | Path) -> Quality:
+def load_quality(folder: Name) -> Quality:
     """The estimator in a folder; ``ValueError`` if there is none, or one that is damaged or of another version."""
-    path = Path(folder) / _FILE
+    path = location(folder) / _FILE
     if not path.is_file():
         raise ValueError(f"{folder} holds no {_FILE}; a run keeps it in RUN/quality, `clearsep calibrate` makes one")
     stored = read_json(path)

@@ -79,6 +79,7 @@ FAILURES = pa.schema(
         pa.field("step", pa.string(), nullable=False),  # manifest, decode, separate or score
         pa.field("error_class", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),  # more than 1 where the error was one that may pass
     ]
 )
 
@@ -123,6 +124,7 @@ def failure(
         "label": label,
         "num_queries": max(1, num_queries),
         "step": step,
-        "error_class": type(error).__name__,
+        "error_class": getattr(error, "error_class", type(error).__name__),
         "message": str(error)[:2000],
+        "attempts": getattr(error, "attempts", 1),
     }

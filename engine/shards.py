@@ -1,18 +1,16 @@
 """What a pass leaves on disk, and the filter's selection over it.
 
-``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what could
-not be done, and ``stems/<part>.done.json``, written last, says that both are whole. ``stems/manifest.json`` closes the
-pass. ``tracks/`` refers to rows of the stem shards instead of copying them (measured in ``benchmarks/tracks.py``), so
-that a selection costs two scans of the score columns and no second copy of the audio.
+``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what of it
+could not be done, and ``stems/<part>.done.json``, written last, says that both are whole (``engine/account.py``).
+``stems/manifest.json`` closes the pass. ``tracks/`` refers to rows of the stem shards instead of copying them (measured
+in ``benchmarks/tracks.py``), so that a selection costs two scans of the score columns and no second copy of the audio.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from engine.account import failure_rows
 from engine.audio import decode_flac24
 from engine.filter import VERDICT, Thresholds, judge, require_scores
 from engine.schema import ESTIMATES, FAILURES, SCORES, STEMS
-from engine.storage import atomic_path, fingerprint, read_json, sha256_file, write_json, write_parquet
+from engine.storage import (
+    Location,
+    Name,
+    atomic_path,
+    beside,
+    fingerprint,
+    found_beside,
+    location,
+    parquet_file,
+    read_json,
+    read_parquet,
+    sha256_file,
+    write_json,
+    write_parquet,
+)
 from engine.thresholds import columns_asked
 
 _INDEX = pa.schema(
@@ -49,28 +62,22 @@ A stem that cannot be estimated is null in both columns.
 """
 
 
-def write_part(out: Path, part: str, *, stems: list[dict[str, Any]], failures: list[dict[str, Any]]) -> dict[str, Any]:
+def write_part(
+    out: Location, part: str, *, stems: list[dict[str, Any]], failures: list[dict[str, Any]]
+) -> dict[str, Any]:
     """Write the stems and failures of a part; returns what its record says of them."""
     path = out / "stems" / f"{part}.parquet"
     write_parquet(path, pa.Table.from_pylist(stems, schema=STEMS), rows_per_group=8)
-    write_parquet(out / "failures" / f"{part}.parquet", pa.Table.from_pylist(failures, schema=FAILURES))
+    failed = out / "failures" / f"{part}.parquet"
+    if failures:
+        write_parquet(failed, pa.Table.from_pylist(failures, schema=FAILURES))
+    else:
+        failed.unlink(missing_ok=True)  # of a try that was broken off before it was recorded
     num_failed = sum(row["num_queries"] for row in failures)
     return {"num_stems": len(stems), "num_failed": num_failed, "sha256": sha256_file(path)}
 
 
-def write_done(out: Path, part: str, record: dict[str, Any]) -> None:
-    """Record that a part is whole."""
-    write_json(out / "stems" / f"{part}.done.json", record)
-
-
-def done_parts(out: Path) -> dict[str, dict[str, Any]]:
-    """The record of every part that is whole, by part name."""
-    return {
-        path.name.removesuffix(".done.json"): read_json(path) for path in sorted((out / "stems").glob("*.done.json"))
-    }
-
-
-def stem_shards(stems: Path) -> list[Path]:
+def stem_shards(stems: Location) -> list[Location]:
     """The stem shards of a closed pass, in order; ``ValueError`` if it is not closed or a shard is missing."""
     manifest = stems / "manifest.json"
     if not manifest.is_file():
@@ -82,30 +89,34 @@ def stem_shards(stems: Path) -> list[Path]:
     return shards
 
 
-def verify(stems: Path) -> list[str]:
+def verify(stems: Location) -> list[str]:
     """Names of the shards whose bytes are not those the manifest recorded."""
     shards = stem_shards(stems)
     recorded = read_json(stems / "manifest.json")["shards"]
     return [shard.name for shard in shards if sha256_file(shard) != recorded[shard.stem]]
 
 
-def read_failures(out: Path) -> pa.Table:
-    """All failure rows of a pass."""
-    tables = [pq.read_table(path, schema=FAILURES) for path in sorted((out / "failures").glob("*.parquet"))]
-    return pa.concat_tables(tables) if tables else FAILURES.empty_table()
+def read_failures(out: Location) -> pa.Table:
+    """All failure rows of a pass that stand, in memory."""
+    return pa.Table.from_pylist([row for _, row in failure_rows(out)], schema=FAILURES)
 
 
-def _scan(shards: Iterable[Path]) -> Iterator[pa.Table]:
+def _scan(shards: Iterable[Location]) -> Iterator[pa.Table]:
     """Identity and scores of every stem, a table a shard, without its audio; what its pass did not score is null."""
     columns = [name for name in _INDEX.names if name in STEMS.names]
     for shard in shards:
-        table = pq.ParquetFile(shard).read(columns=columns)
+        table = _read_columns(shard, columns)
         first, count = _runs(table["clip_id"].to_pylist())
         places = {"shard": [shard.name] * len(table), "row": range(len(table)), "first_row": first, "num_stems": count}
         arrays = {field.name: pa.nulls(len(table), field.type) for field in _INDEX if field.name not in places}
         arrays |= {name: pa.array(values, _INDEX.field(name).type) for name, values in places.items()}
         arrays |= {name: table[name] for name in table.column_names}
         yield pa.table({name: arrays[name] for name in _INDEX.names}, schema=_INDEX)
+
+
+def _read_columns(shard: Location, columns: list[str]) -> pa.Table:
+    with parquet_file(shard) as file:
+        return file.read(columns=columns)
 
 
 def _runs(clip_ids: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -118,8 +129,8 @@ def _runs(clip_ids: Sequence[str]) -> tuple[list[int], list[int]]:
 
 
 def write_tracks(
-    stems: Path,
-    out: Path,
+    stems: Name,
+    out: Name,
     thresholds: Thresholds,
     *,
     estimate: Estimate | None = None,
@@ -132,7 +143,7 @@ def write_tracks(
     The scores that the thresholds ask for are held in memory for the whole pass at once, everything else and the
     writing a shard at a time. Raises ``ValueError`` where a threshold asks for a score that no stem has.
     """
-    stems, out = Path(stems), Path(out)
+    stems, out = location(stems), location(out)
     shards = stem_shards(stems)
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} holds the stems of a pass; give another folder for the tracks")
@@ -141,7 +152,7 @@ def write_tracks(
     counts = _write_selection(out, _scan(shards), verdicts)
     pass_manifest = read_json(stems / "manifest.json")
     manifest: dict[str, Any] = {
-        "stems": os.path.relpath(stems.resolve(), out.resolve()),
+        "stems": beside(out, stems),
         "pass_fingerprint": pass_manifest["fingerprint"],
         "separator_fingerprint": pass_manifest["separator_fingerprint"],
         "config_fingerprint": pass_manifest["config_fingerprint"],
@@ -155,7 +166,7 @@ def write_tracks(
     return manifest
 
 
-def _judge_pass(shards: Iterable[Path], thresholds: Thresholds, estimate: Estimate | None) -> pa.Table:
+def _judge_pass(shards: Iterable[Location], thresholds: Thresholds, estimate: Estimate | None) -> pa.Table:
     """Columns of ``VERDICT`` and ``ESTIMATES`` of every stem, in the order of the shards.
 
     Quantiles and ranks need all stems at once, so the columns that they and the rules ask for are gathered here.
@@ -191,7 +202,7 @@ def _coded(part: pa.Table) -> pa.Table:
     return part.set_column(part.column_names.index("label"), "label", part["label"].dictionary_encode())
 
 
-def _write_selection(out: Path, indexes: Iterable[pa.Table], verdicts: pa.Table) -> dict[str, Any]:
+def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Table) -> dict[str, Any]:
     """Write both files; returns what they hold in numbers."""
     rejected_by: dict[str, int] = {}
     labels: dict[str, int] = {}
@@ -240,42 +251,42 @@ def _count(counts: dict[str, int], values: pa.ChunkedArray) -> None:
         counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
 
 
-def read_tracks(tracks: str | Path) -> tuple[pa.Table, Path]:
+def read_tracks(tracks: Name) -> tuple[pa.Table, Location]:
     """The index of a selection (columns of ``kept.parquet``) and the folder of the stem shards it refers to."""
-    return _read_selection(Path(tracks), "kept.parquet")
+    return _read_selection(location(tracks), "kept.parquet")
 
 
-def read_absent(tracks: str | Path) -> tuple[pa.Table, Path]:
+def read_absent(tracks: Name) -> tuple[pa.Table, Location]:
     """The stems of a selection that are too quiet for their label to be in the clip, and the folder of their shards.
 
     Columns of ``rejected.parquet``: those of the index, then rule, value and limit; ``first_row`` and ``num_stems``
     lead to the clip. Stems that an earlier rule rejected are not among them: where the stems do not explain the clip,
     a quiet one says nothing of it.
     """
-    table, stems = _read_selection(Path(tracks), "rejected.parquet")
+    table, stems = _read_selection(location(tracks), "rejected.parquet")
     return table.filter(pc.equal(table["rejected_by"], _ABSENT)), stems
 
 
-def _read_selection(tracks: Path, name: str) -> tuple[pa.Table, Path]:
+def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"{tracks} is not a finished selection: it has no manifest.json; run `clearsep filter` first")
     manifest = read_json(tracks / "manifest.json")
     if sha256_file(tracks / name) != manifest["sha256"][name]:
         raise ValueError(f"{tracks}/{name} is not the file that its manifest recorded; run the filter again")
-    stems = (tracks / manifest["stems"]).resolve()
+    stems = found_beside(tracks, manifest["stems"])
     stem_shards(stems)
     if read_json(stems / "manifest.json")["fingerprint"] != manifest["pass_fingerprint"]:
         raise ValueError(f"{tracks} selects from another pass than the one now in {stems}; run the filter again")
-    return pq.read_table(tracks / name), stems
+    return read_parquet(tracks / name), stems
 
 
-def _read_rows(stems: Path, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+def _read_rows(stems: Location, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     """The coded audio of some rows of a stem shard, reading only the row groups that hold them."""
-    file = pq.ParquetFile(stems / shard)
-    ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-    groups = np.searchsorted(ends, rows, side="right")
-    columns = [name for name in _AUDIO if name in file.schema_arrow.names]
-    tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
+    with parquet_file(stems / shard) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        groups = np.searchsorted(ends, rows, side="right")
+        columns = [name for name in _AUDIO if name in file.schema_arrow.names]
+        tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
     starts = [int(ends[group]) - len(tables[group]) for group in groups]
     return [
         tables[group].slice(row - start, 1).to_pylist()[0]
@@ -283,12 +294,12 @@ def _read_rows(stems: Path, shard: str, rows: Sequence[int]) -> list[dict[str, A
     ]
 
 
-def read_audio(stems: Path, shard: str, rows: Sequence[int]) -> list[np.ndarray]:
+def read_audio(stems: Location, shard: str, rows: Sequence[int]) -> list[np.ndarray]:
     """The samples ``[T]`` (float32) of some rows of a stem shard."""
     return [decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in _read_rows(stems, shard, rows)]
 
 
-def read_clip(stems: Path, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
+def read_clip(stems: Location, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
     """A clip ``[T]`` and all its stems ``[S, T]`` (float32), in the order of its rows."""
     rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
     if rows[0].get("mixture_flac") is None:

@@ -6,25 +6,29 @@ whole or not at all and then recorded as done, so a pass that is started again d
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.account import part_name, retry_rows, write_done
 from engine.assess import Assessor
-from engine.audio import MAX_DURATION_S, encode_flac24, round_flac24
+from engine.audio import MAX_DURATION_S, AudioError, encode_flac24, round_flac24
 from engine.batched import Asker
+from engine.clip_table import Tasks
 from engine.decode import cut_rows, decode_rows, parts
+from engine.decoder import Decoder
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
 from engine.score import score_clip
 from engine.separate import separate_clips
 from engine.separators import Separator
-from engine.shards import write_done, write_part
+from engine.shards import write_part
+from engine.storage import location
 from engine.taggers import Tagger
 
 
@@ -56,6 +60,10 @@ class PassConfig:
     """CPU share of an actor; below 1 leaves CPUs for reading and writing on small machines."""
     autocast: bool = True
     """Separate in 16 bits on a GPU."""
+    decode_limit_s: float = 60.0
+    """Decoding of a clip that takes longer is given up: the file is damaged or made to do harm."""
+    max_failed_fraction: float = 0.5
+    """A pass in which more of the queries fail stops early, with a summary of the reasons; 1 lets all fail."""
 
     def __post_init__(self) -> None:
         if self.clip_s > MAX_DURATION_S:
@@ -64,6 +72,10 @@ class PassConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} is {value}; give a number above 0")
+        if not self.decode_limit_s > 0:
+            raise ValueError(f"decode_limit_s is {self.decode_limit_s}; give seconds above 0")
+        if not 0 <= self.max_failed_fraction <= 1:
+            raise ValueError(f"max_failed_fraction is {self.max_failed_fraction}; it is a fraction, 0 to 1")
         if self.max_actors is not None and self.max_actors < (self.min_actors or 1):
             raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it")
 
@@ -72,6 +84,8 @@ class PassConfig:
         names = ("clip_s", "min_clip_s", "min_labels", "reseparate", "rows_per_task", "part_s")
         return {name: getattr(self, name) for name in names}
 
+
+Row = dict[str, Any]
 
 _CLIP = pa.struct([*CLIPS, pa.field("samples", pa.large_binary())])
 _EXTRA = pa.struct([SCORES.field(name) for name in ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")])
@@ -99,40 +113,102 @@ def _clip(entry: dict[str, Any]) -> DecodedClip:
     return DecodedClip(row=row, samples_T=_samples(entry["samples"]))
 
 
-class Decode:
-    """Task: rows of the manifest to parts of decoded clips, one at a time."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a pass finds its clips and what it has done of them already."""
 
-    def __init__(self, root: str, sample_rate_hz: int, config: PassConfig, done: frozenset[str]) -> None:
-        self.root, self.sample_rate_hz, self.config, self.done = root, sample_rate_hz, config, done
+    root: str
+    """Folder or address that relative paths start from."""
+    out: str
+    """The pass's folder: its clips are in ``corpus/``."""
+    sample_rate_hz: int
+    done: frozenset[str] = frozenset()
+    """Names of parts that are whole."""
+
+
+class Decode:
+    """Task: rows of the manifest to parts of decoded clips, one at a time.
+
+    A batch row names a task, a round (0: the first try) and in a later round the task's place in its list.
+    """
+
+    def __init__(self, source: Source, config: PassConfig) -> None:
+        self.source, self.config = source, config
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for task in batch.to_pylist():
-            yield from self._parts(task["task"], task["rows"])
+        for entry in batch.to_pylist():
+            yield from self._parts(**entry)
 
-    def _parts(self, task: int, rows: list[dict[str, Any]]) -> Iterator[pa.Table]:
-        config = self.config
-        pieces, failures = cut_rows(rows, root=self.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s)
+    def _parts(self, task: int, round: int, group: int) -> Iterator[pa.Table]:
+        started = time.perf_counter()
+        source, config = self.source, self.config
+        out = location(source.out)
+        rows, decoder = Tasks(out / "corpus").rows(task), _decoder(config.decode_limit_s)
+        before = retry_rows(out, round, group) if round else []
+        pieces, failures = self._cut(rows, decoder) if not round else self._cut_again(rows, before, decoder)
         groups = parts(pieces, clip_s=config.clip_s, part_s=config.part_s)
-        for number, group in enumerate(groups):
-            name = f"part-{task:06d}-{number:04d}"
-            if name in self.done:
+        for number, group_rows in enumerate(groups):
+            name = part_name(task, round, number)
+            if name in source.done:
                 continue
-            started = time.perf_counter()
-            clips, failed = decode_rows(group, root=self.root, sample_rate_hz=self.sample_rate_hz, clip_s=config.clip_s)
-            entries = [{**clip.row, "samples": clip.samples_T.tobytes()} for clip in clips]
+            clips, failed = decode_rows(
+                group_rows,
+                root=source.root,
+                sample_rate_hz=source.sample_rate_hz,
+                clip_s=config.clip_s,
+                decoder=decoder,
+            )
+            more = failures if number == 0 else []
+            less = before if number == 0 else []  # what this round stands in for
+            num_queries_before = sum(row["num_queries"] for row in less)
             values = {
                 "part": name,
                 "task": task,
+                "round": round,
                 "num_parts": len(groups),
-                "num_clips": len(group) + (len(failures) if number == 0 else 0),
-                "num_queries": sum(len(row["labels"]) for row in group)
-                + (sum(row["num_queries"] for row in failures) if number == 0 else 0),
-                "audio_s": sum(len(clip.samples_T) for clip in clips) / self.sample_rate_hz,
-                "clips": entries,
-                "failures": failed + (failures if number == 0 else []),
+                "num_clips": len(group_rows) + len(more) - len(less),
+                "num_queries": sum(len(row["labels"]) for row in group_rows)
+                + sum(row["num_queries"] for row in more)
+                - num_queries_before,
+                "num_failed_before": num_queries_before,
+                "audio_s": sum(len(clip.samples_T) for clip in clips) / source.sample_rate_hz,
+                "clips": [{**clip.row, "samples": clip.samples_T.tobytes()} for clip in clips],
+                "failures": failed + more,
                 "decode_s": time.perf_counter() - started,
             }
             yield _row(values, _CLIP)
+            started = time.perf_counter()
+
+    def _cut(self, rows: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
+        config = self.config
+        return cut_rows(
+            rows, root=self.source.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s, decoder=decoder
+        )
+
+    def _cut_again(self, rows: list[Row], before: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
+        """The clips of a task that failed before, and those of them that fail as they are cut."""
+        failed_before = {row["clip_id"]: row for row in before}
+        paths = {row["path"] for row in before}
+        pieces, failures = [], []
+        for row in (row for row in rows if row["path"] in paths):
+            cut, failed = self._cut([row], decoder)
+            whole = row["clip_id"] in failed_before  # the file itself could not be read
+            pieces += [piece for piece in cut if whole or piece["clip_id"] in failed_before]
+            failures += failed
+        found = {row["clip_id"] for row in (*pieces, *failures)}
+        found |= {row["clip_id"] for row in rows}
+        for row in before:
+            if row["clip_id"] not in found:
+                error = AudioError("its file is of another length by now and has no such clip: start a new pass")
+                same = {name: row[name] for name in ("clip_id", "path", "num_queries")}
+                failures.append(failure(**same, step="decode", error=error))
+        return pieces, failures
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(limit_s: float) -> Decoder:
+    """This process's decoder."""
+    return Decoder(time_limit_s=limit_s)
 
 
 class Separate:
@@ -196,7 +272,7 @@ class ScoreAndWrite:
     """Task: stores the stems of a part, scores what is stored, writes the shard and then the record that it is done."""
 
     def __init__(self, out: str, sample_rate_hz: int) -> None:
-        self.out, self.sample_rate_hz = Path(out), sample_rate_hz
+        self.out, self.sample_rate_hz = location(out), sample_rate_hz
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
@@ -219,9 +295,10 @@ class ScoreAndWrite:
             except (ValueError, RuntimeError) as error:
                 failures.append(_unscored(item, error))
         written = write_part(self.out, name, stems=stems, failures=failures)
+        written["num_failed"] -= part.pop("num_failed_before")
         part["write_s"] = time.perf_counter() - started - part["score_s"]
         write_done(self.out, name, part | written)
-        return pa.table({key: [part[key]] for key in ("num_clips", "audio_s")})
+        return pa.table({key: [(part | written)[key]] for key in ("num_clips", "num_queries", "num_failed", "audio_s")})
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, Any]]:
         signals = (item.clip.samples_T, *item.stems_ST)

@@ -1,4 +1,7 @@
-"""Files that appear whole or not at all, on a local or shared file system, and words for names that are wrong."""
+"""Files that appear whole or not at all, on a local or shared file system or in S3, and words for wrong names.
+
+A *location* is a ``Path`` or an ``S3Path``: what is written for one works for the other.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,87 @@ import difflib
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+if TYPE_CHECKING:
+    from engine.s3 import S3Path  # boto3 is loaded where an address of S3 is used
+
+Location: TypeAlias = "Path | S3Path"
+Name: TypeAlias = "str | os.PathLike[str] | S3Path"
+"""What a user or a caller names a location with."""
+
+
+def is_s3(path: Name) -> bool:
+    """Whether it is an address of S3 (a ``Path`` of one has lost a slash)."""
+    return str(path).startswith("s3:/")
+
+
+def location(path: Name) -> Location:
+    """The location that a user's words name: ``s3://bucket/key``, or a path made absolute."""
+    if not is_s3(path):
+        return Path(os.path.abspath(str(path)))
+    from engine.s3 import S3Path
+
+    return S3Path(str(path))
+
+
+def beside(folder: Location, other: Location) -> str:
+    """``other`` as seen from ``folder``: relative within one file system or bucket, so that both can move together."""
+    if is_s3(folder) != is_s3(other):
+        return str(other)
+    return os.path.relpath(str(other), str(folder)) if not is_s3(folder) else _beside_s3(folder, other)
+
+
+def _beside_s3(folder: Location, other: Location) -> str:
+    ours, theirs = (str(place).removeprefix("s3://").split("/") for place in (folder, other))
+    return str(other) if ours[0] != theirs[0] else os.path.relpath("/".join(theirs), "/".join(ours))
+
+
+def found_beside(folder: Location, relative: str) -> Location:
+    """The location that :func:`beside` put in words."""
+    return location(relative) if is_s3(relative) or relative.startswith("/") else (folder / relative).resolve()
+
+
+def open_binary(path: Name) -> BinaryIO:
+    """A file for reading, seekable; an object of S3 is read in ranges."""
+    place = location(path)
+    return place.open("rb") if isinstance(place, Path) else cast(BinaryIO, place.open())
+
+
+def parquet_file(path: Location) -> pq.ParquetFile:
+    """A Parquet file, of which only the columns and row groups that are asked for are read."""
+    return pq.ParquetFile(path if isinstance(path, Path) else open_binary(path))
+
+
+def read_parquet(path: Location, *, schema: pa.Schema | None = None) -> pa.Table:
+    """A whole Parquet file."""
+    with parquet_file(path) as file:
+        table = file.read(columns=schema.names if schema is not None else None)
+    return table.cast(schema) if schema is not None else table
+
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it replaces ``path`` only when the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+def atomic_path(path: Name) -> Iterator[Path]:
+    """A local path to write to; what is there takes the place of ``path`` only when the block ends without an error."""
+    target = location(path)
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent if isinstance(target, Path) else None, prefix=f".{target.name}.")
     os.close(handle)
     aside = Path(name)
     try:
         yield aside
+        if not isinstance(target, Path):
+            target.upload(aside)
+            return
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.chmod(0o644)
@@ -34,26 +98,34 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def remove_tree(folder: Location) -> None:
+    """Delete a folder and all in it, as far as that is possible."""
+    if isinstance(folder, Path):
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        folder.remove_all()
+
+
+def write_bytes(path: Name, data: bytes) -> None:
     """Write ``data`` atomically."""
     with atomic_path(path) as aside:
         aside.write_bytes(data)
 
 
-def write_json(path: str | os.PathLike[str], value: object) -> None:
+def write_json(path: Name, value: object) -> None:
     """Write ``value`` as readable JSON, atomically; numbers that are not finite are refused."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:  # noqa: ANN401 - JSON is any shape
+def read_json(path: Name) -> Any:  # noqa: ANN401 - JSON is any shape
     """The JSON value in a file; a file that is not JSON is a ``ValueError`` that names it."""
     try:
-        return json.loads(Path(path).read_bytes())
+        return json.loads(location(path).read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run the step again") from None
 
 
-def write_parquet(path: str | os.PathLike[str], table: pa.Table, *, rows_per_group: int = 64) -> None:
+def write_parquet(path: Name, table: pa.Table, *, rows_per_group: int = 64) -> None:
     """Write a table atomically; small row groups keep one stem's audio cheap to reach.
 
     Binary columns hold coded audio, which does not get smaller: they are stored as they are.
@@ -69,16 +141,40 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
+def sha256_file(path: Name) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with open_binary(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def fingerprint(value: object) -> str:
     """Sixteen hexadecimal digits that stand for any JSON-like value."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """In words how two mappings differ, such as ``settings (clip_s 3.0, not 10.0)``; empty where they do not."""
+    told = []
+    for name in wanted:
+        before, now = found.get(name), wanted[name]
+        if before == now:
+            continue
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
+            told.append(f"{name} ({', '.join(f'{key} {_change(before.get(key), now.get(key))}' for key in keys)})")
+        else:
+            told.append(f"{name} ({_change(before, now)})")
+    return " and ".join(told)
+
+
+def _change(before: object, now: object) -> str:
+    return f"{_short(before)}, not {_short(now)}"
+
+
+def _short(value: object) -> str:
+    words = json.dumps(value, default=str)
+    return words if len(words) <= 60 else f"{words[:57]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.account import write_done
 from engine.audio import encode_flac24, write_wav
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.shards import write_part
@@ -98,6 +99,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
                 }
             )
         record = write_part(out, part, stems=rows, failures=list(failures))
+        write_done(out, part, record)
         write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
         manifest = {
             "num_clips": len(clips),

@@ -17,10 +17,11 @@ import soundfile
 import torch
 from torch import Tensor
 
+from engine.account import done_names, done_parts
+from engine.clip_table import Tasks
 from engine.schema import DecodedClip
 from engine.separators import NetworkConfig, QuerySeparator, Separator, save
-from engine.shards import done_parts
-from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate
+from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, Source
 from engine.storage import fingerprint, write_json
 from engine.taggers import Tagger
 
@@ -240,12 +241,13 @@ def run_stages(
     open_tagger: Callable[[str], Tagger] | None = None,
 ) -> list[str]:
     """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote."""
-    decode = Decode(root, RATE_HZ, config, frozenset(done_parts(out)))
+    num_tasks, _ = Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
+    decode = Decode(Source(root=root, out=str(out), sample_rate_hz=RATE_HZ, done=frozenset(done_names(out))), config)
     separate = Separate(open_separator, config, False, open_tagger)
     write = ScoreAndWrite(str(out), RATE_HZ)
     written = []
-    for number, first in enumerate(range(0, len(rows), config.rows_per_task)):
-        task = pa.Table.from_pylist([{"task": number, "rows": rows[first : first + config.rows_per_task]}])
+    for number in range(num_tasks):
+        task = pa.Table.from_pylist([{"task": number, "round": 0, "group": number}])
         for part in decode(task):
             written += part["part"].to_pylist()
             write(separate(part))

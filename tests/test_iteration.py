@@ -22,11 +22,12 @@ from signals import RATE_HZ, BandSeparator, mixture, write_clips
 
 from cluster.session import connected
 from engine import synth
+from engine.account import done_parts
 from engine.corpus import read_corpus
 from engine.iteration import run_pass
 from engine.schema import SCORES_VERSION
 from engine.separators import NetworkConfig, QuerySeparator, save
-from engine.shards import done_parts, read_failures, stem_shards, verify
+from engine.shards import read_failures, stem_shards, verify
 from engine.stages import PassConfig
 from engine.taggers import save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig

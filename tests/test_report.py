@@ -271,14 +271,15 @@ def test_inspect_tracks(finished_pass: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("inside", ["", "stems"])
 def test_inspect_a_pass_or_its_stems_folder(finished_pass: Path, inside: str) -> None:
-    (counts, failures), value = inspect(finished_pass / inside)
-    assert_well_formed(counts)
-    assert_well_formed(failures)
+    (counts, reasons, failures), value = inspect(finished_pass / inside)
+    for table in (counts, reasons, failures):
+        assert_well_formed(table)
+    assert [list(cells) for cells in reasons.rows] == [["", "decode", "ValueError", "2", "c.wav: it is empty"]]
     assert_json(value)
     assert (value["kind"], value["num_clips"], value["num_stems"], value["num_failed"]) == ("pass", 2, 4, 2)
     assert value["damaged_shards"] == []
     assert value["failures"][0]["error_class"] == "ValueError"
-    assert [list(cells) for cells in failures.rows] == [["decode", "c.wav", "", "ValueError", "it is empty"]]
+    assert [list(cells) for cells in failures.rows] == [["decode", "c.wav", "", "ValueError", "1", "it is empty"]]
     shown = dict(counts.rows)
     assert (shown["stems"], shown["queries that failed"], shown["clips set aside (too few labels)"]) == ("4", "2", "0")
     assert shown["time in separate"] == "50% (1.0 s)"

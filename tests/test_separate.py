@@ -151,8 +151,9 @@ def test_a_clip_that_never_fits_fails_with_its_reason_and_the_others_do_not():
     clips = corpus()
     separated, failures = separate_clips(clips, Asker(separator=SmallMemorySeparator(max_samples=7999), batch_s=1000.0))
     check_conservation(clips, separated, failures)
-    assert sorted((row["clip_id"], row["label"]) for row in failures) == [("clip-2", "high"), ("clip-2", "low")]
-    assert {row["error_class"] for row in failures} == {"OutOfMemoryError"}
+    (row,) = failures  # of the clip as a whole, which memory may have room for another time
+    assert (row["clip_id"], row["label"], row["num_queries"]) == ("clip-2", None, 2)
+    assert (row["error_class"], row["attempts"] > 1) == ("OutOfMemoryError", True)
     assert "clip-2" not in {item.clip.row["clip_id"] for item in separated}
 
 

@@ -26,12 +26,14 @@ from signals import (
     write_clips,
 )
 
+from engine.account import done_parts
+from engine.clip_table import Tasks
 from engine.corpus import read_corpus
 from engine.schema import FAILURES, SCORES, STEMS
 from engine.score import score_clip
 from engine.separators import load
-from engine.shards import done_parts, read_failures, stem_shards, verify
-from engine.stages import Decode, PassConfig, Separate, SeparateScoreAndWrite
+from engine.shards import read_failures, stem_shards, verify
+from engine.stages import Decode, PassConfig, Separate, SeparateScoreAndWrite, Source
 from engine.storage import sha256_file
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, part_s=4.0, batch_s=8.0, rows_per_task=3)
@@ -134,10 +136,11 @@ def test_shards_are_plain_parquet_with_the_columns_of_the_schema(finished):
     assert len(paths) >= 4
     for path in paths:
         assert pq.read_schema(path).equals(STEMS)
-        assert pq.read_schema(finished / "failures" / path.name).equals(FAILURES)
         assert (
             2 * CONFIG.clip_s <= CONFIG.part_s and len({row["clip_id"] for row in pq.read_table(path).to_pylist()}) <= 2
         )
+    failures = list((finished / "failures").glob("*.parquet"))
+    assert failures and all(pq.read_schema(path).equals(FAILURES) for path in failures)
 
 
 def test_done_records_are_of_what_is_on_disk(finished):
@@ -299,10 +302,12 @@ def test_stems_are_remixed_with_those_of_other_clips_of_their_part(tmp_path):
 
 def test_one_actor_that_does_all_writes_the_same_shard(corpus, judged, tmp_path):
     config, rows = replace(CONFIG, reseparate=True), rows_of(corpus)
-    decode = Decode(corpus.root, RATE_HZ, config, frozenset())
-    arguments = (config, str(tmp_path / "out"), RATE_HZ, lambda _: BandTagger())
+    out = tmp_path / "out"
+    Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
+    decode = Decode(Source(root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ), config)
+    arguments = (config, str(out), RATE_HZ, lambda _: BandTagger())
     actor = SeparateScoreAndWrite(lambda _: BandSeparator(), *arguments)
-    for part in decode(pa.Table.from_pylist([{"task": 0, "rows": rows[: config.rows_per_task]}])):
+    for part in decode(pa.Table.from_pylist([{"task": 0, "round": 0, "group": 0}])):
         actor(part)
     written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
     assert written
@@ -337,19 +342,26 @@ def test_the_separator_is_opened_once_on_the_device():
     assert opened == ["cpu"]
 
 
-def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished):
+def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished, tmp_path):
     """The two functions that start and end a pass around the stages; importing them imports Ray."""
-    from engine.iteration import _close, clips_to_separate
+    from engine.iteration import _close, require_clips
 
     def chosen(min_labels):
-        return {row["path"] for row in clips_to_separate(corpus, PassConfig(min_labels=min_labels))}
+        tasks = Tasks(tmp_path / str(min_labels))
+        counts = tasks.write(corpus, rows_per_task=2, min_labels=min_labels)
+        assert counts["num_clips"] + counts["num_set_aside"] == len(FILES)
+        return [row for task in range(counts["num_tasks"]) for row in tasks.rows(task)]
 
-    assert clips_to_separate(corpus, PassConfig()) == rows_of(corpus)
-    assert (chosen(1), chosen(2), chosen(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
+    def paths(min_labels):
+        return {row["path"] for row in chosen(min_labels)}
+
+    assert chosen(2) == rows_of(corpus)
+    assert (paths(1), paths(2), paths(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
     with pytest.raises(ValueError, match=r"none of .* clips has 4 labels or more.*set min_labels"):
-        chosen(4)
+        require_clips(corpus, PassConfig(min_labels=4))
     identity = {"settings": CONFIG.identity(), "separator": "bands"}
-    _close(finished, corpus, len(rows_of(corpus)), identity, {"wall_s": 2.0, "audio_s_per_s": 6.35})
+    counts = {"num_set_aside": 1}
+    _close(finished, corpus, counts, identity, wall_s=2.0, audio_s_before=0.0, limit=0.5)
     manifest = json.loads((finished / "stems" / "manifest.json").read_text())
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
     missing = sum(read_failures(finished)["num_queries"].to_pylist())

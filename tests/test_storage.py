@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.shards import done_parts, read_failures
+from engine.account import done_parts
+from engine.shards import read_failures
 from engine.storage import (
     atomic_path,
     fingerprint,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from engine.schema import SCORES, DecodedClip
 from engine.score import Scores
 from engine.separate import separate_clips
 from engine.separators import load
+from engine.storage import Name
 from engine.taggers import open_tagger
 from train.evaluate import Mixture, draw_mixture
 
@@ -74,11 +74,11 @@ def calibrate_on(
 
 
 def calibrate_files(
-    separator: str | Path,
-    clean: str | Path,
+    separator: Name,
+    clean: Name,
     *,
     folds: Sequence[int] | None = None,
-    tagger: str | Path | None = None,
+    tagger: Name | None = None,
     config: CalibrationConfig | None = None,
 ) -> Quality:
     """An estimator calibrated with one separator on single-source clips that neither it nor the tagger learned from."""

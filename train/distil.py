@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 import threading
 import time
@@ -21,10 +20,11 @@ import torch
 import torch.distributed
 from torch import nn
 
-from engine.corpus import read_sources
+from engine.corpus import read_sources, source_root
+from engine.lock import held
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import read_tracks
-from engine.storage import fingerprint, read_json
+from engine.storage import Location, Name, fingerprint, location, read_json, remove_tree
 from train.batches import Batch, Mixer
 from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
 from train.material import Material, make_mixer
@@ -42,7 +42,7 @@ class Task:
     network: NetworkConfig
     start: str | None
     validation: ValidationConfig | None
-    progress: str
+    progress: str = ""
     """File to which the first worker adds a line of JSON at every validation and when it goes on after a stop."""
 
 
@@ -138,11 +138,11 @@ def _checkpoint(student: Student, rank: int, folder: Path, *, last: bool) -> ray
 
 
 def distil(
-    out: str | Path,
+    out: Name,
     *,
     material: Material,
     config: DistilConfig | None = None,
-    start: str | Path | None = None,
+    start: Name | None = None,
     network: NetworkConfig | None = None,
     validation: ValidationConfig | None = None,
     say: Callable[[str], None] | None = None,
@@ -153,16 +153,15 @@ def distil(
     scratch. A training that was stopped goes on from its last checkpoint, and one that is done returns at once. Raises
     ``ValueError`` for material or settings that cannot work, ``RuntimeError`` if training itself failed.
     """
-    out, config = Path(out).resolve(), config or DistilConfig()
+    out, config = location(out), config or DistilConfig()
     started = time.perf_counter()
     work = out.parent / f".{out.name}-training"
     task = Task(
         config=config,
         material=material,
         network=network or NetworkConfig(),
-        start=str(Path(start).resolve()) if start else None,
+        start=str(location(start)) if start else None,
         validation=validation,
-        progress=str(work / "progress.jsonl"),
     )
     identity = _identity(task)
     if (out / "separator.json").is_file():
@@ -171,24 +170,36 @@ def distil(
             raise ValueError(f"{out} holds a separator of another training; give another folder, or delete this one")
         return entry
     _check(task)
-    work.mkdir(parents=True, exist_ok=True)
-    with _told(Path(task.progress), say):
-        trained = _fit(task, work, name=f"distil-{identity}")
-    history = list(read_description(task.start)["history"]) if task.start else []
-    state = torch.load(trained / "student.pt", map_location="cpu", weights_only=True)
-    entry = {
-        "identity": identity,
-        "start": read_description(task.start)["fingerprint"] if task.start else None,
-        "steps": state["counters"]["step"],
-        "config": asdict(config),
-        "material": asdict(material),
-        "curve": state["curve"],
-        "wall_s": time.perf_counter() - started,
-    }
-    save(load(trained / "separator"), out, history=[*history, entry])
-    shutil.rmtree(work, ignore_errors=True)
+    with held(work, "training"):
+        with _progress_file(work) as progress, _told(progress, say):
+            checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
+        history = list(read_description(task.start)["history"]) if task.start else []
+        with checkpoint.as_directory() as folder:
+            trained = Path(folder)
+            state = torch.load(trained / "student.pt", map_location="cpu", weights_only=True)
+            entry = {
+                "identity": identity,
+                "start": read_description(task.start)["fingerprint"] if task.start else None,
+                "steps": state["counters"]["step"],
+                "config": asdict(config),
+                "material": asdict(material),
+                "curve": state["curve"],
+                "wall_s": time.perf_counter() - started,
+            }
+            save(load(trained / "separator"), out, history=[*history, entry])
+        remove_tree(work)
     made: dict[str, Any] = read_description(out)["history"][-1]
     return made
+
+
+@contextmanager
+def _progress_file(work: Location) -> Iterator[Path]:
+    """Where the first worker tells how it goes: beside its checkpoints, or where these are in S3 on this machine."""
+    if isinstance(work, Path):
+        yield work / "progress.jsonl"
+        return
+    with tempfile.TemporaryDirectory(prefix="clearsep-training-") as folder:
+        yield Path(folder) / "progress.jsonl"
 
 
 @contextmanager
@@ -239,7 +250,7 @@ def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str,
     """The single-source clips of a list by name: a list that has changed is noticed, one that moved is not."""
     if path is None:
         return None
-    root = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path)))
+    root = source_root(path)
     rows = read_sources(path, folds=folds).to_pylist()
     return [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
 
@@ -256,8 +267,8 @@ def _check(task: Task) -> None:
         read_sources(task.validation.clips, folds=task.validation.folds)
 
 
-def _fit(task: Task, work: Path, *, name: str) -> Path:
-    """Run the workers and return the folder of the last checkpoint."""
+def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
+    """Run the workers and return the last checkpoint."""
     use_gpu = task.config.use_gpu
     if use_gpu is None:
         use_gpu = task.config.num_workers > 0 and ray.cluster_resources().get("GPU", 0) > 0
@@ -272,9 +283,9 @@ def _fit(task: Task, work: Path, *, name: str) -> Path:
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(work),
+            **_storage(work),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=1),
+            failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
     try:
@@ -284,4 +295,13 @@ def _fit(task: Task, work: Path, *, name: str) -> Path:
         raise RuntimeError(f"training broke off: {reason}") from error
     if result.checkpoint is None:
         raise RuntimeError(f"training reported no checkpoint; its files are in {work}")
-    return Path(result.checkpoint.path)
+    return result.checkpoint
+
+
+def _storage(work: Location) -> dict[str, Any]:
+    """Where Ray Train keeps its checkpoints."""
+    if isinstance(work, Path):
+        return {"storage_path": str(work)}
+    from engine.s3 import arrow_filesystem
+
+    return {"storage_path": f"{work.bucket}/{work.key}", "storage_filesystem": arrow_filesystem()}

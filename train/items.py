@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from engine.audio import AudioError, decode, probe
 from engine.corpus import read_sources
 from engine.shards import read_absent, read_audio, read_clip, read_tracks
+from engine.storage import Location, Name
 from train.refine import share_mixture
 
 
@@ -50,7 +50,7 @@ class Item:
 
 
 def clean_items(
-    path: str | Path,
+    path: Name,
     *,
     folds: Sequence[int] | None,
     sample_rate_hz: int,
@@ -93,7 +93,7 @@ def part_of(sources: pa.Table, part: int, num_parts: int, *, inside: bool = True
     return sources.filter(pa.array([(row in chosen) == inside for row in range(len(sources))]))
 
 
-def track_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) -> list[Item]:
+def track_items(tracks: Name, *, sample_rate_hz: int, share: bool = True) -> list[Item]:
     """The tracks of a selection, shared out of their clips or as separated; ``ValueError`` if of another rate."""
     index, stems = read_tracks(tracks)
     items = []
@@ -103,7 +103,7 @@ def track_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) 
     return items
 
 
-def pair_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) -> list[Item]:
+def pair_items(tracks: Name, *, sample_rate_hz: int, share: bool = True) -> list[Item]:
     """The same tracks, each with the clip it is of: natural mixtures with a target; ``ValueError`` likewise."""
     index, stems = read_tracks(tracks)
     items = []
@@ -113,7 +113,7 @@ def pair_items(tracks: str | Path, *, sample_rate_hz: int, share: bool = True) -
     return items
 
 
-def absent_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
+def absent_items(tracks: Name, *, sample_rate_hz: int) -> list[Item]:
     """The clips of which the filter found a label absent, once for each such label; ``ValueError`` likewise."""
     index, stems = read_absent(tracks)
     items = []
@@ -123,7 +123,7 @@ def absent_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
     return items
 
 
-def natural_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
+def natural_items(tracks: Name, *, sample_rate_hz: int) -> list[Item]:
     """The whole clips of which a selection kept a stem, where every label of the clip has one: their truth is known."""
     index, stems = read_tracks(tracks)
     items: dict[str, Item] = {}
@@ -140,7 +140,7 @@ def natural_items(tracks: str | Path, *, sample_rate_hz: int) -> list[Item]:
     return list(items.values())
 
 
-def _check_rate(tracks: str | Path, row: dict[str, Any], sample_rate_hz: int) -> None:
+def _check_rate(tracks: Name, row: dict[str, Any], sample_rate_hz: int) -> None:
     if row["sample_rate_hz"] != sample_rate_hz:
         raise ValueError(f"tracks in {tracks} are at {row['sample_rate_hz']} Hz, the separator wants {sample_rate_hz}")
 
@@ -158,12 +158,12 @@ def _item(row: dict[str, Any], load: Callable[[], np.ndarray], *, num_signals: i
     )
 
 
-def _load_clip(stems: Path, row: dict[str, Any]) -> np.ndarray:
+def _load_clip(stems: Location, row: dict[str, Any]) -> np.ndarray:
     mixture_T, _ = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
     return mixture_T
 
 
-def _load_track(stems: Path, row: dict[str, Any], share: bool) -> np.ndarray:
+def _load_track(stems: Location, row: dict[str, Any], share: bool) -> np.ndarray:
     """A track as it was separated, or its share of the clip where every label of the clip has a stem."""
     if not share or not _divides(row):
         return read_audio(stems, row["shard"], [row["row"]])[0]
@@ -171,7 +171,7 @@ def _load_track(stems: Path, row: dict[str, Any], share: bool) -> np.ndarray:
     return track_T
 
 
-def _load_pair(stems: Path, row: dict[str, Any], share: bool) -> np.ndarray:
+def _load_pair(stems: Location, row: dict[str, Any], share: bool) -> np.ndarray:
     """The same and its clip, ``[2, T]``."""
     place = {"first_row": row["first_row"], "num_stems": row["num_stems"]}
     mixture_T, stems_ST = read_clip(stems, row["shard"], **place)

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.corpus import read_sources
-from engine.storage import fingerprint
+from engine.corpus import read_sources, source_root
+from engine.storage import Name, fingerprint, location
 from engine.taggers import ShareTagger, TagNetworkConfig, read_tagger, save_tagger
 from engine.taggers.network import FRAMES_PER_TAG
 from train.batches import Item, clean_items
@@ -179,9 +178,9 @@ def share_loss(log_share_BML: Tensor, energy_BML: Tensor) -> Tensor:
 
 
 def train_tagger(
-    out: str | Path,
+    out: Name,
     *,
-    clean: str | Path,
+    clean: Name,
     clean_folds: Sequence[int] | None = None,
     without: tuple[int, int] | None = None,
     config: TaggerConfig | None = None,
@@ -194,7 +193,7 @@ def train_tagger(
     """
     config, started = config or TaggerConfig(), time.perf_counter()
     identity = _identity(str(clean), clean_folds, without, config, sample_rate_hz)
-    if (Path(out) / "tagger.json").is_file():
+    if (location(out) / "tagger.json").is_file():
         done: dict[str, Any] = read_tagger(out)["history"][-1]
         if done["identity"] != identity:
             raise ValueError(f"{out} holds a tagger of another training; give another folder, or delete this one")
@@ -232,7 +231,7 @@ def _identity(
     sample_rate_hz: int,
 ) -> str:
     """What a training is; a list that has changed is noticed, one that moved is not."""
-    root = os.path.abspath(clean if os.path.isdir(clean) else os.path.dirname(os.path.abspath(clean)))
+    root = source_root(clean)
     rows = read_sources(clean, folds=folds).to_pylist()
     sources = [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
     return fingerprint([asdict(config), sample_rate_hz, sources, without])

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from engine.corpus import Corpus, read_corpus, read_sources
+from engine.clip_table import Corpus
+from engine.corpus import read_corpus, read_sources
 from engine.filter import Thresholds
-from engine.iteration import clips_to_separate, run_pass
+from engine.iteration import require_clips, run_pass
+from engine.lock import held
 from engine.schema import plain_label
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import write_tracks
 from engine.stages import PassConfig
-from engine.storage import read_json, write_bytes, write_json
+from engine.storage import Location, Name, differences, location, read_json, write_bytes, write_json
 from train.calibrate import CalibrationConfig
 from train.distil import Material, distil
 from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
@@ -84,27 +85,38 @@ class RunConfig:
 Say = Callable[[str], None]
 
 
-def run(config: RunConfig, out: str | Path, *, say: Say = print) -> dict[str, Any]:
+def run(config: RunConfig, out: Name, *, retry_failed: bool = False, say: Say = print) -> dict[str, Any]:
     """Take a run through all its iterations in folder ``out``; returns the summary that is kept in ``summary.json``.
 
-    Every step leaves its result on disk; the same call again goes on after the last one that is whole. Raises
-    ``ValueError`` where ``out`` holds a run of another config, other than one whose schedule this one continues.
+    Every step leaves its result on disk; the same call again goes on after the last one that is whole. With
+    ``retry_failed`` the clips that failed in the iteration at hand are tried again. Raises ``ValueError`` where ``out``
+    is in use, holds a run of another config, other than one whose schedule this one continues, or has all its
+    iterations behind it and nothing to try again.
     """
-    out = Path(out).resolve()
+    out = location(out)
     corpus = _check(config)
-    _claim(config, out)
-    mixtures: list[Mixture] = []
-    _seed(config, out, mixtures, say)
-    judges = prepare_judges(config, out, say)
-    for number, thresholds in enumerate(config.schedule, 1):
-        _iteration(config, corpus, out, number, thresholds, judges, mixtures, say)
-    return summarise(out)
+    with held(out, "run"):
+        _claim(config, out)
+        if retry_failed and (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file():
+            raise ValueError(
+                f"all iterations of {out} are done and their students have learned: a clip that is separated now "
+                "changes nothing; start a new run, or a pass of the failed clips (separate-corpus)"
+            )
+        mixtures: list[Mixture] = []
+        _seed(config, out, mixtures, say)
+        judges = prepare_judges(config, out, say)
+        for number, thresholds in enumerate(config.schedule, 1):
+            done = (out / "iterations" / str(number) / "iteration.json").is_file()
+            if not done:
+                _iteration(config, corpus, out, number, thresholds, judges, mixtures, say, retry_failed)
+                retry_failed = False
+        return summarise(out)
 
 
 def _check(config: RunConfig) -> Corpus:
     """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
     corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
-    clips_to_separate(corpus, config.engine)
+    require_clips(corpus, config.engine)
     check_judges(config)
     labels: list[str] = []
     if config.clean is not None:
@@ -122,7 +134,7 @@ def _check(config: RunConfig) -> Corpus:
     return corpus
 
 
-def _claim(config: RunConfig, out: Path) -> None:
+def _claim(config: RunConfig, out: Location) -> None:
     """Store the resolved config, or compare it with the one that is there."""
     path = out / "config.yaml"
     wanted = yaml.safe_load(yaml.safe_dump(_plain(asdict(config))))
@@ -130,10 +142,15 @@ def _claim(config: RunConfig, out: Path) -> None:
         found = yaml.safe_load(path.read_text())
         done = len(found.get("schedule", []))
         comparable = wanted | {"schedule": wanted["schedule"][:done]}
-        changed = [key for key in wanted if found.get(key) != comparable[key]]
-        if changed:
-            raise ValueError(f"{out} holds a run with another {', '.join(changed)}; give another folder")
+        if changed := differences(_deciding(found), _deciding(comparable)):
+            raise ValueError(f"{out} holds a run with another {changed}; give another folder")
     write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that say only how fast a pass is and when it gives up: they may change as a run goes."""
+    kept = PassConfig().identity()
+    return settings | {"engine": {key: value for key, value in settings.get("engine", {}).items() if key in kept}}
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
@@ -142,7 +159,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> None:
+def _seed(config: RunConfig, out: Location, mixtures: list[Mixture], say: Say) -> None:
     """Iteration 0: a separator and its validation."""
     folder = out / "iterations" / "0"
     if (folder / "iteration.json").is_file():
@@ -177,20 +194,21 @@ def _seed(config: RunConfig, out: Path, mixtures: list[Mixture], say: Say) -> No
 def _iteration(
     config: RunConfig,
     corpus: Corpus,
-    out: Path,
+    out: Location,
     number: int,
     thresholds: Thresholds,
     judges: Judges,
     mixtures: list[Mixture],
     say: Say,
+    retry_failed: bool,
 ) -> None:
     """Separate, score, filter, distil, evaluate."""
     folder, teacher = out / "iterations" / str(number), out / "iterations" / str(number - 1) / "separator"
-    if (folder / "iteration.json").is_file():
-        return
     started = time.perf_counter()
     say(f"iteration {number}: separating {config.corpus}")
-    engine = run_pass(corpus, folder, separator=teacher, tagger=judges.tagger, config=config.engine)
+    engine = run_pass(
+        corpus, folder, separator=teacher, tagger=judges.tagger, config=config.engine, retry_failed=retry_failed
+    )
     shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
     say(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
     quality = judges.quality
@@ -225,7 +243,7 @@ def _iteration(
 
 def _finish(
     config: RunConfig,
-    out: Path,
+    out: Location,
     number: int,
     counts: dict[str, Any],
     mixtures: list[Mixture],
@@ -246,9 +264,9 @@ def _finish(
     summarise(out)
 
 
-def summarise(out: Path) -> dict[str, Any]:
+def summarise(out: Location) -> dict[str, Any]:
     """Gather the finished iterations of a run into its ``summary.json``."""
-    folders = sorted((out / "iterations").glob("*/iteration.json"), key=lambda path: int(path.parent.name))
-    summary = {"iterations": [read_json(path) for path in folders]}
+    folders = {int(path.parent.name): path for path in (out / "iterations").glob("*/iteration.json")}
+    summary = {"iterations": [read_json(folders[number]) for number in sorted(folders)]}
     write_json(out / "summary.json", summary)
     return summary

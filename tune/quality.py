@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from engine.corpus import read_sources
 from engine.quality import Quality, load_quality, save_quality
 from engine.schema import ESTIMATES
 from engine.separators import load
+from engine.storage import Location, Name, location
 from engine.taggers import Tagger, open_tagger
 from engine.thresholds import scores_asked
 from train.calibrate import calibrate_on
@@ -53,13 +53,13 @@ def check_judges(config: RunConfig) -> None:
         raise ValueError("the schedule asks for tagger_margin_db; set tagger, or clean to train one")
 
 
-def prepare_judges(config: RunConfig, out: Path, say: Callable[[str], None]) -> Judges:
+def prepare_judges(config: RunConfig, out: Location, say: Callable[[str], None]) -> Judges:
     """Make, or find in ``out``, what the schedule asks for. It is made once, of the seed, and serves all iterations."""
     tagger = config.tagger
     if tagger is None and _asks(config, "tagger_margin_db"):
         assert config.clean is not None, "check_judges"
         tagger = str(out / "tagger")
-        if not (Path(tagger) / "tagger.json").is_file():
+        if not (location(tagger) / "tagger.json").is_file():
             say("training a tagger on the single-source clips")
         train_tagger(
             tagger,
@@ -82,7 +82,7 @@ def _asks(config: RunConfig, *names: str) -> bool:
     return any(name in scores_asked(thresholds) for thresholds in config.schedule for name in names)
 
 
-def _quality(config: RunConfig, out: Path, tagger: str | None, say: Callable[[str], None]) -> Quality:
+def _quality(config: RunConfig, out: Location, tagger: str | None, say: Callable[[str], None]) -> Quality:
     """The run's estimator, calibrated on single-source clips that a separator has not learned from.
 
     A seed that was given is taken not to have learned from them. One that was trained here has, so separators of its
@@ -97,7 +97,7 @@ def _quality(config: RunConfig, out: Path, tagger: str | None, say: Callable[[st
     ears = open_tagger(tagger) if tagger is not None and config.tagger is not None else None
     held_out: list[tuple[Assessor, pa.Table]] = []
     if config.separator is not None:
-        held_out.append((_assessor(config, Path(config.separator), ears), sources))
+        held_out.append((_assessor(config, config.separator, ears), sources))
     for part in range(_NUM_PARTS if config.separator is None else 0):
         say(f"calibration: training separator {part + 1} of {_NUM_PARTS} for {config.calibration.steps} steps")
         separator = folder / f"without-{part}"
@@ -116,6 +116,6 @@ def _quality(config: RunConfig, out: Path, tagger: str | None, say: Callable[[st
     return quality
 
 
-def _assessor(config: RunConfig, separator: Path, tagger: Tagger | None) -> Assessor:
+def _assessor(config: RunConfig, separator: Name, tagger: Tagger | None) -> Assessor:
     asker = Asker(separator=load(separator), batch_s=config.engine.batch_s)
     return Assessor(asker=asker, tagger=tagger, reseparate=config.engine.reseparate)

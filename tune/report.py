@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from engine.account import done_names, failure_rows, summarise_failures
 from engine.corpus import read_corpus
 from engine.schema import SCORES
 from engine.separators import read_description
-from engine.shards import done_parts, read_failures, read_tracks, verify
-from engine.storage import read_json, write_bytes
+from engine.shards import read_tracks, verify
+from engine.storage import Location, Name, location, parquet_file, read_json, write_bytes
 
 _FLOOR = "label_floor_fraction"
 
@@ -129,6 +129,27 @@ def evaluation_table(report: dict[str, Any]) -> Table:
     return Table(title=title, columns=["label", "stems", *columns], rows=rows)
 
 
+def plan_table(cost: dict[str, Any]) -> Table:
+    """What a pass is expected to take, make and lose."""
+    low, high = cost["failed_fraction_low"], cost["failed_fraction_high"]
+    where = f"{cost['num_cpus']:g} CPUs" + (f", {cost['num_gpus']:g} GPUs" if cost["num_gpus"] else "")
+    rows = [
+        ["rows in the manifest", str(cost["num_rows"])],
+        ["of them set aside (too few labels)", str(cost["num_set_aside"])],
+        ["clips", str(cost["num_clips"])],
+        ["queries, each a stem or a failure", str(cost["num_queries"])],
+        ["audio", f"{cost['audio_h']:.2f} h"],
+        ["failures expected", f"{cost['num_failed']} ({low:.1%} to {high:.1%} of the queries, with 95 % confidence)"],
+        ["CPU time", f"{cost['core_h']:.2f} core hours"],
+        ["GPU time", f"{cost['gpu_h']:.2f} h" if cost["num_gpus"] else "none: measured without a GPU"],
+        ["wall time", f"{cost['wall_h']:.2f} h on {where}"],
+        ["stems on disk", f"{cost['stem_gib']:.2f} GiB in {cost['num_shards']} shards"],
+    ]
+    rows += [[f"time in {step}", f"{hours:.2f} h"] for step, hours in cost["step_h"].items()]
+    title = f"Plan, from {cost['sample_rows']} rows ({cost['sample_audio_s']:.0f} s of audio) on {cost['measured_on']}"
+    return Table(title=title, columns=["", ""], rows=rows)
+
+
 def tracks_table(manifest: dict[str, Any]) -> Table:
     """What the filter did, rule by rule."""
     rows = [["kept", str(manifest["num_kept"]), f"{manifest['kept_h']:.3f} h"]]
@@ -185,9 +206,10 @@ def scores_table(result: dict[str, Any]) -> Table:
 
 
 def inspect(
-    path: Path, *, class_map: Path | None = None, audio_root: Path | None = None
+    path: Name, *, class_map: Name | None = None, audio_root: Name | None = None
 ) -> tuple[list[Table], dict[str, Any]]:
     """Tables and plain values of whatever a path holds; ``ValueError`` if it is nothing that is known here."""
+    path = location(path)
     if (path / "iterations").is_dir():
         summary = read_json(path / "summary.json") if (path / "summary.json").is_file() else {"iterations": []}
         return run_tables(summary), {"kind": "run", **summary}
@@ -200,15 +222,16 @@ def inspect(
     stems = path / "stems" if (path / "stems").is_dir() else path
     if (stems / "pass.json").is_file():
         return _pass(stems)
-    if path.suffix == ".parquet" and path.is_file() and "audio_flac" in pq.read_schema(path).names:
+    if path.suffix == ".parquet" and path.is_file() and "audio_flac" in _columns(path):
         return _shard(path)
     corpus = read_corpus(path, class_map=class_map, audio_root=audio_root)
     labels: dict[str, int] = {}
-    for label in corpus.clips["labels"].combine_chunks().flatten().to_pylist():
-        labels[label] = labels.get(label, 0) + 1
+    for table in corpus.sorted_clips():
+        for label in table["labels"].combine_chunks().flatten().to_pylist():
+            labels[label] = labels.get(label, 0) + 1
     value = {
-        "num_rows": len(corpus.clips),
-        "num_failed": len(corpus.failures),
+        "num_rows": corpus.num_clips,
+        "num_failed": corpus.num_failures,
         "labels": dict(sorted(labels.items())),
     }
     return _values("corpus", value)
@@ -219,21 +242,59 @@ def _values(kind: str, value: dict[str, Any]) -> tuple[list[Table], dict[str, An
     return [Table(title=kind, columns=["", ""], rows=rows)], {"kind": kind, **value}
 
 
-def _pass(stems: Path) -> tuple[list[Table], dict[str, Any]]:
+def _pass(stems: Location) -> tuple[list[Table], dict[str, Any]]:
     if not (stems / "manifest.json").is_file():
-        return _values("unfinished pass", {"num_parts_done": len(done_parts(stems.parent))})
+        return _values("unfinished pass", {"num_parts_done": len(done_names(stems.parent))})
     summary = read_json(stems / "manifest.json")
     summary.pop("shards")
-    failures = read_failures(stems.parent).to_pylist()
-    rows = [[row["step"], row["path"], row["label"] or "", row["error_class"], row["message"]] for row in failures]
-    listed = Table(title="Failures", columns=["step", "path", "label", "error", "message"], rows=rows[:50])
-    value = {"kind": "pass", **summary, "failures": failures, "damaged_shards": verify(stems)}
-    return [pass_table(summary), listed], value
+    tables, failed = failures(stems.parent)
+    value = {"kind": "pass", **summary, "failures": failed["failures"], "damaged_shards": verify(stems)}
+    return [pass_table(summary), *tables], value
 
 
-def _shard(path: Path) -> tuple[list[Table], dict[str, Any]]:
-    names = [field.name for field in pq.read_schema(path) if field.type != pa.binary()]
-    rows = pq.read_table(path, columns=names).to_pylist()
+def failures(path: Name) -> tuple[list[Table], dict[str, Any]]:
+    """What failed in a pass or in a run's iterations: why, how often, and each row; ``ValueError`` if it is neither."""
+    path = location(path)
+    passes = {"": path}
+    if (path / "iterations").is_dir():
+        passes = {found.parent.parent.name: found.parent.parent for found in path.glob("iterations/*/stems/pass.json")}
+    elif not (path / "stems" / "pass.json").is_file():
+        raise ValueError(f"{path} is neither a run nor a pass: it has neither iterations/ nor stems/; give its folder")
+    reasons: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for iteration, folder in sorted(passes.items()):
+        where = {"iteration": int(iteration)} if iteration else {}
+        reasons += [where | reason for reason in summarise_failures(folder)["reasons"]]
+        rows += [where | row for _, row in failure_rows(folder)]
+    value = {"num_rows": len(rows), "num_queries": sum(row["num_queries"] for row in rows)}
+    return [_reasons_table(reasons), _failures_table(rows)], value | {"reasons": reasons, "failures": rows}
+
+
+def _reasons_table(reasons: list[dict[str, Any]]) -> Table:
+    cells = [
+        [str(entry.get(name, "")) for name in ("iteration", "step", "error_class", "num_queries", "example")]
+        for entry in reasons
+    ]
+    return Table(title="Reasons", columns=["iteration", "step", "error", "queries", "for example"], rows=cells)
+
+
+def _failures_table(rows: list[dict[str, Any]]) -> Table:
+    most = 50
+    names = ("step", "path", "label", "error_class", "attempts", "message")
+    cells = [["" if row[name] is None else str(row[name]) for name in names] for row in rows[:most]]
+    title = f"Failures (the first {most} of {len(rows)}; all with --json)" if len(rows) > most else "Failures"
+    return Table(title=title, columns=names, rows=cells)
+
+
+def _columns(path: Location) -> list[str]:
+    with parquet_file(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def _shard(path: Location) -> tuple[list[Table], dict[str, Any]]:
+    with parquet_file(path) as file:
+        names = [field.name for field in file.schema_arrow if field.type != pa.binary()]
+        rows = file.read(columns=names).to_pylist()
     columns = ("clip_id", "label", "num_samples", *SCORES.names)
     text = [["" if row[name] is None else f"{row[name]:.6g}" if isinstance(row[name], float) else str(row[name])
              for name in columns] for row in rows]  # fmt: skip

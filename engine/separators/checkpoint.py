@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +10,12 @@ import torch
 from engine.checkpoint import Checkpoint
 from engine.separators.model import QuerySeparator
 from engine.separators.network import NetworkConfig
-from engine.storage import fingerprint
+from engine.storage import Name, fingerprint
 
 _CHECKPOINT = Checkpoint(kind="separator", architecture="band_split_tcn", config=NetworkConfig, make=QuerySeparator)
 
 
-def save(separator: QuerySeparator, folder: str | Path, *, history: Sequence[dict[str, Any]] = ()) -> None:
+def save(separator: QuerySeparator, folder: Name, *, history: Sequence[dict[str, Any]] = ()) -> None:
     """Write a separator's folder; ``history`` tells how its weights came to be, one entry a training."""
 
     def more(description: dict[str, Any]) -> dict[str, Any]:
@@ -26,11 +25,11 @@ def save(separator: QuerySeparator, folder: str | Path, *, history: Sequence[dic
     _CHECKPOINT.save(separator, folder, config=separator.config, labels=separator.labels, more=more, history=history)
 
 
-def read_description(folder: str | Path) -> dict[str, Any]:
+def read_description(folder: Name) -> dict[str, Any]:
     """What ``separator.json`` says, checked for format and architecture."""
     return _CHECKPOINT.read(folder)
 
 
-def load(folder: str | Path, *, device: str | torch.device = "cpu") -> QuerySeparator:
+def load(folder: Name, *, device: str | torch.device = "cpu") -> QuerySeparator:
     """The separator in a folder, ready to separate; ``ValueError`` says what does not fit."""
     return _CHECKPOINT.load(folder, device=device)

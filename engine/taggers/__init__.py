@@ -1,7 +1,6 @@
 """Taggers: what says which labels a signal holds, independently of the separator that made it."""
 
-from pathlib import Path
-
+from engine.storage import Name, location
 from engine.taggers.base import Tagger, find_label, margin_db, rivals_of
 from engine.taggers.checkpoint import load_tagger, read_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
@@ -20,10 +19,10 @@ __all__ = [
 ]
 
 
-def open_tagger(folder: str | Path, device: str = "cpu") -> Tagger:
+def open_tagger(folder: Name, device: str = "cpu") -> Tagger:
     """The tagger in a folder: the built-in one, or an audio classifier of Hugging Face's format."""
-    if (Path(folder) / "config.json").is_file():
+    if (location(folder) / "config.json").is_file():
         from engine.taggers.adapters import HuggingFaceTagger
 
-        return HuggingFaceTagger(folder, device=device)
+        return HuggingFaceTagger(str(folder), device=device)
     return load_tagger(folder, device=device)

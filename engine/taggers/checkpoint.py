@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.checkpoint import Checkpoint
+from engine.storage import Name
 from engine.taggers.network import ARCHITECTURE, ShareTagger, TagNetworkConfig
 
 _CHECKPOINT = Checkpoint(kind="tagger", architecture=ARCHITECTURE, config=TagNetworkConfig, make=ShareTagger)
 
 
-def save_tagger(tagger: ShareTagger, folder: str | Path, *, history: Sequence[dict[str, Any]] = ()) -> None:
+def save_tagger(tagger: ShareTagger, folder: Name, *, history: Sequence[dict[str, Any]] = ()) -> None:
     """Write a tagger's folder; ``history`` tells how its weights came to be, one entry a training."""
     _CHECKPOINT.save(
         tagger,
@@ -26,11 +26,11 @@ def save_tagger(tagger: ShareTagger, folder: str | Path, *, history: Sequence[di
     )
 
 
-def read_tagger(folder: str | Path) -> dict[str, Any]:
+def read_tagger(folder: Name) -> dict[str, Any]:
     """What ``tagger.json`` says, checked for format and architecture."""
     return _CHECKPOINT.read(folder)
 
 
-def load_tagger(folder: str | Path, *, device: str | torch.device = "cpu") -> ShareTagger:
+def load_tagger(folder: Name, *, device: str | torch.device = "cpu") -> ShareTagger:
     """The tagger in a folder, ready to tag; ``ValueError`` says what does not fit."""
     return _CHECKPOINT.load(folder, device=device)

@@ -1,0 +1,448 @@
+"""Objects of S3 and what speaks its protocol, as the part of ``pathlib.Path`` that this project uses.
+
+Credentials come from boto3's standard chain alone (environment, profile, instance role) and are never read here. The
+endpoint and region are boto3's too: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or a profile.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import fnmatch
+import io
+import os
+import posixpath
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import boto3.exceptions
+import boto3.s3.transfer
+import botocore.config
+import botocore.exceptions
+import pyarrow.fs
+import urllib3.exceptions
+
+from engine.retry import retried
+
+SCHEME = "s3://"
+_BUFFER_BYTES = 1 << 18  # of a reader: a header is one request, ten seconds of compressed audio one more
+_PART_BYTES = 1 << 24  # larger objects are written in parts of this size
+_TRANSFER = boto3.s3.transfer.TransferConfig(
+    multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
+)
+_NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
+_CHANGED = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict", "409"})
+_REFUSED = frozenset(
+    "401 403 AccessDenied AllAccessDisabled ExpiredToken InvalidAccessKeyId InvalidToken SignatureDoesNotMatch".split()
+)
+_WORDS: tuple[tuple[Any, type[OSError | ValueError], str], ...] = (  # the first that fits
+    (
+        (
+            botocore.exceptions.NoCredentialsError,
+            botocore.exceptions.PartialCredentialsError,
+            botocore.exceptions.CredentialRetrievalError,
+            botocore.exceptions.TokenRetrievalError,
+            botocore.exceptions.SSOError,
+        ),
+        PermissionError,
+        "needs credentials ({}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run where a role "
+        "gives them",
+    ),
+    (
+        botocore.exceptions.ProfileNotFound,
+        ValueError,
+        "needs credentials ({}); set AWS_PROFILE to a profile of ~/.aws/config, or unset it",
+    ),
+    (
+        botocore.exceptions.ParamValidationError,
+        ValueError,
+        "is not an address of the form s3://bucket/key ({}); correct it",
+    ),
+    (
+        botocore.exceptions.SSLError,
+        OSError,
+        "cannot be reached safely ({}); check AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
+    ),
+    (
+        (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError),
+        ConnectionError,
+        "cannot be reached ({}); check the network and AWS_ENDPOINT_URL",
+    ),
+)
+_ERRORS = (  # all that boto3 raises; none of them is an OSError or a ValueError
+    botocore.exceptions.BotoCoreError,
+    botocore.exceptions.ClientError,
+    boto3.exceptions.Boto3Error,
+    urllib3.exceptions.HTTPError,
+)
+_LOGIN = re.compile(r"(?<=//)[^/@\s]*@")  # user:password@ of an address
+_CHOICES = (
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
+)
+_clients: dict[tuple[object, ...], Any] = {}
+_making = threading.Lock()
+
+
+def client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
+    """This process's client; it waits and tries again where the server throttles, fails or is away for a minute."""
+    chosen = (os.getpid(), *map(os.environ.get, _CHOICES))
+    if chosen not in _clients:
+        with _making:  # threads that come together make one
+            if chosen not in _clients:
+                _clients[chosen] = _client()
+    return _clients[chosen]
+
+
+def _client() -> Any:  # noqa: ANN401
+    session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 knows AWS_DEFAULT_REGION alone
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "max_attempts": 9},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 32,  # more threads than connections would make new ones all the time
+    }
+
+    def made() -> Any:  # noqa: ANN401
+        region = session.region_name or "us-east-1"
+        return session.client("s3", region_name=region, config=botocore.config.Config(**options))
+
+    first = made()
+    if "amazonaws.com" in first.meta.endpoint_url:
+        return first
+    options["s3"] = {"addressing_style": "path"}  # no server of one's own has a name for every bucket
+    for kind in (
+        "request_checksum_calculation",
+        "response_checksum_validation",
+    ):  # not every server knows these headers
+        options[kind] = os.environ.get(f"AWS_{kind.upper()}", "when_required")
+    return made()
+
+
+def _code(error: botocore.exceptions.ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def arrow_filesystem() -> pyarrow.fs.S3FileSystem:
+    """pyarrow's file system with the same endpoint and region, for libraries that take one (Ray Train)."""
+    meta = client().meta
+    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=9)
+    if "amazonaws.com" in meta.endpoint_url:
+        return pyarrow.fs.S3FileSystem(region=meta.region_name, retry_strategy=retries)
+    scheme, _, host = meta.endpoint_url.partition("://")
+    return pyarrow.fs.S3FileSystem(
+        region=meta.region_name, scheme=scheme, endpoint_override=host, retry_strategy=retries
+    )
+
+
+class Stat(NamedTuple):
+    """What a listing says of an object."""
+
+    name: str
+    """Last part of its key; of a prefix that others share, its name."""
+    is_file: bool
+    num_bytes: int
+
+
+class S3Path:
+    """``s3://bucket/key``: an object, or the prefix of others; ``open(path)`` is an error (no ``__fspath__``)."""
+
+    def __init__(self, uri: str) -> None:
+        bucket, _, key = uri.removeprefix(SCHEME).removeprefix("s3:/").partition("/")
+        if not bucket:
+            raise ValueError(f"an S3 address is s3://bucket/key, {uri!r} names no bucket: add it")
+        key = posixpath.normpath(key.lstrip("/")) if key.strip("/") else ""
+        if key.split("/")[0] == "..":
+            raise ValueError(f"{uri!r} climbs out of its bucket: write the address without ..")
+        self.bucket, self.key = bucket, "" if key == "." else key
+
+    def __str__(self) -> str:
+        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"S3Path({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, S3Path) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __lt__(self, other: S3Path) -> bool:
+        return str(self) < str(other)
+
+    def __truediv__(self, name: str) -> S3Path:
+        return S3Path(f"{SCHEME}{self.bucket}/{self.key}/{name}")
+
+    @property
+    def name(self) -> str:
+        """Last part of the key."""
+        return posixpath.basename(self.key)
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return posixpath.splitext(self.name)[0]
+
+    @property
+    def suffix(self) -> str:
+        """From the name's last dot on."""
+        return posixpath.splitext(self.name)[1]
+
+    @property
+    def parent(self) -> S3Path:
+        """What the key is in; a bucket is its own parent."""
+        return S3Path(f"{SCHEME}{self.bucket}/{posixpath.dirname(self.key)}")
+
+    def resolve(self) -> S3Path:
+        """Itself: there are no links."""
+        return self
+
+    def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a prefix needs no making."""
+
+    def _head(self) -> dict[str, Any] | None:
+        with _told(self):
+            try:
+                found: dict[str, Any] = client().head_object(Bucket=self.bucket, Key=self.key)
+            except botocore.exceptions.ClientError as error:
+                if _code(error) in _NOT_THERE:
+                    return None
+                raise
+        return found
+
+    def is_file(self) -> bool:
+        """Whether there is an object of this key."""
+        return bool(self.key) and self._head() is not None
+
+    def is_dir(self) -> bool:
+        """Whether there are objects below this prefix."""
+        return next(self._pages(max_keys=1), None) is not None
+
+    def exists(self) -> bool:
+        """Whether it is either."""
+        return self.is_file() or self.is_dir()
+
+    def num_bytes(self) -> int:
+        """Size of the object; ``FileNotFoundError`` where there is none."""
+        return int(self._found()["ContentLength"])
+
+    def _found(self) -> dict[str, Any]:
+        head = self._head() if self.key else None
+        if head is None:
+            raise FileNotFoundError(f"{self} does not exist; check bucket and key")
+        return head
+
+    def _pages(self, *, delimiter: str = "", max_keys: int = 1000) -> Iterator[dict[str, Any]]:
+        prefix = f"{self.key}/" if self.key else ""
+        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter}
+        with _told(self):
+            pages = client().get_paginator("list_objects_v2")
+            for page in pages.paginate(**arguments, PaginationConfig={"PageSize": max_keys}):
+                if page.get("Contents") or page.get("CommonPrefixes"):
+                    yield page
+
+    def children(self) -> Iterator[Stat]:
+        """What is directly below, a page of the listing at a time."""
+        for page in self._pages(delimiter="/"):
+            for entry in page.get("CommonPrefixes", ()):
+                yield Stat(posixpath.basename(entry["Prefix"].rstrip("/")), False, 0)
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):  # what some tools put down as a folder
+                    yield Stat(posixpath.basename(entry["Key"]), True, entry["Size"])
+
+    def files(self) -> Iterator[str]:
+        """All objects below, as keys relative to this prefix, in the order of their bytes, a page at a time."""
+        start = len(self.key) + 1 if self.key else 0
+        for page in self._pages():
+            yield from (entry["Key"][start:] for entry in page.get("Contents", ()) if not entry["Key"].endswith("/"))
+
+    def glob(self, pattern: str) -> Iterator[S3Path]:
+        """The files that ``Path.glob`` would find, without ``**``."""
+        first, _, rest = pattern.partition("/")
+        for child in self.children():
+            if fnmatch.fnmatchcase(child.name, first) and child.is_file == (not rest):
+                found = self / child.name
+                yield from found.glob(rest) if rest else (found,)
+
+    def open(self) -> io.BufferedReader:
+        """The object for reading in ranges, seekable; ``FileNotFoundError`` where there is none.
+
+        Where another takes its place before all is read, reading on raises ``OSError``: no bytes of both are mixed.
+        """
+        head = self._found()
+        return io.BufferedReader(_Ranges(self, int(head["ContentLength"]), head["ETag"]), _BUFFER_BYTES)
+
+    def read_bytes(self) -> bytes:
+        """The whole object."""
+        return retried(self._read_all)
+
+    def _read_all(self) -> bytes:
+        return self._get()[0]
+
+    def _get(self, **arguments: str) -> tuple[bytes, dict[str, Any]]:
+        with _told(self):
+            found: dict[str, Any] = client().get_object(Bucket=self.bucket, Key=self.key, **arguments)
+            with found["Body"] as body:
+                return body.read(), found
+
+    def read_text(self) -> str:
+        """The whole object as UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> None:
+        """Write a small object, whole or not at all."""
+        _put(self, Body=data)
+
+    def upload(self, file: Path) -> None:
+        """Write a local file, in parts where it is large; the object appears when all of them are there."""
+        retried(lambda: self._upload(file))
+
+    def _upload(self, file: Path) -> None:
+        with _told(self):
+            try:
+                client().upload_file(str(file), self.bucket, self.key, Config=_TRANSFER)
+            except boto3.exceptions.S3UploadFailedError as error:  # which hides what the server answered
+                raise (error.__context__ or error) from None
+
+    def create(self, data: bytes) -> bool:
+        """Write an object that is not there yet; false where another was first."""
+        return _put(self, Body=data, IfNoneMatch="*")
+
+    def replace_same(self, data: bytes, *, etag: str) -> bool:
+        """Write over the object that had this tag; false where it is another by now, or gone."""
+        return _put(self, Body=data, IfMatch=etag)
+
+    def tagged(self) -> Tagged | None:
+        """The object with the tag and age of this version of it; null where there is none."""
+        try:
+            data, found = retried(self._get)
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, botocore.exceptions.ClientError) and _code(error.__cause__) in _NOT_THERE:
+                return None
+            raise  # there is no such bucket
+        now = found["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now_s = email.utils.parsedate_to_datetime(now).timestamp() if now else time.time()
+        return Tagged(data, found["ETag"], max(0.0, now_s - found["LastModified"].timestamp()))
+
+    def remove_all(self) -> None:
+        """Delete all objects below this prefix, a page at a time."""
+        for page in self._pages():
+            keys = [{"Key": entry["Key"]} for entry in page["Contents"]]
+            with _told(self):
+                done = client().delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+            if done.get("Errors"):
+                first = done["Errors"][0]
+                raise OSError(
+                    f"{len(done['Errors'])} objects below {self} cannot be deleted; the first: {first.get('Key')} "
+                    f"({first.get('Code')}: {first.get('Message')})"
+                )
+
+    def unlink(self, *, missing_ok: bool = False) -> None:
+        """Delete the object; S3 does not say whether there was one."""
+        with _told(self):
+            client().delete_object(Bucket=self.bucket, Key=self.key)
+
+
+class Tagged(NamedTuple):
+    """A version of a small object."""
+
+    data: bytes
+    etag: str
+    age_s: float
+    """Since it was written, in whole seconds; both times are the server's, whatever the clock here says."""
+
+
+def _put(path: S3Path, **arguments: Any) -> bool:  # noqa: ANN401
+    with _told(path):
+        try:
+            client().put_object(Bucket=path.bucket, Key=path.key, **arguments)
+        except botocore.exceptions.ClientError as error:
+            changed = "IfNoneMatch" in arguments and _code(error) in _CHANGED
+            changed |= "IfMatch" in arguments and _code(error) in _CHANGED | _NOT_THERE
+            if not changed:
+                raise
+            return False
+    return True
+
+
+@contextmanager
+def _told(path: S3Path) -> Iterator[None]:
+    """Raise what boto3 raises as what a local file system would have raised, in words; the cause stays its cause."""
+    try:
+        yield
+    except _ERRORS as error:
+        raise _in_words(error, path) from error
+
+
+def _in_words(error: Exception, path: S3Path) -> OSError | ValueError:
+    said = _LOGIN.sub("", str(error))
+    if isinstance(error, botocore.exceptions.ClientError):
+        return _answer_in_words(error, said, path)
+    for kinds, raised, words in _WORDS:
+        if isinstance(error, kinds):
+            return raised(f"{path} {words.format(said)}")
+    return OSError(f"{path}: {said}")
+
+
+def _answer_in_words(error: botocore.exceptions.ClientError, said: str, path: S3Path) -> OSError:
+    code = _code(error)
+    if code == "NoSuchBucket":
+        return FileNotFoundError(f"{path} does not exist: there is no bucket {path.bucket}; check its name, or make it")
+    if code in _NOT_THERE:
+        return FileNotFoundError(f"{path} does not exist ({code}); check bucket and key")
+    if code in _REFUSED:
+        return PermissionError(
+            f"{path} may not be used with these credentials ({code}); check the credentials and the bucket's policy "
+            "(who may not list a bucket is told so of missing objects too)"
+        )
+    if code in _CHANGED:
+        return OSError(f"{path} was written anew while it was read ({code}); start again")
+    return OSError(f"{path}: {said}")
+
+
+class _Ranges(io.RawIOBase):
+    """An object read by ranges; a connection that is cut is made again at the byte where it ended."""
+
+    def __init__(self, path: S3Path, num_bytes: int, etag: str) -> None:
+        super().__init__()
+        self.name = str(path)
+        self._path, self._num_bytes, self._etag, self._at = path, num_bytes, etag, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, f"cannot go to byte {start + offset}", self.name)
+        self._at = start + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        wanted = min(len(buffer), self._num_bytes - self._at)
+        if wanted <= 0:
+            return 0
+        data = retried(lambda: self._get(wanted))
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _get(self, num_bytes: int) -> bytes:
+        wanted = f"bytes={self._at}-{self._at + num_bytes - 1}"
+        data, _ = self._path._get(Range=wanted, IfMatch=self._etag)
+        if len(data) != num_bytes:
+            raise ConnectionError(f"{self._path} gave {len(data)} of {num_bytes} bytes; the connection was cut")
+        return data
