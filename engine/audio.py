@@ -277,7 +277,8 @@ def _reader(source: Source) -> _SndfileReader | _AvReader:
     except (AudioError, av.error.FFmpegError, OSError) as error:
         if isinstance(error, AudioError) and not text:
             raise
-        what = f"it begins like a text, {text!r}" if text else f"libsndfile: {reason} FFmpeg: {error.strerror}"
+        theirs = f"libsndfile: {reason} FFmpeg: {getattr(error, 'strerror', error)}"
+        what = f"it begins like a text, {text!r}" if text else theirs
         raise AudioError(f"it is no audio that libsndfile or FFmpeg can read ({what}): replace the file") from error
 
 
@@ -324,10 +325,8 @@ def probe(source: Source) -> AudioInfo:
 def _check_promise(reader: _SndfileReader | _AvReader, num_samples: int, num_bytes: int) -> None:
     if not num_samples:
         raise AudioError(_NO_SAMPLES)
-    duration_s = num_samples / reader.rate_hz
-    if 8 * num_bytes >= _LEAST_BITS_PER_S * duration_s:
-        return
-    if next(reader.blocks(int(MIN_DECODED_FRACTION * num_samples)), None) is None:
+    duration_s, begin = num_samples / reader.rate_hz, int(MIN_DECODED_FRACTION * num_samples)
+    if 8 * num_bytes < _LEAST_BITS_PER_S * duration_s and next(reader.blocks(begin), None) is None:
         claim = f"its header promises {duration_s:.3f} s in {num_bytes} bytes"
         raise AudioError(f"it is damaged: {claim}, the end of which cannot be decoded; fetch it again")
 

@@ -221,11 +221,8 @@ def _results(
         ),
         "num_cpus": config.num_cpus_per_actor,
     }
-    decoded = (
-        ray.data.from_arrow(tasks)
-        .repartition(len(tasks))
-        .map_batches(Decode(source, config), num_cpus=_TASK_CPUS, **one_part)
-    )
+    blocks = [tasks.slice(i, 1) for i in range(len(tasks))]  # repartition's own tasks want a whole CPU of one node
+    decoded = ray.data.from_arrow(blocks).map_batches(Decode(source, config), num_cpus=_TASK_CPUS, **one_part)
     if not num_gpus:
         arguments = (open_separator, config, source.out, source.sample_rate_hz, tagging)
         return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)

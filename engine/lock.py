@@ -29,7 +29,7 @@ STALE_S = 60.0
 """A lock in S3 that was not renewed for so long, by the server's clock, is of a holder that is gone."""
 STOP_S = 30.0
 """A holder that lost its lock ends its work within this time, or is ended."""
-_RELEASE_S = 5.0  # how long a renewal under way is waited for at the end
+_RELEASE_S = 20.0  # how long the end of a block waits for its lock to be given back
 
 
 @contextmanager
@@ -129,6 +129,7 @@ class _Renewer(threading.Thread):
             if self.loss is not None:
                 self._interrupt()
                 return
+        self._release()
 
     def _renew(self) -> None:
         found = self._path.tagged()
@@ -162,14 +163,16 @@ class _Renewer(threading.Thread):
         """Give the lock back, where it is still this holder's; where that cannot be done it ends by going stale."""
         self._done.set()
         self.join(_RELEASE_S)
-        if self.is_alive() or self.loss is not None:
-            return
+        if self.is_alive() and self.loss is None:
+            _LOGGER.warning("the lock %s was not given back in %.0f s; it goes stale", self._path, _RELEASE_S)
+
+    def _release(self) -> None:
         try:
             found = self._path.tagged()
             if found is not None and self._is_mine(found.data):
                 self._path.replace_same(json.dumps({"released": time.time()}).encode(), etag=found.etag)
-        except OSError as error:
-            _LOGGER.warning("the lock %s was not given back: %s; it ends in %.0f s", self._path, error, STALE_S)
+        except (OSError, ValueError) as error:
+            _LOGGER.warning("the lock %s was not given back: %s; it goes stale", self._path, error)
 
 
 def _record(mine: dict[str, Any]) -> bytes:

@@ -74,7 +74,9 @@ def is_transient(error: BaseException) -> bool:
     return error.__cause__ is not None and is_transient(error.__cause__)
 
 
-def retried(call: Callable[[], _Value], *, attempts: int = ATTEMPTS, first_wait_s: float = 0.5) -> _Value:
+def retried(
+    call: Callable[[], _Value], *, attempts: int = ATTEMPTS, first_wait_s: float = 0.5, max_wait_s: float = 60.0
+) -> _Value:
     """What ``call`` returns, tried again after a growing, partly random wait where its error is transient.
 
     The last error is raised with its number of tries as ``attempts``.
@@ -86,5 +88,5 @@ def retried(call: Callable[[], _Value], *, attempts: int = ATTEMPTS, first_wait_
             if attempt == attempts or not is_transient(error):
                 error.attempts = attempt  # type: ignore[attr-defined]
                 raise
-        time.sleep(first_wait_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.5))
+        time.sleep(min(first_wait_s * 2 ** (attempt - 1), max_wait_s) * random.uniform(0.5, 1.5))
     raise AssertionError("not reached")

@@ -9,16 +9,16 @@ from __future__ import annotations
 import email.utils
 import errno
 import fnmatch
+import functools
 import io
 import os
 import posixpath
 import re
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import boto3
 import boto3.exceptions
@@ -36,6 +36,9 @@ _PART_BYTES = 1 << 24  # larger objects are written in parts of this size
 _TRANSFER = boto3.s3.transfer.TransferConfig(
     multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
 )
+ATTEMPTS = 9
+"""How often a request is made whose error may pass; with the waits between them that is more than a minute."""
+_MAX_WAIT_S = 20.0
 _NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
 _CHANGED = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict", "409"})
 _REFUSED = frozenset(
@@ -88,10 +91,11 @@ _CHOICES = (
 )
 _clients: dict[tuple[object, ...], Any] = {}
 _making = threading.Lock()
+_Answer = TypeVar("_Answer")
 
 
 def client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
-    """This process's client; it waits and tries again where the server throttles, fails or is away for a minute."""
+    """This process's client, for the endpoint and region that the environment names."""
     chosen = (os.getpid(), *map(os.environ.get, _CHOICES))
     if chosen not in _clients:
         with _making:  # threads that come together make one
@@ -103,7 +107,8 @@ def client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
 def _client() -> Any:  # noqa: ANN401
     session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 knows AWS_DEFAULT_REGION alone
     options: dict[str, Any] = {
-        "retries": {"mode": "standard", "max_attempts": 9},
+        # Few, for the parts of an upload: all threads share one small quota of them, which an outage uses up at once.
+        "retries": {"mode": "standard", "max_attempts": 4},
         "connect_timeout": 10,
         "read_timeout": 60,
         "max_pool_connections": 32,  # more threads than connections would make new ones all the time
@@ -208,14 +213,16 @@ class S3Path:
         """Nothing: a prefix needs no making."""
 
     def _head(self) -> dict[str, Any] | None:
-        with _told(self):
+        def head() -> dict[str, Any] | None:
             try:
                 found: dict[str, Any] = client().head_object(Bucket=self.bucket, Key=self.key)
             except botocore.exceptions.ClientError as error:
                 if _code(error) in _NOT_THERE:
                     return None
                 raise
-        return found
+            return found
+
+        return _asked(self, head)
 
     def is_file(self) -> bool:
         """Whether there is an object of this key."""
@@ -241,12 +248,14 @@ class S3Path:
 
     def _pages(self, *, delimiter: str = "", max_keys: int = 1000) -> Iterator[dict[str, Any]]:
         prefix = f"{self.key}/" if self.key else ""
-        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter}
-        with _told(self):
-            pages = client().get_paginator("list_objects_v2")
-            for page in pages.paginate(**arguments, PaginationConfig={"PageSize": max_keys}):
-                if page.get("Contents") or page.get("CommonPrefixes"):
-                    yield page
+        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": max_keys}
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):  # by hand: boto3's own iterator cannot go on after an error
+            if "NextContinuationToken" in page:
+                arguments["ContinuationToken"] = page["NextContinuationToken"]
+            page = _asked(self, lambda: client().list_objects_v2(**arguments))
+            if page.get("Contents") or page.get("CommonPrefixes"):
+                yield page
 
     def children(self) -> Iterator[Stat]:
         """What is directly below, a page of the listing at a time."""
@@ -281,16 +290,15 @@ class S3Path:
 
     def read_bytes(self) -> bytes:
         """The whole object."""
-        return retried(self._read_all)
-
-    def _read_all(self) -> bytes:
         return self._get()[0]
 
     def _get(self, **arguments: str) -> tuple[bytes, dict[str, Any]]:
-        with _told(self):
+        def get() -> tuple[bytes, dict[str, Any]]:
             found: dict[str, Any] = client().get_object(Bucket=self.bucket, Key=self.key, **arguments)
             with found["Body"] as body:
                 return body.read(), found
+
+        return _asked(self, get)
 
     def read_text(self) -> str:
         """The whole object as UTF-8."""
@@ -302,14 +310,14 @@ class S3Path:
 
     def upload(self, file: Path) -> None:
         """Write a local file, in parts where it is large; the object appears when all of them are there."""
-        retried(lambda: self._upload(file))
 
-    def _upload(self, file: Path) -> None:
-        with _told(self):
+        def upload() -> None:
             try:
                 client().upload_file(str(file), self.bucket, self.key, Config=_TRANSFER)
             except boto3.exceptions.S3UploadFailedError as error:  # which hides what the server answered
                 raise (error.__context__ or error) from None
+
+        _asked(self, upload)
 
     def create(self, data: bytes) -> bool:
         """Write an object that is not there yet; false where another was first."""
@@ -322,7 +330,7 @@ class S3Path:
     def tagged(self) -> Tagged | None:
         """The object with the tag and age of this version of it; null where there is none."""
         try:
-            data, found = retried(self._get)
+            data, found = self._get()
         except FileNotFoundError as error:
             if isinstance(error.__cause__, botocore.exceptions.ClientError) and _code(error.__cause__) in _NOT_THERE:
                 return None
@@ -335,19 +343,16 @@ class S3Path:
         """Delete all objects below this prefix, a page at a time."""
         for page in self._pages():
             keys = [{"Key": entry["Key"]} for entry in page["Contents"]]
-            with _told(self):
-                done = client().delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
-            if done.get("Errors"):
-                first = done["Errors"][0]
-                raise OSError(
-                    f"{len(done['Errors'])} objects below {self} cannot be deleted; the first: {first.get('Key')} "
-                    f"({first.get('Code')}: {first.get('Message')})"
-                )
+            _asked(self, functools.partial(self._delete, keys))
+
+    def _delete(self, keys: list[dict[str, str]]) -> None:
+        done = client().delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+        if done.get("Errors"):  # of single objects, in an answer that says 200
+            raise botocore.exceptions.ClientError({"Error": done["Errors"][0]}, "DeleteObjects")
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Delete the object; S3 does not say whether there was one."""
-        with _told(self):
-            client().delete_object(Bucket=self.bucket, Key=self.key)
+        _asked(self, lambda: client().delete_object(Bucket=self.bucket, Key=self.key))
 
 
 class Tagged(NamedTuple):
@@ -360,7 +365,7 @@ class Tagged(NamedTuple):
 
 
 def _put(path: S3Path, **arguments: Any) -> bool:  # noqa: ANN401
-    with _told(path):
+    def put() -> bool:
         try:
             client().put_object(Bucket=path.bucket, Key=path.key, **arguments)
         except botocore.exceptions.ClientError as error:
@@ -369,16 +374,24 @@ def _put(path: S3Path, **arguments: Any) -> bool:  # noqa: ANN401
             if not changed:
                 raise
             return False
-    return True
+        return True
+
+    return _asked(path, put)
 
 
-@contextmanager
-def _told(path: S3Path) -> Iterator[None]:
-    """Raise what boto3 raises as what a local file system would have raised, in words; the cause stays its cause."""
-    try:
-        yield
-    except _ERRORS as error:
-        raise _in_words(error, path) from error
+def _asked(path: S3Path, request: Callable[[], _Answer]) -> _Answer:
+    """The answer to a request, made again while the server throttles, fails or is away for a minute.
+
+    What boto3 raises is raised as what a local file system would have raised, in words; it stays the cause.
+    """
+
+    def once() -> _Answer:
+        try:
+            return request()
+        except _ERRORS as error:
+            raise _in_words(error, path) from error
+
+    return retried(once, attempts=ATTEMPTS, max_wait_s=_MAX_WAIT_S)
 
 
 def _in_words(error: Exception, path: S3Path) -> OSError | ValueError:
@@ -408,7 +421,7 @@ def _answer_in_words(error: botocore.exceptions.ClientError, said: str, path: S3
 
 
 class _Ranges(io.RawIOBase):
-    """An object read by ranges; a connection that is cut is made again at the byte where it ended."""
+    """An object read by ranges."""
 
     def __init__(self, path: S3Path, num_bytes: int, etag: str) -> None:
         super().__init__()
@@ -435,7 +448,7 @@ class _Ranges(io.RawIOBase):
         wanted = min(len(buffer), self._num_bytes - self._at)
         if wanted <= 0:
             return 0
-        data = retried(lambda: self._get(wanted))
+        data = self._get(wanted)
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)
@@ -444,5 +457,7 @@ class _Ranges(io.RawIOBase):
         wanted = f"bytes={self._at}-{self._at + num_bytes - 1}"
         data, _ = self._path._get(Range=wanted, IfMatch=self._etag)
         if len(data) != num_bytes:
-            raise ConnectionError(f"{self._path} gave {len(data)} of {num_bytes} bytes; the connection was cut")
+            raise OSError(
+                f"{self._path}: the server sent {len(data)} bytes for the range {wanted}; it has to know ranges"
+            )
         return data

@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
 
@@ -102,7 +102,8 @@ def remove_tree(folder: Location) -> None:
     """Delete a folder and all in it, as far as that is possible."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
-    else:
+        return
+    with suppress(OSError):
         folder.remove_all()
 
 

@@ -333,7 +333,11 @@ def run_chaos(points: int, seed: int, work: Path) -> Iterator[Episode]:
             episode = run_episode(some, config, out, nodes, work / f"episode-{number}.log")
             found = contents(out)
             names = sorted(expected.keys() | found.keys())
-            episode.differences = [name for name in names if expected.get(name) != found.get(name)]
+            episode.differences = [
+                f"{name}: {found.get(name)} instead of {expected.get(name)}"
+                for name in names
+                if expected.get(name) != found.get(name)
+            ]
             shutil.rmtree(out)
             yield episode
     finally:
@@ -375,7 +379,8 @@ def main() -> None:
     text = (
         f"{sum(len(entry.hit) for entry in episodes)} interruptions of {len(episodes)} runs, seed {arguments.seed}: "
         f"{len(episodes) - sum(bool(entry.differences) for entry in episodes)} ended with the data of the undisturbed "
-        f"run, byte for byte; {(time.monotonic() - started) / 60:.0f} minutes on {os.cpu_count()} cores.\n\n{table(episodes)}"
+        f"run, byte for byte; {(time.monotonic() - started) / 60:.0f} minutes on {os.cpu_count()} cores.\n\n"
+        f"{table(episodes)}"
     )
     print(text)
     if arguments.report:

@@ -158,7 +158,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if "partNumber=" in split.query:
                 time.sleep(faults.part_wait_s)
             self.pass_on(body, cuts=self.command == "GET" and "/" in split.path.strip("/"))
-        proxy.requests.append(Request(self.command, split.path, split.query, self.num_sent, self.status))
 
     def body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -179,7 +178,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         data = found.read()
         if self.command == "PUT" and faults.lose_answers > 0:
             faults.lose_answers -= 1
-            self.status, self.num_sent, self.close_connection = found.status, 0, True
+            self.seen(found.status, 0)
+            self.close_connection = True
             return
         cut = cuts and faults.due("get", faults.cut_every)
         kept = {key: value for key, value in found.getheaders() if key.lower() not in _HOP_BY_HOP - {"date"}}
@@ -189,16 +189,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def reply(
         self, status: int, reason: str, headers: dict[str, str], data: bytes, *, length: str | None = None, cut=False
     ) -> None:
+        sent = b"" if self.command == "HEAD" else data[: len(data) // 2] if cut else data
+        self.seen(status, len(sent))
         self.send_response_only(status, reason)
         for key, value in headers.items():
             self.send_header(key, value)
         self.send_header("Content-Length", length or str(len(data)))
         self.end_headers()
-        sent = b"" if self.command == "HEAD" else data[: len(data) // 2] if cut else data
         self.wfile.write(sent)
-        self.status, self.num_sent = status, len(sent)
         if cut:
             _cut(self.connection)
+
+    def seen(self, status: int, num_bytes: int) -> None:
+        """Note a request before its answer goes out: who has the answer finds it noted."""
+        split = urllib.parse.urlsplit(self.path)
+        self.server.proxy.requests.append(Request(self.command, split.path, split.query, num_bytes, status))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
 

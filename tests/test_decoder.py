@@ -20,7 +20,9 @@ from engine.audio import AudioError, decode, probe, write_wav
 from engine.decode import decode_rows
 from engine.decoder import DecodeError, Decoder, _Watched
 from engine.retry import is_transient, retried
+from engine.storage import write_bytes
 
+pytest_plugins = ["s3_server"]
 RATE_HZ = 8000
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -320,3 +322,25 @@ def test_a_connection_that_is_cut_is_not_taken_for_the_end_of_the_file(tmp_path,
     with contextlib.suppress(AudioError):  # a WAV is within the 95 % that count as whole
         decode(watched, sample_rate_hz=RATE_HZ)
     assert isinstance(watched.error, ConnectionError)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow")
+def test_an_object_store_is_read_by_the_child(s3, tmp_path):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * RATE_HZ).astype("f4")
+    sf.write(tmp_path / "a.flac", noise, RATE_HZ)
+    address = f"{s3.root}/sounds/a b.flac"
+    write_bytes(address, (tmp_path / "a.flac").read_bytes())
+    there = Decoder(time_limit_s=60.0)
+    assert there.probe(address) == probe(tmp_path / "a.flac")
+    segment = {"sample_rate_hz": RATE_HZ, "start_s": 41.3, "duration_s": 2.0}
+    assert np.array_equal(there.decode(address, **segment), decode(tmp_path / "a.flac", **segment))
+    with pytest.raises(DecodeError, match=r"missing\.flac.*does not exist") as caught:
+        there.probe(f"{s3.root}/missing.flac")
+    assert caught.value.error_class == "FileNotFoundError" and not caught.value.transient
+    there.time_limit_s = 1.0
+    s3.proxy.faults.unavailable_until_s = time.monotonic() + 30
+    with pytest.raises(DecodeError) as caught:
+        there.decode(address, **segment)
+    assert caught.value.error_class == "DecoderTimeout" and caught.value.transient, "the network may come back"
+    there.close()

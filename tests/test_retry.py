@@ -124,6 +124,12 @@ def test_the_number_of_attempts_and_the_first_wait_can_be_given(waits):
     assert (raised.value.attempts, waits) == (2, [3.0])
 
 
+def test_no_wait_is_longer_than_the_longest(waits):
+    with pytest.raises(TimeoutError):
+        retried(failing(*(TimeoutError() for _ in range(9))), attempts=6, max_wait_s=3.0)
+    assert waits == [0.5, 1.0, 2.0, 3.0, 3.0]
+
+
 def test_waits_differ_by_chance_so_that_many_do_not_come_at_once(monkeypatch):
     told = []
     monkeypatch.setattr(retry.time, "sleep", told.append)

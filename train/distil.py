@@ -288,11 +288,14 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
+    threads = torch.get_num_threads()
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise RuntimeError(f"training broke off: {reason}") from error
+    finally:
+        torch.set_num_threads(threads)  # a training in this process has set its own, and sums depend on their number
     if result.checkpoint is None:
         raise RuntimeError(f"training reported no checkpoint; its files are in {work}")
     return result.checkpoint
