@@ -27,6 +27,7 @@ import torch
 from cluster.session import connected
 from engine import synth
 from engine.audio import decode
+from engine.batched import Asker
 from engine.corpus import read_corpus
 from engine.iteration import run_pass
 from engine.schema import DecodedClip
@@ -66,11 +67,11 @@ def plain_s_per_clip(checkpoint: Path, manifest: Path) -> float:
         DecodedClip(row=row, samples_T=decode(Path(corpus.root) / row["path"], sample_rate_hz=_RATE_HZ)) for row in rows
     ]
     torch.set_num_threads(os.cpu_count() or 1)
-    separator = load(checkpoint)
-    separate_clips(clips[:4], separator, batch_s=_BATCH_S)
+    asker = Asker(separator=load(checkpoint), batch_s=_BATCH_S)
+    separate_clips(clips[:4], asker)
     started = time.perf_counter()
     for first in range(0, len(clips), 32):
-        separate_clips(clips[first : first + 32], separator, batch_s=_BATCH_S)
+        separate_clips(clips[first : first + 32], asker)
     return (time.perf_counter() - started) / len(clips)
 
 
