@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test chaos check bench lock clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,9 @@ demo: setup ## the whole loop on sounds it makes itself, under ten minutes on tw
 test: setup ## all tests, slow ones too
 	$(BIN)/python -m pytest
 
+chaos: setup ## a run on two Ray nodes, interrupted 50 times at seeded moments, against an undisturbed one
+	$(BIN)/python tests/chaos.py --points 50 --seed 0 --report benchmarks/chaos.md
+
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,6 +33,7 @@ bench: setup ## every table of the README; needs ESC10=folder with clips.csv and
 	@test -n "$(ESC10)" || { echo "make bench ESC10=folder with clips.csv and audio/"; exit 1; }
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/tracks.py
+	$(BIN)/python benchmarks/scale.py
 	$(BIN)/python benchmarks/scoring.py --esc10 $(ESC10)
 	$(BIN)/python benchmarks/esc10.py --esc10 $(ESC10)
 	$(BIN)/python benchmarks/truth.py --esc10 $(ESC10)

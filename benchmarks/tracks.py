@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from engine.audio import decode_flac24, encode_flac24
 from engine.filter import Thresholds
+from engine.flac24 import decode_flac24, encode_flac24
 from engine.schema import STEMS
 from engine.shards import read_audio, write_part, write_tracks
 from engine.storage import write_bytes, write_json, write_parquet

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,8 +39,11 @@ def connected(
     if ray.is_initialized():
         yield
         return
+    before = signal.getsignal(signal.SIGTERM)
     local = {} if address else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
     ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray puts its own in the place of the caller's
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.schema import FAILURES
+from engine.schema import CLIPS, FAILURES
 from engine.storage import Location, atomic_path, parquet_file, read_json, read_parquet, write_json
 
 Row = dict[str, Any]
@@ -26,6 +26,7 @@ Row = dict[str, Any]
 _RETRY = pa.schema(
     [pa.field("task", pa.int64()), *(FAILURES.field(name) for name in ("clip_id", "path", "num_queries"))]
 )
+STEPS = ("decode", "separate", "assess", "score", "write")
 _PART = re.compile(r"part-(\d+)(?:-r(\d+))?-(\d+)")
 
 
@@ -62,6 +63,16 @@ def done_records(out: Location, parts: Sequence[str]) -> Iterator[dict[str, Any]
         for start in range(0, len(parts), 256):
             paths = [out / "stems" / f"{part}.done.json" for part in parts[start : start + 256]]
             yield from pool.map(read_json, paths)
+
+
+def clips_in(out: Location, parts: Sequence[str]) -> set[str]:
+    """The ids of all clips that have stems or a failure in some parts that are done."""
+    ids, schema = set[str](), pa.schema([CLIPS.field("clip_id")])
+    for part in parts:
+        ids.update(read_parquet(out / "stems" / f"{part}.parquet", schema=schema)["clip_id"].to_pylist())
+        if (failed := out / "failures" / f"{part}.parquet").is_file():
+            ids.update(read_parquet(failed, schema=schema)["clip_id"].to_pylist())
+    return ids
 
 
 def failure_rows(out: Location) -> Iterator[tuple[int, Row]]:
@@ -111,16 +122,36 @@ def last_round(out: Location) -> int:
     return max(_rounds(out), default=0)
 
 
+def waiting_rows(out: Location) -> Iterator[Row]:
+    """What a round that was begun has yet to try again."""
+    done = set(done_names(out))
+    for round_ in _rounds(out):
+        with parquet_file(out / "stems" / f"retry-{round_}.parquet") as file:
+            for group in range(file.num_row_groups):
+                task = file.metadata.row_group(group).column(0).statistics.min
+                if part_name(task, round_, 0) not in done:
+                    yield from file.read_row_group(group).to_pylist()
+
+
 def plan_retry(out: Location) -> int:
     """Put down the next round: every clip that failed as a whole; returns how many they are, 0 puts down nothing.
 
-    A label that failed beside others that were separated is not among them: its clip has its stems already.
+    A label that failed beside others that were separated is not among them: its clip has its stems already. Nor is a
+    clip that an earlier round, which was broken off, has yet to try. A pass that was closed is open again.
     """
-    whole = ((task, row) for task, row in failure_rows(out) if task >= 0 and row["label"] is None)
+    waiting: dict[int, set[str]] = {}
+    for row in waiting_rows(out):
+        waiting.setdefault(row["task"], set()).add(row["clip_id"])
+    whole = (
+        (task, row)
+        for task, row in failure_rows(out)
+        if task >= 0 and row["label"] is None and row["clip_id"] not in waiting.get(task, ())
+    )
     groups = itertools.groupby(whole, key=lambda entry: entry[0])
     first = next(groups, None)
     if first is None:
         return 0
+    (out / "stems" / "manifest.json").unlink(missing_ok=True)  # first: a round without its pass open is never done
     count = 0
     path = out / "stems" / f"retry-{last_round(out) + 1}.parquet"
     with atomic_path(path) as aside, pq.ParquetWriter(aside, _RETRY) as writer:
@@ -129,6 +160,36 @@ def plan_retry(out: Location) -> int:
             writer.write_table(pa.Table.from_pylist(list(wanted.values()), schema=_RETRY))
             count += len(wanted)
     return count
+
+
+def sums(out: Location) -> tuple[dict[str, float], dict[tuple[int, int], int]]:
+    """Sums over the parts that are done, and how many parts the tasks have, by task and round, that have any done."""
+    total = dict.fromkeys(("num_stems", "num_failed", "num_clips", "num_queries", "audio_s"), 0.0)
+    total |= {f"{step}_s": 0.0 for step in STEPS}
+    num_parts: dict[tuple[int, int], int] = {}
+    names = done_names(out)
+    for name, record in zip(names, done_records(out, names), strict=True):
+        for key in total:
+            total[key] += record[key]
+        place = part_place(name)[:2]
+        num_parts[place] = max(num_parts.get(place, 0), record["num_parts"])
+    return total, num_parts
+
+
+def missing_tasks(out: Location, num_tasks: int, num_parts: dict[tuple[int, int], int]) -> list[dict[str, Any]]:
+    """The tasks that are not wholly done, in all rounds, as ``Decode`` takes them."""
+    done: dict[int, list[str]] = {}
+    for name in done_names(out):
+        done.setdefault(part_place(name)[0], []).append(name)
+    rounds = {0: range(num_tasks)} | {round_: retry_tasks(out, round_) for round_ in range(1, last_round(out) + 1)}
+    missing = []
+    for round_, tasks in rounds.items():
+        for group, task in enumerate(tasks):
+            mine = [name for name in done.get(task, ()) if part_place(name)[1] == round_]
+            if len(mine) < num_parts.get((task, round_), 1):
+                names = done.get(task, []) if round_ else mine
+                missing.append({"task": task, "round": round_, "group": group, "done": names})
+    return missing
 
 
 def summarise_failures(out: Location, *, most: int = 10) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shape legend: ``T`` samples, ``C`` channels. Times are seconds from a recording'
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -41,8 +40,6 @@ _UNSEEKABLE = ("GSM", "G72", "NMS")  # old codecs of telephones
 _UNTIMED = frozenset({"aac", "mp3"})  # raw streams: FFmpeg guesses their length and seeks inexactly
 _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3"
 _CHUNKED = {(kind, b"WAVE") for kind in (b"RIFF", b"RIFX", b"RF64")} | {(b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
-_FLAC_MAX_RATE_HZ = 655_350
-_FLAC_EXPONENTS = (-24, 40)
 
 
 _NO_SAMPLES = "it has no samples that can be decoded: fetch it again or remove it"
@@ -290,6 +287,27 @@ def _text(head: bytes) -> str:
 
 
 @contextmanager
+def _local(source: Source) -> Iterator[Source]:
+    """A source as the readers take it: an object of S3 is opened, and read by ranges.
+
+    An error of the network is raised as it is, in place of what a decoder makes of it.
+    """
+    if not isinstance(source, str) or not source.startswith("s3://"):
+        yield source
+        return
+    from engine.storage import Watched, open_binary  # Arrow is loaded where an address of S3 is used
+
+    with open_binary(source) as file:
+        watched = Watched(file, source)
+        try:
+            yield cast(BinaryIO, watched)
+        except AudioError as error:
+            raise (watched.error or error) from error
+    if watched.error is not None:
+        raise watched.error
+
+
+@contextmanager
 def _opened(source: Source) -> Iterator[_SndfileReader | _AvReader]:
     """A reader; every AudioError raised inside names the source."""
     try:
@@ -312,9 +330,9 @@ def probe(source: Source) -> AudioInfo:
     Raises AudioError for what is missing, empty, a directory or special file, no audio, or of no length, and
     where the header promises far more than the bytes can hold and nothing can be decoded near the promised end.
     """
-    with _opened(source) as reader:
+    with _local(source) as local, _opened(local) as reader:
         num_samples = reader.promised_samples or sum(map(len, reader.blocks(0)))
-        _check_promise(reader, num_samples, _num_bytes(source))
+        _check_promise(reader, num_samples, _num_bytes(local))
         return AudioInfo(
             duration_s=num_samples / reader.rate_hz,
             sample_rate_hz=reader.rate_hz,
@@ -345,7 +363,7 @@ def decode(
 
     Raises AudioError for unusable files and segments, and for segments over ``max_duration_s``.
     """
-    with _opened(source) as reader:
+    with _local(source) as local, _opened(local) as reader:
         _check_segment(start_s, duration_s, max_duration_s, sample_rate_hz)
         lead, first = _aligned(start_s, reader.rate_hz, sample_rate_hz)
         end_s = start_s + (max_duration_s if duration_s is None else duration_s)
@@ -413,51 +431,6 @@ def _check_complete(
     if got <= 0 or got < MIN_DECODED_FRACTION * asked:
         got_s, asked_s = max(0.0, got) / rate_hz, asked / rate_hz
         raise AudioError(f"it is damaged: {got_s:.3f} of {asked_s:.3f} s can be decoded; fetch it again")
-
-
-def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, int]:
-    """24-bit FLAC of ``samples_T / 2**exponent``, and the least exponent (-24 to 40) that fits the peak.
-
-    The error is at most ``2**(exponent - 24)``; encoding what was decoded is exact. No samples: no bytes.
-
-    Raises ValueError above 655,350 Hz, for NaN or infinity and for peaks of 2**40 or more.
-    """
-    if not 1 <= sample_rate_hz <= _FLAC_MAX_RATE_HZ:
-        raise ValueError(f"FLAC holds 1 to {_FLAC_MAX_RATE_HZ} Hz, not {sample_rate_hz}: resample first")
-    if not len(samples_T):
-        return b"", 0
-    steps_T, exponent = _steps(samples_T)
-    buffer, words_T = io.BytesIO(), steps_T.astype(np.int32)
-    words_T <<= 8
-    sf.write(buffer, words_T, sample_rate_hz, format="FLAC", subtype="PCM_24")
-    return buffer.getvalue(), exponent
-
-
-def decode_flac24(data: bytes, exponent: int) -> Samples:
-    """The samples ``[T]`` behind ``encode_flac24``: 24-bit steps times ``2**(exponent - 23)``, exactly."""
-    if not data:
-        return np.zeros(0, np.float32)
-    steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
-    samples_T: Samples = (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))
-    return samples_T
-
-
-def round_flac24(samples_T: Samples) -> Samples:
-    """What ``decode_flac24`` gives back of samples that ``encode_flac24`` takes, without the coding between."""
-    steps_T, exponent = _steps(samples_T)
-    return steps_T * np.float32(2.0 ** (exponent - 23))
-
-
-def _steps(samples_T: Samples) -> tuple[Samples, int]:
-    """Samples in whole steps of 24 bits, and their exponent; scaling by a power of two is exact."""
-    samples_T = np.asarray(samples_T, np.float32)
-    peak = float(np.max(np.abs(samples_T), initial=0.0))
-    if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
-        raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
-    exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
-    steps_T = samples_T * np.float32(2.0 ** (23 - exponent))
-    np.rint(steps_T, out=steps_T)
-    return np.clip(steps_T, 1 - 2**23, 2**23 - 1, out=steps_T), exponent  # symmetric, or -1 would need exponent + 1
 
 
 def _window_starts(num_samples: int, sample_rate_hz: int, window_s: float) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ output: a message is four bytes of length, that much JSON, and for decoded audio
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -105,7 +104,7 @@ class Decoder:
             except TimeoutError:
                 message = f"{source!r}: decoding it takes longer than {self.time_limit_s:g} s: replace or remove it"
                 # What takes long of an object store may be the network, which comes back.
-                raise DecodeError(message, "DecoderTimeout", transient=_is_remote(source)) from None
+                raise DecodeError(message, "DecoderTimeout", transient=source.startswith("s3://")) from None
             if answer.get("error_class") == MemoryError.__name__:  # what is left of its memory may be in pieces
                 self._drop()
         if "error_class" in answer:
@@ -200,65 +199,6 @@ def _received(child: _Child, num_bytes: int, deadline_s: float) -> bytearray:
     return data
 
 
-class _Watched(io.RawIOBase):
-    """A file object that remembers the first error of a read: libsndfile takes an error for the end of the file.
-
-    It seeks only before it reads, so that asking for the size costs the buffer below nothing.
-    """
-
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        super().__init__()
-        self.name, self._file, self._at = name, file, 0
-        self._num_bytes = file.seek(0, io.SEEK_END)
-        self.error: Exception | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
-        try:
-            self._file.seek(self._at)
-            data = self._file.read(len(buffer))
-        except Exception as error:
-            self.error = self.error or error
-            raise
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-
-def _is_remote(source: str) -> bool:
-    return source.startswith("s3://")
-
-
-def _done(call: str, source: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The answer to one request."""
-    if not _is_remote(source):
-        return _called(call, source, arguments)
-    from engine.storage import open_binary
-
-    with open_binary(source) as file:
-        watched = _Watched(file, source)
-        try:
-            answer = _called(call, cast(BinaryIO, watched), arguments)
-        except AudioError as error:
-            raise (watched.error or error) from error
-    if watched.error is not None:
-        raise watched.error
-    return answer
-
-
 def _called(call: str, source: Source, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
     if call == "probe":
         return {"info": vars(probe(source))}, b""
@@ -313,7 +253,7 @@ def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
             request, data = json.loads(requests.read(*struct.unpack(">I", head))), b""
             signal.setitimer(signal.ITIMER_REAL, alarm_s)
             try:
-                answer, data = _done(**request)
+                answer, data = _called(**request)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is told and costs this file alone
                 answer = _described(error, request["source"])
             signal.setitimer(signal.ITIMER_REAL, 0)

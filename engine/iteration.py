@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import re
@@ -20,26 +19,29 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engine.account import (
+    STEPS,
     done_names,
     done_records,
-    last_round,
-    part_place,
+    missing_tasks,
     plan_retry,
-    retry_tasks,
     summarise_failures,
+    sums,
+    waiting_rows,
 )
 from engine.clip_table import Corpus, Tasks, write_failures
 from engine.lock import held
 from engine.schema import SCORES_VERSION
 from engine.separators import Separator, load, read_description
 from engine.stages import Decode, PassConfig, ScoreAndWrite, Separate, SeparateScoreAndWrite, Source
-from engine.storage import Location, Name, differences, fingerprint, location, read_json, write_json
+from engine.storage import Location, Name, differences, fingerprint, location, read_json, remove_leftovers, write_json
 from engine.taggers import Tagger, open_tagger
 
 _TASK_CPUS = 0.4  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
-_STEPS = ("decode", "separate", "assess", "score", "write")
 _WAVE_TASKS = 4096  # tasks of one Ray Data execution, whose bookkeeping grows with them
 _ENOUGH_QUERIES = 200  # to judge by what fraction of them fails
+_TASK = pa.schema(
+    [*(pa.field(name, pa.int64()) for name in ("task", "round", "group")), pa.field("done", pa.list_(pa.string()))]
+)
 
 
 def run_pass(
@@ -83,13 +85,17 @@ def run_pass(
     placement = _placement(config)  # refused before the folder is claimed
     with held(out, "stems"):
         _claim(out, identity)
-        if retry_failed and plan_retry(out):
-            manifest_path.unlink(missing_ok=True)
+        for name in ("stems", "failures", "corpus"):
+            remove_leftovers(out / name)
+        if retry_failed:
+            plan_retry(out)
         if not manifest_path.is_file():
-            started, before = time.perf_counter(), _account(out)
+            started, (before, num_parts) = time.perf_counter(), sums(out)
             counts = _prepare(corpus, out, config)
+            tasks = missing_tasks(out, counts["num_tasks"], num_parts)
             source = Source(root=corpus.root, out=str(out), sample_rate_hz=sample_rate_hz)
-            _stream(source, counts, config, placement, open_separator, tagging, before)
+            watch = Watch(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
+            _stream(source, tasks, config, placement, open_separator, tagging, watch)
             wall_s = time.perf_counter() - started
             _close(
                 out,
@@ -126,19 +132,12 @@ def require_clips(corpus: Corpus, config: PassConfig) -> None:
 def _prepare(corpus: Corpus, out: Location, config: PassConfig) -> dict[str, int]:
     """Put down the pass's clips and what of the manifest is none; returns how many there are."""
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
-    if corpus.num_failures and not (out / "failures" / "manifest.parquet").is_file():
-        write_failures(out / "failures" / "manifest.parquet", corpus.failure_tables())
+    failures = out / "failures" / "manifest.parquet"
+    if corpus.num_failures:  # anew at every start: rows that are no clip may be mended without it being another corpus
+        write_failures(failures, corpus.failure_tables())
+    else:
+        failures.unlink(missing_ok=True)
     return counts
-
-
-def _account(out: Location) -> dict[str, float]:
-    """Sums over the parts that are done."""
-    total = dict.fromkeys(("num_stems", "num_failed", "num_clips", "num_queries", "audio_s"), 0.0)
-    total |= {f"{step}_s": 0.0 for step in _STEPS}
-    for record in done_records(out, done_names(out)):
-        for key in total:
-            total[key] += record[key]
-    return total
 
 
 def _claim(out: Location, identity: dict[str, Any]) -> None:
@@ -152,38 +151,15 @@ def _claim(out: Location, identity: dict[str, Any]) -> None:
         raise ValueError(f"{out} holds a pass of another {changed}; give another folder, or delete this one to redo it")
 
 
-def _missing(out: Location, num_tasks: int) -> tuple[list[dict[str, int]], frozenset[str]]:
-    """The tasks that are not wholly done, in all rounds, and the names of their parts that are."""
-    names = done_names(out)
-    seen: dict[tuple[int, int], int] = {}
-    for name in names:
-        task, round_, _ = part_place(name)
-        seen[task, round_] = seen.get((task, round_), 0) + 1
-    expected = {}
-    first = [name for name in names if part_place(name)[2] == 0]
-    for name, record in zip(first, done_records(out, first), strict=True):
-        expected[part_place(name)[:2]] = record["num_parts"]
-    rounds = {0: range(num_tasks)} | {round_: retry_tasks(out, round_) for round_ in range(1, last_round(out) + 1)}
-    missing = [
-        {"task": task, "round": round_, "group": group}
-        for round_, tasks in rounds.items()
-        for group, task in enumerate(tasks)
-        if seen.get((task, round_), 0) < expected.get((task, round_), 1)
-    ]
-    open_ = {(entry["task"], entry["round"]) for entry in missing}
-    return missing, frozenset(name for name in names if part_place(name)[:2] in open_)
-
-
 def _stream(
     source: Source,
-    counts: dict[str, int],
+    tasks: list[dict[str, Any]],
     config: PassConfig,
     placement: tuple[float, int],
     open_separator: Callable[[str], Separator],
     tagging: Callable[[str], Tagger] | None,
-    before: dict[str, float],
+    watch: Watch,
 ) -> None:
-    tasks, done = _missing(location(source.out), counts["num_tasks"])
     if not tasks:
         return
     context = ray.data.DataContext.get_current()
@@ -191,12 +167,10 @@ def _stream(
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass says itself how it goes
-    source = dataclasses.replace(source, done=done)
-    watch = Watch(location(source.out), config.max_failed_fraction, before, num_clips=counts["num_clips"])
     try:
         with watch.shown():
             for start in range(0, len(tasks), _WAVE_TASKS):
-                wave = pa.Table.from_pylist(tasks[start : start + _WAVE_TASKS])
+                wave = pa.Table.from_pylist(tasks[start : start + _WAVE_TASKS], schema=_TASK)
                 for row in _results(wave, source, config, placement, open_separator, tagging).iter_rows():
                     watch.add(row)
     except ray.exceptions.RayError as error:
@@ -263,11 +237,10 @@ class Watch:
 
     def __init__(self, out: Location, max_failed_fraction: float, before: dict[str, float], *, num_clips: int) -> None:
         self.out, self.limit, self.num_clips = out, max_failed_fraction, num_clips
-        self.num_queries, self.num_failed, self.clips_before = (
-            before["num_queries"],
-            before["num_failed"],
-            before["num_clips"],
-        )
+        # What is to be tried again has not failed yet: else a pass that too much failed in could not be mended.
+        again = sum(row["num_queries"] for row in waiting_rows(out))
+        self.num_queries, self.num_failed = before["num_queries"] - again, before["num_failed"] - again
+        self.clips_before = before["num_clips"]
         self.audio_s, self.clips, self.said = 0.0, 0, 0.0
         self.started = time.perf_counter()
         self.console = Console(file=sys.stderr)
@@ -285,8 +258,8 @@ class Watch:
         """Take in what became of a part."""
         self.audio_s += row["audio_s"]
         self.clips += row["num_clips"]
-        self.num_queries += row["num_queries"]
-        self.num_failed += row["num_failed"]
+        self.num_queries += row["num_queries"] + row["num_failed_before"]
+        self.num_failed += row["num_failed"] + row["num_failed_before"]
         elapsed = time.perf_counter() - self.started
         speed = f"separating clips, {self.audio_s / elapsed:.0f} s of audio per second"
         clips, total = int(self.clips + self.clips_before), self.num_clips
@@ -298,15 +271,22 @@ class Watch:
             require_few_failures(self.out, self.num_failed, self.num_queries, self.limit)
 
 
+class TooManyFailuresError(RuntimeError):
+    """More of a pass's queries failed than it lets; the words say what to do."""
+
+    says_how_to_go_on = True
+
+
 def require_few_failures(out: Location, num_failed: float, num_queries: float, limit: float) -> None:
-    """``RuntimeError`` with the reasons where more of the queries failed than the limit lets."""
+    """:class:`TooManyFailuresError` with the reasons where more of the queries failed than the limit lets."""
     if num_failed <= limit * num_queries:
         return
     reasons = summarise_failures(out, most=3)["reasons"]
     told = "; ".join("{num_queries} in {step}, {error_class} ({example})".format(**entry) for entry in reasons)
-    raise RuntimeError(
+    raise TooManyFailuresError(
         f"{num_failed:.0f} of {num_queries:.0f} queries failed, more than max_failed_fraction {limit:g} lets: {told}. "
-        f"`clearsep failures {out}` lists them; when the cause is mended, --retry-failed tries them again"
+        f"`clearsep failures {out}` lists them; when the cause is mended, --retry-failed tries them again; a higher "
+        "max_failed_fraction does without them. What was done stays"
     )
 
 
@@ -321,12 +301,12 @@ def _close(
     limit: float,
 ) -> None:
     """Add up the parts and write the manifest that closes the pass."""
-    total = _account(out)
+    total, _ = sums(out)
     not_clips = sum(sum(table["num_queries"].to_pylist()) for table in corpus.failure_tables())
     num_queries, num_failed = total["num_queries"] + not_clips, total["num_failed"] + not_clips
     require_few_failures(out, num_failed, num_queries, limit)
     parts = done_names(out)
-    all_s = sum(total[f"{step}_s"] for step in _STEPS) or 1.0
+    all_s = sum(total[f"{step}_s"] for step in STEPS) or 1.0
     manifest = {
         "num_clips": int(total["num_clips"]) + corpus.num_failures,
         "num_set_aside": counts["num_set_aside"],
@@ -336,8 +316,8 @@ def _close(
         "audio_h": total["audio_s"] / 3600.0,
         "wall_s": wall_s,  # of the start that closed the pass
         "audio_s_per_s": (total["audio_s"] - audio_s_before) / wall_s,
-        "step_s": {step: total[f"{step}_s"] for step in _STEPS},
-        "step_fraction": {step: total[f"{step}_s"] / all_s for step in _STEPS},
+        "step_s": {step: total[f"{step}_s"] for step in STEPS},
+        "step_fraction": {step: total[f"{step}_s"] / all_s for step in STEPS},
         "separator_fingerprint": identity["separator"],
         "config_fingerprint": fingerprint(identity["settings"]),
         "shards": {part: record["sha256"] for part, record in zip(parts, done_records(out, parts), strict=True)},

@@ -47,6 +47,8 @@ def plan(
     config = config or PassConfig()
     rows, num_taking = _sample(corpus, config.min_labels, num_rows, seed)
     on_gpu = torch.cuda.is_available()
+    num_tasks = math.ceil(num_taking / config.rows_per_task)
+    part_clips = max(1, int(config.part_s / config.clip_s))
     config = replace(config, part_s=max(config.clip_s, config.batch_s), rows_per_task=max(1, len(rows)))
     with tempfile.TemporaryDirectory(prefix="clearsep-plan-") as folder:
         out = Path(folder)
@@ -64,17 +66,25 @@ def plan(
     core_h, gpu_h = sum(hours[step] for step in cpu_steps), sum(hours[step] for step in _MODEL_STEPS) if on_gpu else 0.0
     num_cpus = num_cpus or os.cpu_count() or 1
     num_gpus = (num_gpus or torch.cuda.device_count()) if on_gpu else 0
-    low, high = _interval(int(measured["num_failed"]), int(measured["num_queries"]))
+    not_clips = sum(sum(table["num_queries"].to_pylist()) for table in corpus.failure_tables())
+    num_queries = measured["num_queries"] * scale + not_clips
+
+    def whole(fraction: float) -> float:
+        """A fraction of what is separated as one of all, with the rows of the manifest that are no clips."""
+        return (fraction * measured["num_queries"] * scale + not_clips) / num_queries
+
+    # Rows are what is drawn: the queries of one fail together.
+    low, high = _interval(measured["num_failed"] / measured["num_queries"], len(rows))
     return {
         "num_rows": corpus.num_clips + corpus.num_failures,
         "num_set_aside": corpus.num_clips - num_taking,
-        "num_clips": round(measured["num_clips"] * scale),
-        "num_queries": round(measured["num_queries"] * scale),
+        "num_clips": round(measured["num_clips"] * scale) + corpus.num_failures,
+        "num_queries": round(num_queries),
         "audio_h": audio_s / 3600.0,
-        "num_failed": round(measured["num_failed"] * scale) + corpus.num_failures,
-        "failed_fraction": measured["num_failed"] / measured["num_queries"],
-        "failed_fraction_low": low,
-        "failed_fraction_high": high,
+        "num_failed": round(measured["num_failed"] * scale) + not_clips,
+        "failed_fraction": whole(measured["num_failed"] / measured["num_queries"]),
+        "failed_fraction_low": whole(low),
+        "failed_fraction_high": whole(high),
         "core_h": core_h,
         "gpu_h": gpu_h,
         "step_h": hours,
@@ -82,7 +92,7 @@ def plan(
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "stem_gib": num_bytes * scale / 2**30,
-        "num_shards": math.ceil(audio_s / PassConfig().part_s),
+        "num_shards": num_tasks * math.ceil(measured["num_clips"] * scale / num_tasks / part_clips),
         "measured_on": torch.cuda.get_device_name() if on_gpu else "CPU, one thread",
         "sample_rows": len(rows),
         "sample_audio_s": measured["audio_s"],
@@ -140,9 +150,9 @@ def _sums(records: list[dict[str, Any]]) -> dict[str, float]:
     return {name: float(sum(record[name] for record in records)) for name in names}
 
 
-def _interval(successes: int, trials: int) -> tuple[float, float]:
+def _interval(fraction: float, trials: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a fraction."""
-    z, fraction = 1.96, successes / trials
+    z = 1.96
     middle = fraction + z * z / (2 * trials)
     reach = z * math.sqrt(fraction * (1 - fraction) / trials + z * z / (4 * trials * trials))
     size = 1 + z * z / trials

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.account import failure_rows
-from engine.audio import decode_flac24
 from engine.filter import VERDICT, Thresholds, judge, require_scores
+from engine.flac24 import decode_flac24
 from engine.schema import ESTIMATES, FAILURES, SCORES, STEMS
 from engine.storage import (
     Location,

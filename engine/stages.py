@@ -7,8 +7,9 @@ whole or not at all and then recorded as done, so a pass that is started again d
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.account import part_name, retry_rows, write_done
+from engine.account import clips_in, done_records, part_name, part_place, retry_rows, write_done
 from engine.assess import Assessor
-from engine.audio import MAX_DURATION_S, AudioError, encode_flac24, round_flac24
+from engine.audio import MAX_DURATION_S, AudioError
 from engine.batched import Asker
 from engine.clip_table import Tasks
 from engine.decode import cut_rows, decode_rows, parts
 from engine.decoder import Decoder
+from engine.flac24 import encode_flac24, round_flac24
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
 from engine.score import score_clip
 from engine.separate import separate_clips
@@ -115,21 +117,21 @@ def _clip(entry: dict[str, Any]) -> DecodedClip:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a pass finds its clips and what it has done of them already."""
+    """Where a pass finds its clips and puts what comes of them."""
 
     root: str
     """Folder or address that relative paths start from."""
     out: str
     """The pass's folder: its clips are in ``corpus/``."""
     sample_rate_hz: int
-    done: frozenset[str] = frozenset()
-    """Names of parts that are whole."""
 
 
 class Decode:
     """Task: rows of the manifest to parts of decoded clips, one at a time.
 
-    A batch row names a task, a round (0: the first try) and in a later round the task's place in its list.
+    A batch row names a task, a round (0: the first try), in a later round the task's place in its list, and the parts
+    of the task that are done already: of this round, and in a later one of all. What they hold is not done again,
+    whatever has become of the files since.
     """
 
     def __init__(self, source: Source, config: PassConfig) -> None:
@@ -139,18 +141,21 @@ class Decode:
         for entry in batch.to_pylist():
             yield from self._parts(**entry)
 
-    def _parts(self, task: int, round: int, group: int) -> Iterator[pa.Table]:
+    def _parts(self, task: int, round: int, group: int, done: Sequence[str] = ()) -> Iterator[pa.Table]:
         started = time.perf_counter()
         source, config = self.source, self.config
         out = location(source.out)
-        rows, decoder = Tasks(out / "corpus").rows(task), _decoder(config.decode_limit_s)
+        decoder = _decoder(config.decode_limit_s)
+        mine = [name for name in done if part_place(name)[1] == round]
+        others = [name for name in done if part_place(name)[1] != round]
         before = retry_rows(out, round, group) if round else []
-        pieces, failures = self._cut(rows, decoder) if not round else self._cut_again(rows, before, decoder)
+        pieces, failures = self._missing(Tasks(out / "corpus").rows(task), before, mine, others, decoder)
         groups = parts(pieces, clip_s=config.clip_s, part_s=config.part_s)
-        for number, group_rows in enumerate(groups):
-            name = part_name(task, round, number)
-            if name in source.done:
-                continue
+        num_parts = max((record["num_parts"] for record in done_records(out, mine)), default=0)
+        groups += [[]] * (num_parts - len(mine) - len(groups))  # files that are shorter by now, or gone
+        taken = {part_place(name)[2] for name in mine}
+        numbers = (number for number in itertools.count() if number not in taken)
+        for number, group_rows in zip(numbers, groups, strict=False):
             clips, failed = decode_rows(
                 group_rows,
                 root=source.root,
@@ -158,26 +163,43 @@ class Decode:
                 clip_s=config.clip_s,
                 decoder=decoder,
             )
-            more = failures if number == 0 else []
             less = before if number == 0 else []  # what this round stands in for
             num_queries_before = sum(row["num_queries"] for row in less)
             values = {
-                "part": name,
+                "part": part_name(task, round, number),
                 "task": task,
                 "round": round,
-                "num_parts": len(groups),
-                "num_clips": len(group_rows) + len(more) - len(less),
+                "num_parts": len(mine) + len(groups),
+                "num_clips": len(group_rows) + len(failures) - len(less),
                 "num_queries": sum(len(row["labels"]) for row in group_rows)
-                + sum(row["num_queries"] for row in more)
+                + sum(row["num_queries"] for row in failures)
                 - num_queries_before,
                 "num_failed_before": num_queries_before,
                 "audio_s": sum(len(clip.samples_T) for clip in clips) / source.sample_rate_hz,
                 "clips": [{**clip.row, "samples": clip.samples_T.tobytes()} for clip in clips],
-                "failures": failed + more,
+                "failures": failed + failures,
                 "decode_s": time.perf_counter() - started,
             }
             yield _row(values, _CLIP)
+            failures = []  # they are of the first part
             started = time.perf_counter()
+
+    def _missing(
+        self, rows: list[Row], before: list[Row], mine: Sequence[str], others: Sequence[str], decoder: Decoder
+    ) -> tuple[list[Row], list[Row]]:
+        """The clips of a task that no part holds yet, and those that fail as they are cut."""
+        out = location(self.source.out)
+        held = clips_in(out, mine)
+        if not before:
+            pieces, failures = self._cut([row for row in rows if row["clip_id"] not in held], decoder)
+        else:
+            tried = {row["clip_id"] for row in before}
+            pieces, failures = self._cut_again(rows, [row for row in before if row["clip_id"] not in held], decoder)
+            if any(
+                piece["clip_id"] not in tried for piece in pieces
+            ):  # a recording that broke off may be there in part
+                held |= clips_in(out, others) - tried
+        return [piece for piece in pieces if piece["clip_id"] not in held], failures
 
     def _cut(self, rows: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
         config = self.config
@@ -187,21 +209,24 @@ class Decode:
 
     def _cut_again(self, rows: list[Row], before: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
         """The clips of a task that failed before, and those of them that fail as they are cut."""
-        failed_before = {row["clip_id"]: row for row in before}
+        wanted = {row["clip_id"]: row for row in before}
         paths = {row["path"] for row in before}
-        pieces, failures = [], []
+        pieces: list[Row] = []
+        failures: list[Row] = []
+        unreadable: dict[str, Row] = {}
         for row in (row for row in rows if row["path"] in paths):
             cut, failed = self._cut([row], decoder)
-            whole = row["clip_id"] in failed_before  # the file itself could not be read
-            pieces += [piece for piece in cut if whole or piece["clip_id"] in failed_before]
-            failures += failed
-        found = {row["clip_id"] for row in (*pieces, *failures)}
-        found |= {row["clip_id"] for row in rows}
-        for row in before:
-            if row["clip_id"] not in found:
-                error = AudioError("its file is of another length by now and has no such clip: start a new pass")
-                same = {name: row[name] for name in ("clip_id", "path", "num_queries")}
-                failures.append(failure(**same, step="decode", error=error))
+            unreadable |= {entry["path"]: entry for entry in failed}
+            if wanted.pop(row["clip_id"], None):  # the file itself could not be read, or it is one clip
+                pieces += cut
+                failures += failed
+            else:
+                pieces += [piece for piece in cut if wanted.pop(piece["clip_id"], None)]
+        for row in wanted.values():  # pieces that their files do not have any more
+            same = {name: row[name] for name in ("clip_id", "path", "num_queries")}
+            error = AudioError("its file is of another length by now and has no such clip: start a new pass")
+            lost = failure(**same, step="decode", error=error)
+            failures.append(unreadable.get(row["path"], lost) | same)
         return pieces, failures
 
 
@@ -295,10 +320,12 @@ class ScoreAndWrite:
             except (ValueError, RuntimeError) as error:
                 failures.append(_unscored(item, error))
         written = write_part(self.out, name, stems=stems, failures=failures)
-        written["num_failed"] -= part.pop("num_failed_before")
+        before = {"num_failed_before": part.pop("num_failed_before")}
+        written["num_failed"] -= before["num_failed_before"]
         part["write_s"] = time.perf_counter() - started - part["score_s"]
         write_done(self.out, name, part | written)
-        return pa.table({key: [(part | written)[key]] for key in ("num_clips", "num_queries", "num_failed", "audio_s")})
+        names = ("num_clips", "num_queries", "num_failed", "num_failed_before", "audio_s")
+        return pa.table({key: [(part | written | before)[key]] for key in names})
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, Any]]:
         signals = (item.clip.samples_T, *item.stems_ST)

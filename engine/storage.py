@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -64,6 +65,44 @@ def open_binary(path: Name) -> BinaryIO:
     return place.open("rb") if isinstance(place, Path) else cast(BinaryIO, place.open())
 
 
+class Watched(io.RawIOBase):
+    """A file object that remembers the first error of a read: libsndfile takes an error for the end of the file.
+
+    It seeks only before it reads, so that asking for the size costs the buffer below nothing.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        super().__init__()
+        self.name, self._file, self._at = name, file, 0
+        self._num_bytes = file.seek(0, io.SEEK_END)
+        self.error: Exception | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        try:
+            self._file.seek(self._at)
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            self.error = self.error or error
+            raise
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
 def parquet_file(path: Location) -> pq.ParquetFile:
     """A Parquet file, of which only the columns and row groups that are asked for are read."""
     return pq.ParquetFile(path if isinstance(path, Path) else open_binary(path))
@@ -105,6 +144,14 @@ def remove_tree(folder: Location) -> None:
         return
     with suppress(OSError):
         folder.remove_all()
+
+
+def remove_leftovers(folder: Location) -> None:
+    """Delete what writers that were killed left half written in a folder; nobody else may be writing there."""
+    if isinstance(folder, Path):  # in S3 nothing is half written
+        for path in folder.glob(".*.????????"):
+            if path.suffixes[-2:-1] in ([".parquet"], [".json"], [".yaml"], [".safetensors"]):
+                path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Name, data: bytes) -> None:

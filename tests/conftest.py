@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from engine.account import write_done
-from engine.audio import encode_flac24, write_wav
+from engine.audio import write_wav
+from engine.flac24 import encode_flac24
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.shards import write_part
 from engine.storage import write_json

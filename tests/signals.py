@@ -17,7 +17,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from engine.account import done_names, done_parts
+from engine.account import done_parts, missing_tasks, sums
 from engine.clip_table import Tasks
 from engine.schema import DecodedClip
 from engine.separators import NetworkConfig, QuerySeparator, Separator, save
@@ -239,16 +239,21 @@ def run_stages(
     config: PassConfig,
     open_separator: Callable[[str], Separator] = lambda device: BandSeparator(),
     open_tagger: Callable[[str], Tagger] | None = None,
+    most_parts: int | None = None,
 ) -> list[str]:
-    """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote."""
+    """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote.
+
+    It breaks off after ``most_parts`` parts. Rounds that were planned are part of it.
+    """
     num_tasks, _ = Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
-    decode = Decode(Source(root=root, out=str(out), sample_rate_hz=RATE_HZ, done=frozenset(done_names(out))), config)
+    decode = Decode(Source(root=root, out=str(out), sample_rate_hz=RATE_HZ), config)
     separate = Separate(open_separator, config, False, open_tagger)
     write = ScoreAndWrite(str(out), RATE_HZ)
-    written = []
-    for number in range(num_tasks):
-        task = pa.Table.from_pylist([{"task": number, "round": 0, "group": number}])
-        for part in decode(task):
+    written: list[str] = []
+    for task in missing_tasks(out, num_tasks, sums(out)[1]):
+        for part in decode(pa.Table.from_pylist([task])):
+            if len(written) == most_parts:
+                return written
             written += part["part"].to_pylist()
             write(separate(part))
     return written

@@ -14,12 +14,10 @@ from engine.audio import (
     active_mask,
     active_rms,
     decode,
-    decode_flac24,
-    encode_flac24,
     probe,
-    round_flac24,
     write_wav,
 )
+from engine.flac24 import decode_flac24, encode_flac24, round_flac24
 
 SNDFILE = {
     "wav": ("WAV", "PCM_16"),

@@ -18,9 +18,9 @@ import soundfile as sf
 
 from engine.audio import AudioError, decode, probe, write_wav
 from engine.decode import decode_rows
-from engine.decoder import DecodeError, Decoder, _Watched
+from engine.decoder import DecodeError, Decoder
 from engine.retry import is_transient, retried
-from engine.storage import write_bytes
+from engine.storage import Watched, write_bytes
 
 pytest_plugins = ["s3_server"]
 RATE_HZ = 8000
@@ -315,10 +315,10 @@ def test_a_connection_that_is_cut_is_not_taken_for_the_end_of_the_file(tmp_path,
     else:
         sf.write(path, noise, RATE_HZ)
     whole = path.stat().st_size
-    watched = _Watched(Cut(path, whole), "name")
+    watched = Watched(Cut(path, whole), "name")
     assert np.array_equal(decode(watched, sample_rate_hz=RATE_HZ), decode(path, sample_rate_hz=RATE_HZ))
     assert watched.error is None
-    watched = _Watched(Cut(path, int(0.97 * whole)), "name")
+    watched = Watched(Cut(path, int(0.97 * whole)), "name")
     with contextlib.suppress(AudioError):  # a WAV is within the 95 % that count as whole
         decode(watched, sample_rate_hz=RATE_HZ)
     assert isinstance(watched.error, ConnectionError)

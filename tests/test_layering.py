@@ -13,7 +13,7 @@ PACKAGES = {  # package: project packages that it may import
     "tune": {"tune", "train", "engine"},
 }
 PROJECT = {*PACKAGES, "clearsep", "tests", "benchmarks"}
-VOCABULARY = {"schema", "audio", "storage", "s3", "retry", "checkpoint", "metrics"}
+VOCABULARY = {"schema", "audio", "flac24", "storage", "s3", "retry", "checkpoint", "metrics"}
 STEPS = {"decode", "separate", "score", "filter"}
 KNOWS_RAY = {"engine/iteration.py", "train/distil.py", "tune/loop.py", "tune/search.py"}
 MAX_LINES, MAX_FUNCTION_LINES = 500, 60

@@ -18,7 +18,6 @@ from signals import (
     write_clips,
 )
 
-from engine.account import done_parts, write_done
 from engine.corpus import read_corpus
 from engine.filter import Quantile, Thresholds
 from engine.schema import ESTIMATES, SCORES
@@ -30,7 +29,6 @@ from engine.shards import (
     read_tracks,
     stem_shards,
     verify,
-    write_part,
     write_tracks,
 )
 from engine.stages import PassConfig
@@ -464,33 +462,6 @@ def test_a_selection_that_broke_off_is_not_taken_for_the_one_before(out):
     with pytest.raises(ValueError, match="not a finished selection"):
         read_tracks(out / "tracks")
     assert not [path.name for path in (out / "tracks").iterdir() if path.name.startswith(".")]
-
-
-def test_a_part_counts_only_with_its_record(tmp_path):
-    record = write_part(tmp_path, "part-000000-0000", stems=[], failures=[])
-    assert done_parts(tmp_path) == {}
-    write_done(tmp_path, "part-000000-0000", record)
-    assert done_parts(tmp_path) == {"part-000000-0000": record}
-    assert (record["num_stems"], record["num_failed"]) == (0, 0)
-
-
-def test_failures_of_all_parts_are_read_together(tmp_path):
-    assert len(read_failures(tmp_path)) == 0
-    row = {
-        "path": "a.wav",
-        "label": None,
-        "num_queries": 2,
-        "step": "decode",
-        "error_class": "E",
-        "message": "m",
-        "attempts": 1,
-    }
-    for number in (0, 1):
-        part = f"part-{number:06d}-0000"
-        record = write_part(tmp_path, part, stems=[], failures=[{"clip_id": f"clip-{number}", **row}])
-        assert len(read_failures(tmp_path)) == number  # what is not recorded as done will be done again
-        write_done(tmp_path, part, record)
-    assert read_failures(tmp_path)["clip_id"].to_pylist() == ["clip-0", "clip-1"]
 
 
 def test_bands_are_what_this_file_says():

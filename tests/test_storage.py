@@ -15,6 +15,7 @@ from engine.storage import (
     atomic_path,
     fingerprint,
     read_json,
+    remove_leftovers,
     sha256_file,
     write_bytes,
     write_json,
@@ -140,3 +141,20 @@ def test_fingerprint_is_the_same_in_every_version():
 def test_fingerprint_refuses_nan():
     with pytest.raises(ValueError, match="not JSON compliant"):
         fingerprint([float("nan")])
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    """A child dies by kill -9 in the middle of a write, as a worker does."""
+    code = (
+        "import os, signal, sys; from engine.storage import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as aside:\n"
+        "    aside.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("part.parquet", "part.done.json"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    kept = {"part-1.parquet", "part-1.done.json", ".stems.lock", ".hidden", "notes.txt"}
+    for name in kept:
+        (tmp_path / name).write_bytes(b"whole")
+    assert len(list(tmp_path.iterdir())) == len(kept) + 2
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -239,7 +239,9 @@ def _identity(task: Task) -> str:
             "start": read_description(task.start)["fingerprint"] if task.start else None,
             "clean": _sources(material.clean, material.clean_folds),
             "clean_without": material.clean_without,
-            "tracks": read_json(Path(material.tracks) / "manifest.json")["fingerprint"] if material.tracks else None,
+            "tracks": read_json(location(material.tracks) / "manifest.json")["fingerprint"]
+            if material.tracks
+            else None,
             "chosen_by": chosen_by and asdict(replace(chosen_by, clips="")),
             "chosen_by_clips": _sources(chosen_by.clips, chosen_by.folds) if chosen_by else None,
         }
