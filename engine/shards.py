@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ _INDEX = pa.schema(
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
 _KEPT = pa.schema([*_INDEX, VERDICT.field("kept_by_floor")])
 _REJECTED = pa.schema([*_INDEX, *(VERDICT.field(f"rejected_{name}") for name in ("by", "value", "limit"))])
+_TOGETHER = 256  # shards whose scores are held apart at the most
+_ROWS_A_GROUP = 16_384  # of a selection
 _ABSENT = "min_stem_level_db"  # the rule that says so
 
 Estimate = Callable[[pa.Table], pa.Table]
@@ -172,15 +175,22 @@ def _judge_pass(shards: Iterable[Location], thresholds: Thresholds, estimate: Es
     Quantiles and ranks need all stems at once, so the columns that they and the rules ask for are gathered here.
     """
     names = ["num_stems", *dict.fromkeys([*columns_asked(thresholds), *ESTIMATES.names])]
-    parts = [_INDEX.empty_table().select(names)]
+    parts = [_coded(_INDEX.empty_table().select(names))]
     for index in _scan(shards):
-        parts.append((_with_estimates(index, estimate) if estimate else index).select(names))
-    scores = pa.concat_tables([_coded(part) for part in parts])
+        parts.append(_coded((_with_estimates(index, estimate) if estimate else index).select(names)))
+        if len(parts) == _TOGETHER:
+            parts = [_combined(parts)]
+    scores = _combined(parts)
     require_scores(scores, thresholds)
     verdicts = judge(scores, thresholds)
     for name in ESTIMATES.names:
         verdicts = verdicts.append_column(name, scores[name])
     return verdicts
+
+
+def _combined(parts: list[pa.Table]) -> pa.Table:
+    """One table of one chunk: chunks of a shard's size weigh more than what is in them."""
+    return pa.concat_tables(parts).unify_dictionaries().combine_chunks()
 
 
 def _with_estimates(index: pa.Table, estimate: Estimate) -> pa.Table:
@@ -212,16 +222,16 @@ def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Ta
         atomic_path(out / "rejected.parquet") as rejected_file,
     ):
         with (
-            pq.ParquetWriter(kept_file, _KEPT) as kept,
-            pq.ParquetWriter(rejected_file, _REJECTED) as rejected,
+            _Rows(kept_file, _KEPT) as kept,
+            _Rows(rejected_file, _REJECTED) as rejected,
         ):
             for index in indexes:
                 verdict = verdicts.slice(start, len(index))
                 start += len(index)
                 good = _beside(index, verdict, _KEPT).filter(verdict["kept"])
                 bad = _beside(index, verdict, _REJECTED).filter(pc.invert(verdict["kept"]))
-                kept.write_table(good)
-                rejected.write_table(bad)
+                kept.add(good)
+                rejected.add(bad)
                 num_kept += len(good)
                 kept_s += _seconds(good)
                 _count(labels, good["label"])
@@ -234,6 +244,32 @@ def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Ta
         "kept_h": kept_s / 3600.0,
         "kept_by_label": dict(sorted(labels.items())),
     }
+
+
+class _Rows:
+    """A Parquet file made of many small tables, whose row groups are large: each costs memory and a piece of footer."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer, self._tables, self._count = pq.ParquetWriter(path, schema), list[pa.Table](), 0
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Write a table, now or with the next ones."""
+        self._tables.append(table)
+        self._count += len(table)
+        if self._count >= _ROWS_A_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._count:
+            self._writer.write_table(pa.concat_tables(self._tables).combine_chunks())
+        self._tables, self._count = [], 0
 
 
 def _beside(index: pa.Table, verdict: pa.Table, schema: pa.Schema) -> pa.Table:

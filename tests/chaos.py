@@ -222,7 +222,12 @@ class Command:
         words = [sys.executable, "-m", "clearsep", "run", str(self.config), "-o", str(self.out)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*words, "--address", self.address], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+                [*words, "--address", self.address],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"PYTHONFAULTHANDLER": "1"},
             )
         self.num_starts += 1
         self.started = time.monotonic()
@@ -243,9 +248,12 @@ class Command:
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            os.kill(self.process.pid, signal.SIGKILL)
+            os.kill(self.process.pid, signal.SIGABRT)  # where it hangs goes into the log (PYTHONFAULTHANDLER)
             self.process.wait()
-            raise AssertionError(f"the command did not end within a minute of signal {number}") from None
+            told = self.log.read_text()[-6000:]
+            raise AssertionError(
+                f"the command did not end within a minute of signal {number}; its log: {told}"
+            ) from None
 
 
 def strike(point: Point, command: Command, nodes: Nodes) -> bool:
@@ -284,6 +292,8 @@ def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log:
             episode.missed.append(waiting.popleft())
         if waiting and has_begun(out, waiting[0]):
             point = waiting.popleft()
+            with log.open("a") as file:
+                file.write(f"[chaos: {point}]\n")
             time.sleep(point.wait_s)
             (episode.hit if strike(point, command, nodes) else episode.missed).append(point)
             if point.victim == "raylet":

@@ -292,7 +292,9 @@ def test_a_closed_pass_is_open_again_when_there_is_something_to_try(bad):
     closed = bad.out / "stems" / "manifest.json"
     closed.write_text("{}")
     assert plan_retry(bad.out) == 3 and not closed.exists()
-    closed.write_text("{}")  # as if all waited for another start
+    bad.put(**{name: GOOD[f"{name}.wav"] for name in ("b", "e", "long")})
+    bad.run()
+    closed.write_text("{}")
     assert plan_retry(bad.out) == 0 and closed.exists()
 
 

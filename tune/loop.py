@@ -205,6 +205,11 @@ def _iteration(
     """Separate, score, filter, distil, evaluate."""
     folder, teacher = out / "iterations" / str(number), out / "iterations" / str(number - 1) / "separator"
     started = time.perf_counter()
+    if retry_failed and (folder / "separator" / "separator.json").is_file():
+        raise ValueError(
+            f"the student of iteration {number} of {out} has learned already, from tracks that other clips would change; "
+            "start the command without --retry-failed to go on, or delete the separator in the iteration's folder"
+        )
     say(f"iteration {number}: separating {config.corpus}")
     engine = run_pass(
         corpus, folder, separator=teacher, tagger=judges.tagger, config=config.engine, retry_failed=retry_failed
