@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +55,15 @@ def _say(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+@contextmanager
+def _connected(address: str | None) -> Iterator[None]:
+    """Ray, whose own words (that a worker died, say) go to standard error too."""
+    from cluster.session import connected
+
+    with redirect_stdout(sys.stderr), connected(address):
+        yield
+
+
 def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
@@ -72,7 +81,6 @@ def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> Non
 @app.command()
 def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, address: Address = None) -> None:
     """Synthesise a corpus, train a seed on little of it, run two iterations and show what they gained."""
-    from cluster.session import connected
     from engine.storage import is_s3
     from tune import recipes, report
     from tune.demo import demo_settings
@@ -82,7 +90,7 @@ def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, addres
         raise ValueError("the demo makes its sounds on this machine; give it a local folder, or use `clearsep run`")
     settings = demo_settings(out, say=_say)
     config = recipes.build(RunConfig, recipes.override(settings, set_ or []))
-    with connected(address):
+    with _connected(address):
         summary = run(config, f"{out}/run", say=_say)
     _print(lambda: report.run_tables(summary), summary, as_json)
 
@@ -100,12 +108,11 @@ def run(
 
     Example: `clearsep run laptop -o runs/first --set corpus=natural.csv --set clean=clips.csv`
     """
-    from cluster.session import connected
     from tune import recipes, report
     from tune.loop import run as run_loop
 
     config = recipes.run_config(recipe, set_ or [])
-    with connected(address):
+    with _connected(address):
         summary = run_loop(config, out, retry_failed=retry_failed, say=_say)
     _print(lambda: report.run_tables(summary), summary, as_json)
 
@@ -124,7 +131,6 @@ def separate_corpus(
     address: Address = None,
 ) -> None:
     """One engine pass: every stem of every clip, scored, into OUT/stems; what failed into OUT/failures."""
-    from cluster.session import connected
     from engine.corpus import read_corpus
     from engine.iteration import run_pass
     from engine.stages import PassConfig
@@ -132,7 +138,7 @@ def separate_corpus(
 
     config = recipes.build(PassConfig, recipes.override({}, set_ or []))
     corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
-    with connected(address):
+    with _connected(address):
         summary = run_pass(corpus, out, separator=separator, tagger=tagger, config=config, retry_failed=retry_failed)
     _print(lambda: [report.pass_table(summary)], summary, as_json)
 
@@ -251,7 +257,6 @@ def distil(
     Settings are those of `distil` and `network` in a run's config, such as `--set distil.steps=400`, and
     `validation.clips`.
     """
-    from cluster.session import connected
     from train.distil import Material
     from train.distil import distil as train
     from tune import recipes
@@ -262,7 +267,7 @@ def distil(
         tracks=str(tracks) if tracks else None,
     )
     settings = recipes.build(recipes.Training, recipes.override({}, set_ or []))
-    with connected(address):
+    with _connected(address):
         entry = train(
             out,
             material=material,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ import ray
 import soundfile
 from signals import RATE_HZ, TINY, mixture, tiny_checkpoint, write_clips
 
+import clearsep
 from cluster.session import connected
 from engine.account import done_names
+from engine.corpus import read_corpus
 from engine.filter import Thresholds
+from engine.iteration import run_pass
 from engine.shards import read_failures, read_tracks, stem_shards, verify
 from engine.stages import PassConfig
 from train.batches import MixConfig
@@ -31,10 +35,14 @@ from train.student import DistilConfig
 from tune.loop import RunConfig, run
 
 pytestmark = pytest.mark.slow
-NUM_CLIPS, NUM_TASKS = 250, 25
+NUM_CLIPS, NUM_TASKS = 200, 20
 MISSING = [number for number in range(NUM_CLIPS) if number % 5 < 3]  # 60 % of them, in every task
-SETTINGS = ("rows_per_task=10", "part_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0")
+SETTINGS = (
+    *("rows_per_task=10", "part_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0"),
+    "batch_s=0.5",  # a clip at a time: what is beside it in a batch moves the last bit of its stems
+)
 Files = dict[str, Any]
+Command = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +82,34 @@ def words(corpus: Path, checkpoint: Path, out: Path, *more: str, settings: tuple
     return ["separate-corpus", str(corpus), "--separator", str(checkpoint), "-o", str(out), *overrides, *more]
 
 
-def clearsep(words: list[str], address: str | None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "clearsep", *words]
-    env = os.environ | ({"RAY_ADDRESS": address} if address else {})
+def spawned(words: list[str], address: str) -> subprocess.CompletedProcess[str]:
+    """What a command says in a process of its own."""
+    command, env = [sys.executable, "-m", "clearsep", *words], os.environ | {"RAY_ADDRESS": address}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
     return done
 
 
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """What a command says in this process, on the Ray that it is connected to."""
+
+    def call(words: list[str]) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["clearsep", *words])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            clearsep.main()
+        except SystemExit as left:
+            code = left.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return call
+
+
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    return done.stderr.strip().splitlines()[-1]
+    return str(done.stderr).strip().splitlines()[-1]
 
 
 def contents(out: Path) -> set[tuple[Any, ...]]:
@@ -100,7 +126,7 @@ def stopped(
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A pass over the broken corpus, and what the command said."""
     out = tmp_path_factory.mktemp("stopped") / "out"
-    return out, clearsep(words(corpus, checkpoint, out), address)
+    return out, spawned(words(corpus, checkpoint, out), address)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +136,8 @@ def undisturbed(
     """Manifest and pass of a corpus of which nothing is missing."""
     folder = tmp_path_factory.mktemp("undisturbed")
     manifest = write_clips(folder / "corpus", files)
-    done = clearsep(words(manifest, checkpoint, folder / "out"), address)
-    assert done.returncode == 0, done.stderr
+    config = PassConfig(rows_per_task=10, part_s=15.0, clip_s=3.0, num_gpus_per_actor=0.0, batch_s=0.5)
+    run_pass(read_corpus(manifest), folder / "out", separator=checkpoint, config=config)
     return manifest, folder / "out"
 
 
@@ -121,36 +147,36 @@ def test_a_pass_in_which_too_much_fails_stops_early_and_says_why_and_what_helps(
     out, done = stopped
     assert (done.returncode, done.stdout) == (1, "")
     said = last_line(done)
-    failures = read_failures(out).to_pylist()
-    assert f"{2 * len(failures)} of " in said or "queries failed, more than max_failed_fraction 0.5 lets" in said
+    num_failed, num_queries = map(int, re.findall(r"error: (\d+) of (\d+) queries failed, more than max_fail", said)[0])
+    assert 200 <= num_queries < 2 * NUM_CLIPS and 0.5 < num_failed / num_queries < 0.7
     assert "in decode, " in said and "cannot be opened" in said
     assert f"`clearsep failures {out}` lists them" in said
     assert "when the cause is mended, --retry-failed tries them again" in said
     assert "start the same command again" not in said  # it would stop again
-    assert 20 <= len(done_names(out)) / 2 * 2 < 2 * NUM_TASKS and not (out / "stems" / "manifest.json").exists()
+    assert len(read_failures(out)) < len(MISSING) and not (out / "stems" / "manifest.json").exists()
 
 
-def test_its_failures_are_listed_each_with_its_reason(stopped: tuple[Path, Any], corpus: Path) -> None:
+def test_its_failures_are_listed_each_with_its_reason(stopped: tuple[Path, Any], command: Command) -> None:
     out, _ = stopped
-    done = clearsep(["failures", str(out), "--json"], None)
+    done = command(["failures", str(out), "--json"])
     value = json.loads(done.stdout)
     rows = read_failures(out).to_pylist()
-    assert done.returncode == 0 and value["failures"] == rows and value["num_rows"] == len(rows) >= 60
+    assert done.returncode == 0 and value["failures"] == rows and value["num_rows"] == len(rows) >= 50
     assert value["num_queries"] == sum(row["num_queries"] for row in rows) == 2 * len(rows)
     assert sum(reason["num_queries"] for reason in value["reasons"]) == value["num_queries"]
     assert {int(row["path"][:3]) for row in rows} <= set(MISSING)
-    table = clearsep(["failures", str(out)], None)
+    table = command(["failures", str(out)])
     assert "Reasons" in table.stdout and f"the first 50 of {len(rows)}" in table.stdout
 
 
 def test_the_same_command_stops_again_and_a_higher_limit_lets_it_pass(
-    address: str, stopped: tuple[Path, Any], corpus: Path, checkpoint: Path, tmp_path: Path
+    stopped: tuple[Path, Any], corpus: Path, checkpoint: Path, command: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(stopped[0], out)
-    again = clearsep(words(corpus, checkpoint, out), address)
+    again = command(words(corpus, checkpoint, out))
     assert again.returncode == 1 and "more than max_failed_fraction 0.5 lets" in last_line(again)
-    done = clearsep(words(corpus, checkpoint, out, "--set", "max_failed_fraction=1", "--json"), address)
+    done = command(words(corpus, checkpoint, out, "--set", "max_failed_fraction=1", "--json"))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert summary["num_failed"] == 2 * len(MISSING) and summary["num_stems"] == 2 * (NUM_CLIPS - len(MISSING))
@@ -164,6 +190,7 @@ def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set
     corpus: Path,
     checkpoint: Path,
     files: Files,
+    command: Command,
     tmp_path: Path,
 ) -> None:
     """Also where the pass was at its end: only failed clips are then separated, and no shard that was there changes."""
@@ -171,9 +198,9 @@ def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set
     shutil.copytree(corpus.parent, mended)
     shutil.copytree(stopped[0], out)
     mend(mended / corpus.name, files)
-    untouched = {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir() if path.name != "pass.json"}
-    command = words(mended / corpus.name, checkpoint, out, "--retry-failed", "--json")
-    done = clearsep(command, address)
+    untouched = {path: path.stat().st_mtime_ns for path in (out / "stems").glob("[!.]*")}
+    retry = words(mended / corpus.name, checkpoint, out, "--retry-failed", "--json")
+    done = spawned(retry, address)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert contents(out) == contents(undisturbed[1])
@@ -184,25 +211,25 @@ def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set
         assert summary[name] == wanted[name], name
     assert summary["audio_h"] == pytest.approx(wanted["audio_h"])
     times = {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()}
-    assert json.loads(clearsep(command, address).stdout) == summary
+    assert json.loads(command(retry).stdout) == summary
     assert {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()} == times
     assert list((out / "stems").glob("retry-*")) == [out / "stems" / "retry-1.parquet"]
 
 
 def test_a_pass_with_other_settings_is_refused_and_told_what_differs(
-    address: str, undisturbed: tuple[Path, Path], checkpoint: Path
+    undisturbed: tuple[Path, Path], checkpoint: Path, command: Command
 ) -> None:
     manifest, out = undisturbed
     settings = tuple(setting.replace("clip_s=3.0", "clip_s=2.0") for setting in SETTINGS)
-    done = clearsep(words(manifest, checkpoint, out, settings=settings), address)
+    done = command(words(manifest, checkpoint, out, settings=settings))
     assert (done.returncode, done.stdout) == (2, "")
     assert "holds a pass of another settings (clip_s 3.0, not 2.0);" in last_line(done)
 
 
-def begun(command: list[str], out: Path) -> subprocess.Popen[str]:
+def begun(words: list[str], out: Path) -> subprocess.Popen[str]:
     """A command on a Ray of its own, of which some parts are done and most are not."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "clearsep", *command],
+        [sys.executable, "-m", "clearsep", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -216,16 +243,16 @@ def begun(command: list[str], out: Path) -> subprocess.Popen[str]:
 
 
 def test_a_folder_in_use_is_refused_and_a_pass_that_is_terminated_ends_in_words_and_goes_on(
-    address: str, undisturbed: tuple[Path, Path], checkpoint: Path, tmp_path: Path
+    undisturbed: tuple[Path, Path], checkpoint: Path, command: Command, tmp_path: Path
 ) -> None:
     """The first command is frozen for as long as the second takes to find that it cannot have the folder."""
     manifest, out = undisturbed[0], tmp_path / "out"
-    command = words(manifest, checkpoint, out)
-    process = begun(command, out)
+    asked = words(manifest, checkpoint, out)
+    process = begun(asked, out)
     try:
         started = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGSTOP)
-        second = clearsep(command, address)
+        second = command(asked)
         assert (second.returncode, second.stdout) == (2, "")
         assert f"{out} is in use by process {process.pid} on " in last_line(second)
         process.send_signal(signal.SIGCONT)
@@ -240,8 +267,8 @@ def test_a_folder_in_use_is_refused_and_a_pass_that_is_terminated_ends_in_words_
     _, alive = psutil.wait_procs(started, timeout=30)
     assert alive == []
     before = set(done_names(out))
-    assert 0 < len(before) < 2 * NUM_TASKS
-    done = clearsep(command, address)
+    assert 0 < len(before) < len(done_names(undisturbed[1]))
+    done = command(asked)
     assert done.returncode == 0, done.stderr
     shards = stem_shards(undisturbed[1] / "stems")
     assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(out / "stems")]

@@ -292,7 +292,7 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
     )
     threads = torch.get_num_threads()
     try:
-        result = trainer.fit()
+        result = _beside(trainer.fit) if task.config.num_workers else trainer.fit()
     except ray.train.TrainingFailedError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise RuntimeError(f"training broke off: {reason}") from error
@@ -301,6 +301,29 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
     if result.checkpoint is None:
         raise RuntimeError(f"training reported no checkpoint; its files are in {work}")
     return result.checkpoint
+
+
+def _beside(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
+    """What ``fit`` returns, called in a thread of its own, so that Ctrl-C stays with this one.
+
+    In the main thread Ray Train puts a handler of its own in the place of Python's, leaves it there when it is done, and
+    waits in it for a controller that may be busy or gone.
+    """
+    outcome: list[ray.train.Result | BaseException] = []
+
+    def call() -> None:
+        try:
+            outcome.append(fit())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _storage(work: Location) -> dict[str, Any]:

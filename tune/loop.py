@@ -207,8 +207,8 @@ def _iteration(
     started = time.perf_counter()
     if retry_failed and (folder / "separator" / "separator.json").is_file():
         raise ValueError(
-            f"the student of iteration {number} of {out} has learned already, from tracks that other clips would change; "
-            "start the command without --retry-failed to go on, or delete the separator in the iteration's folder"
+            f"the student of iteration {number} of {out} has learned already, from tracks that other clips would "
+            "change; start the command without --retry-failed to go on, or delete the iteration's separator"
         )
     say(f"iteration {number}: separating {config.corpus}")
     engine = run_pass(
