@@ -244,10 +244,10 @@ def report(rows: list[dict[str, Any]], passes: list[dict[str, Any]]) -> str:
         cells = [f"{entry['rows']:,}", f"{seconds:.1f} s", f"{read['mib']:.0f} MiB", f"{entry['rows'] / seconds:,.0f}"]
         cells += [f"{judged['filter_s']:.1f} s", f"{judged['mib']:.0f} MiB"]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| clips of a whole pass | driver | largest worker | clips/s |", "| --- | --- | --- | --- |"]
+    lines += ["", "| clips of a whole pass | driver | largest worker |", "| --- | --- | --- |"]
     for entry in passes:
         cells = [f"{entry['clips']:,}", f"{entry['driver_mib']:.0f} MiB", f"{entry['worker_mib']:.0f} MiB"]
-        lines.append("| " + " | ".join([*cells, f"{entry['clips'] / entry['wall_s']:.0f}"]) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     commits = ", ".join(dict.fromkeys(entry["commit"] for entry in (*rows, *passes)))
     about = f"Memory of the upper table is what the step added to its process. Commits {commits}; {setting.hardware()}"
     return "\n".join([*lines, "", about])

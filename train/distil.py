@@ -306,8 +306,8 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
 def _beside(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
     """What ``fit`` returns, called in a thread of its own, so that Ctrl-C stays with this one.
 
-    In the main thread Ray Train puts a handler of its own in the place of Python's, leaves it there when it is done, and
-    waits in it for a controller that may be busy or gone.
+    In the main thread Ray Train puts a handler of its own in the place of Python's, leaves it there when it is done,
+    and waits in it for a controller that may be busy or gone.
     """
     outcome: list[ray.train.Result | BaseException] = []
 
