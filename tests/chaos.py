@@ -154,6 +154,11 @@ class Nodes:
         if self.second is None:
             self.second = self.cluster.add_node(num_cpus=1, object_store_memory=200 << 20, wait=True)
 
+    def raylets(self) -> list[int]:
+        """Process ids of the nodes' raylets."""
+        nodes = [self.cluster.head_node, *([self.second] if self.second is not None else [])]
+        return [node.all_processes["raylet"][0].process.pid for node in nodes]
+
     def kill_raylet(self) -> None:
         """Kill -9 of the second node's raylet; its workers end with it."""
         if self.second is not None:
@@ -167,13 +172,16 @@ class Nodes:
         self.cluster.shutdown()
 
 
-def workers(kind: str) -> list[psutil.Process]:
-    """Ray's worker processes whose title begins so."""
+def workers(kind: str, raylets: list[int]) -> list[psutil.Process]:
+    """Worker processes of some raylets whose title begins so; another Ray may run on this machine."""
     found = []
-    for process in psutil.process_iter(["cmdline"]):
-        title = " ".join(process.info["cmdline"] or ())
-        if title.startswith(WORKERS[kind]) and not (kind == "task" and title.startswith(WORKERS["actor"])):
-            found.append(process)
+    for raylet in raylets:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in psutil.Process(raylet).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    title = " ".join(process.cmdline())
+                    if title.startswith(WORKERS[kind]) and not (kind == "task" and title.startswith(WORKERS["actor"])):
+                        found.append(process)
     return found
 
 
@@ -266,7 +274,7 @@ def strike(point: Point, command: Command, nodes: Nodes) -> bool:
     if point.victim == "raylet":
         nodes.kill_raylet()
         return True
-    victims = workers(point.victim)
+    victims = workers(point.victim, nodes.raylets())
     for victim in victims[:1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()

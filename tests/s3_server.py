@@ -25,6 +25,7 @@ import pytest
 
 HOST = "127.0.0.1"
 START_S = 60.0
+SECRET = "test-secret"
 _AUTHORIZATION = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "server", "date"})
 
@@ -294,20 +295,25 @@ def s3_proxy() -> Iterator[Proxy]:
         process.wait()
 
 
-@pytest.fixture
-def s3(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A fresh bucket, and this process's environment pointed at it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    environ = {
-        "AWS_ENDPOINT_URL": s3_proxy.url,
+def environment(proxy: Proxy) -> dict[str, str]:
+    """What a process needs to know to get to the server."""
+    return {
+        "AWS_ENDPOINT_URL": proxy.url,
         "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test-secret",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
+
+
+@pytest.fixture
+def s3(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A fresh bucket, and this process's environment pointed at it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environ = environment(s3_proxy)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     s3_proxy.reset()

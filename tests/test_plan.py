@@ -68,7 +68,7 @@ def wilson(fraction, number):
 
 
 def test_a_plan_says_what_a_pass_will_count(write, tmp_path):
-    """All rows are drawn, so that what is expected is what is: twelve clips, five pieces of a long one, two failures."""
+    """All rows are drawn, so that what is expected is what is: clips, pieces of a long recording, two failures."""
     files = clips(12) | {"long.wav": mixture(9 * RATE_HZ, seed=50), "gone.wav": None, "text.wav": b"not audio"}
     corpus = write(files | {"single.wav": mixture(RATE_HZ)}, labels={"single.wav": ("low",)})
     cost = costs(corpus, num_rows=100)
@@ -82,7 +82,6 @@ def test_a_plan_says_what_a_pass_will_count(write, tmp_path):
     assert cost["audio_h"] == pytest.approx(total["audio_s"] / 3600) == pytest.approx(21 / 3600)
     assert cost["sample_audio_s"] == pytest.approx(21)
     assert cost["failed_fraction"] == pytest.approx(4 / 38)
-    assert abs(cost["num_shards"] - len(done_names(tmp_path))) <= 2
     num_bytes = sum(path.stat().st_size for path in (tmp_path / "stems").glob("*.parquet"))
     assert cost["stem_gib"] * 2**30 == pytest.approx(num_bytes, rel=0.3)
 
