@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 import ray.exceptions
@@ -39,9 +38,6 @@ from engine.taggers import Tagger, open_tagger
 _TASK_CPUS = 0.4  # of decoding and writing tasks; unlike the actors' share, else Ray fuses decoding into the actors
 _WAVE_TASKS = 4096  # tasks of one Ray Data execution, whose bookkeeping grows with them
 _ENOUGH_QUERIES = 200  # to judge by what fraction of them fails
-_TASK = pa.schema(
-    [*(pa.field(name, pa.int64()) for name in ("task", "round", "group")), pa.field("done", pa.list_(pa.string()))]
-)
 
 
 def run_pass(
@@ -170,7 +166,7 @@ def _stream(
     try:
         with watch.shown():
             for start in range(0, len(tasks), _WAVE_TASKS):
-                wave = pa.Table.from_pylist(tasks[start : start + _WAVE_TASKS], schema=_TASK)
+                wave = tasks[start : start + _WAVE_TASKS]
                 for row in _results(wave, source, config, placement, open_separator, tagging).iter_rows():
                     watch.add(row)
     except ray.exceptions.RayError as error:
@@ -178,7 +174,7 @@ def _stream(
 
 
 def _results(
-    tasks: pa.Table,
+    tasks: list[dict[str, Any]],
     source: Source,
     config: PassConfig,
     placement: tuple[float, int],
@@ -195,8 +191,9 @@ def _results(
         ),
         "num_cpus": config.num_cpus_per_actor,
     }
-    blocks = [tasks.slice(i, 1) for i in range(len(tasks))]  # repartition's own tasks want a whole CPU of one node
-    decoded = ray.data.from_arrow(blocks).map_batches(Decode(source, config), num_cpus=_TASK_CPUS, **one_part)
+    # A block for each task, made here: tasks that repartition or look at tables want a whole CPU of one node.
+    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    decoded = blocks.map_batches(Decode(source, config), num_cpus=_TASK_CPUS, **one_part)
     if not num_gpus:
         arguments = (open_separator, config, source.out, source.sample_rate_hz, tagging)
         return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)

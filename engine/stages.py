@@ -25,6 +25,7 @@ from engine.clip_table import Tasks
 from engine.decode import cut_rows, decode_rows, parts
 from engine.decoder import Decoder
 from engine.flac24 import encode_flac24, round_flac24
+from engine.retry import retried
 from engine.schema import CLIPS, FAILURES, SCORES, DecodedClip, SeparatedClip, failure
 from engine.score import score_clip
 from engine.separate import separate_clips
@@ -319,7 +320,7 @@ class ScoreAndWrite:
                 part["score_s"] += time.perf_counter() - encoded
             except (ValueError, RuntimeError) as error:
                 failures.append(_unscored(item, error))
-        written = write_part(self.out, name, stems=stems, failures=failures)
+        written = retried(functools.partial(write_part, self.out, name, stems=stems, failures=failures))
         before = {"num_failed_before": part.pop("num_failed_before")}
         written["num_failed"] -= before["num_failed_before"]
         part["write_s"] = time.perf_counter() - started - part["score_s"]

@@ -258,7 +258,7 @@ class Command:
         except subprocess.TimeoutExpired:
             os.kill(self.process.pid, signal.SIGABRT)  # where it hangs goes into the log (PYTHONFAULTHANDLER)
             self.process.wait()
-            told = self.log.read_text()[-6000:]
+            told = self.log.read_text().partition("Extension modules")[0][-6000:]
             raise AssertionError(
                 f"the command did not end within a minute of signal {number}; its log: {told}"
             ) from None
