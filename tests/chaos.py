@@ -213,6 +213,11 @@ def is_over(out: Path, point: Point) -> bool:
     return ends[point.step].exists()
 
 
+def _heed_interrupts() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and what that starts too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(kw_only=True)
 class Command:
     """The command under test, started again whenever it ended before its work was done."""
@@ -236,6 +241,7 @@ class Command:
                 stderr=log,
                 start_new_session=True,
                 env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+                preexec_fn=_heed_interrupts,
             )
         self.num_starts += 1
         self.started = time.monotonic()

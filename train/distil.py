@@ -112,7 +112,8 @@ def _train_loop(values: dict[str, Any]) -> None:
 
 
 def _tell(task: Task, values: Mapping[str, float]) -> None:
-    """A line for the driver."""
+    """A line for the driver, who does not see it from a machine that shares no disk with its own."""
+    Path(task.progress).parent.mkdir(parents=True, exist_ok=True)
     with open(task.progress, "a") as file:
         file.write(json.dumps(values) + "\n")
 
@@ -171,22 +172,23 @@ def distil(
         return entry
     _check(task)
     with held(work, "training"):
-        with _progress_file(work) as progress, _told(progress, say):
-            checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
         history = list(read_description(task.start)["history"]) if task.start else []
-        with checkpoint.as_directory() as folder:
-            trained = Path(folder)
-            state = torch.load(trained / "student.pt", map_location="cpu", weights_only=True)
-            entry = {
-                "identity": identity,
-                "start": read_description(task.start)["fingerprint"] if task.start else None,
-                "steps": state["counters"]["step"],
-                "config": asdict(config),
-                "material": asdict(material),
-                "curve": state["curve"],
-                "wall_s": time.perf_counter() - started,
-            }
-            save(load(trained / "separator"), out, history=[*history, entry])
+        with _progress_file(work) as progress:
+            with _told(progress, say):
+                checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
+            with checkpoint.as_directory() as folder:  # beside the progress still, where it was made in this process
+                trained = Path(folder)
+                state = torch.load(trained / "student.pt", map_location="cpu", weights_only=True)
+                entry = {
+                    "identity": identity,
+                    "start": read_description(task.start)["fingerprint"] if task.start else None,
+                    "steps": state["counters"]["step"],
+                    "config": asdict(config),
+                    "material": asdict(material),
+                    "curve": state["curve"],
+                    "wall_s": time.perf_counter() - started,
+                }
+                save(load(trained / "separator"), out, history=[*history, entry])
         remove_tree(work)
     made: dict[str, Any] = read_description(out)["history"][-1]
     return made
