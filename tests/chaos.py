@@ -213,11 +213,6 @@ def is_over(out: Path, point: Point) -> bool:
     return ends[point.step].exists()
 
 
-def _heed_interrupts() -> None:
-    """A shell has what it starts in the background ignore SIGINT, and what that starts too."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @dataclass(kw_only=True)
 class Command:
     """The command under test, started again whenever it ended before its work was done."""
@@ -232,6 +227,8 @@ class Command:
 
     def start(self) -> None:
         """Start it."""
+        # A shell has what it starts in the background ignore SIGINT, and what that starts too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         words = [sys.executable, "-m", "clearsep", "run", str(self.config), "-o", str(self.out)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -241,7 +238,6 @@ class Command:
                 stderr=log,
                 start_new_session=True,
                 env=os.environ | {"PYTHONFAULTHANDLER": "1"},
-                preexec_fn=_heed_interrupts,
             )
         self.num_starts += 1
         self.started = time.monotonic()
