@@ -346,3 +346,34 @@ def test_a_pass_that_is_disturbed_again_and_again_ends_as_one_that_was_not(tmp_p
         made.put(**{name: GOOD[f"{name}.wav"]})
     assert contents(made.stems()) == contents(good.stems())
     made.check()
+
+
+@pytest.mark.parametrize("most_parts", [1, 2])
+def test_a_long_recording_that_goes_in_the_middle_of_its_pieces_comes_back_in_the_rest_of_them(tmp_path, most_parts):
+    """Twelve seconds in six pieces, two of them a part; it fails as a whole where its file cannot be read."""
+    long_T = mixture(12 * RATE_HZ, seed=40)
+    whole, made = (Pass(tmp_path / name, {"long.wav": long_T}) for name in ("whole", "made"))
+    assert len(whole.run()) == 3
+    made.run(most_parts=most_parts)
+    made.put(long=None)
+    made.run()
+    assert made.failed == [("long.wav", None)] and len(made.stems()) == 4 * most_parts
+    plan_retry(made.out)
+    made.put(long=long_T)
+    separator = CountingSeparator()
+    made.run(separator)
+    assert sum(separator.asked.values()) == 12 - 4 * most_parts
+    assert contents(made.stems()) == contents(whole.stems())
+    assert made.failed == [] and made.check()["num_clips"] == 6
+
+
+def test_a_recording_that_grew_while_a_pass_was_broken_off_is_done_to_its_end(tmp_path):
+    """Its task then has more parts than was thought at first, and is broken off again among those."""
+    made = Pass(tmp_path, {name: SHORT[name] for name in ("a.wav", "b.wav", "c.wav", "d.wav")})
+    last = made.rows[-1]["path"].removesuffix(".wav")
+    made.run(most_parts=1)
+    made.put(**{last: mixture(9 * RATE_HZ, seed=50)})
+    assert len(made.run(most_parts=1)) == 1
+    assert len(made.run()) == 2 and made.run() == []
+    assert sum(row["path"] == f"{last}.wav" for row in made.stems()) == 2 * 5
+    assert made.failed == [] and made.check()["num_clips"] == 3 + 5

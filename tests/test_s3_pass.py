@@ -12,12 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import ray
 import soundfile
-from s3_server import S3, SECRET, Proxy, environment
 from signals import RATE_HZ, TINY, mixture, tiny_separator, two_bands
 
 import clearsep
@@ -36,6 +35,9 @@ from train.evaluate import ValidationConfig
 from train.student import DistilConfig
 from tune.loop import RunConfig, run
 
+if TYPE_CHECKING:
+    from s3_server import S3, Proxy  # pytest imports it itself, as a plug-in
+
 pytest_plugins = ["s3_server"]
 pytestmark = pytest.mark.slow
 
@@ -44,9 +46,16 @@ CONFIG = PassConfig(rows_per_task=3, part_s=4.0, clip_s=2.0, num_gpus_per_actor=
 SETTINGS = ("rows_per_task=3", "part_s=4.0", "clip_s=2.0", "num_gpus_per_actor=0")
 
 
+def secret() -> str:
+    """What must not be written anywhere."""
+    return os.environ["AWS_SECRET_ACCESS_KEY"]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def address(s3_proxy: Proxy) -> Iterator[str]:
     """A Ray whose workers know where the server is, and whose logs do not say by what secret."""
+    from s3_server import environment
+
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
@@ -55,7 +64,7 @@ def address(s3_proxy: Proxy) -> Iterator[str]:
         with connected(num_cpus=2):
             yield ray.get_runtime_context().gcs_address
             logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-            assert [path for path in logs.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()] == []
+            assert [path for path in logs.rglob("*") if path.is_file() and secret().encode() in path.read_bytes()] == []
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +74,7 @@ def no_secrets(s3: S3) -> Iterator[None]:
     s3.proxy.reset()
     s3.proxy.start()
     keys = list(S3Path(s3.root).files())
-    assert [key for key in keys if SECRET.encode() in (s3.get(key) or b"")] == []
+    assert [key for key in keys if secret().encode() in (s3.get(key) or b"")] == []
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +143,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     except SystemExit as left:
         code = left.code or 0
     said = capsys.readouterr()
-    assert SECRET not in said.out + said.err
+    assert secret() not in said.out + said.err
     return code, said.out, said.err
 
 
@@ -232,7 +241,7 @@ def test_a_folder_in_use_is_refused_and_a_pass_that_was_killed_goes_on(
     finally:
         first.kill()
         said = b"".join(first.communicate())
-    assert SECRET.encode() not in said
+    assert secret().encode() not in said
     before = set(done_names(location(f"{there}/out")))
     assert before and not location(f"{there}/out/stems/manifest.json").is_file()
     code, _, err = command(monkeypatch, capsys, *words)
@@ -271,4 +280,4 @@ def test_a_whole_run_in_s3_learns_what_a_local_one_learns(there: str, inputs: Pa
         assert sha256_file(weights[0]) == sha256_file(weights[1]), number
     assert_same(location(f"{there}/run/iterations/1"), tmp_path / "run" / "iterations" / "1")
     assert run(run_config(there), f"{there}/run", say=told.append) == far
-    assert SECRET not in "".join(told)
+    assert secret() not in "".join(told)
