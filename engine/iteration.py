@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import ray
@@ -167,8 +167,10 @@ def _stream(
         with watch.shown():
             for start in range(0, len(tasks), _WAVE_TASKS):
                 wave = tasks[start : start + _WAVE_TASKS]
-                for row in _results(wave, source, config, placement, open_separator, tagging).iter_rows():
-                    watch.add(row)
+                rows = iter(_results(wave, source, config, placement, open_separator, tagging).iter_rows())
+                with closing(rows):  # ends the execution here: its threads must not outlive the connection to Ray
+                    for row in rows:
+                        watch.add(row)
     except ray.exceptions.RayError as error:
         raise RuntimeError(f"the pass broke off: {_reason(error)}") from error
 
