@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,7 @@ _ALONE = {
     "MALLOC_MMAP_THRESHOLD_": str(2**32),  # glibc keeps what a batch freed for the next: a tenth of a worker's time
     "MALLOC_TRIM_THRESHOLD_": str(2**32),  # would go into page faults
 }
+_DATA_THREADS = ("iter_threaded", "StreamingExecutor")  # what Ray Data calls those that end with an execution
 
 
 @contextmanager
@@ -47,4 +49,13 @@ def connected(
     try:
         yield
     finally:
+        _settle()
         ray.shutdown()
+
+
+def _settle(limit_s: float = 30.0) -> None:
+    """Wait for the threads of Ray Data's executions that are over: who calls Ray after its end ends the process."""
+    until = time.monotonic() + limit_s
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(max(0.0, until - time.monotonic()))
