@@ -267,7 +267,7 @@ class Command:
 
 
 def strike(point: Point, command: Command, nodes: Nodes) -> bool:
-    """Do a point's harm; false where its victim was not there any more."""
+    """Do a point's harm, to a worker as soon as there is one; false where its step went by without its victim."""
     if point.victim in DRIVER:
         if not command.is_running():
             return False
@@ -276,11 +276,13 @@ def strike(point: Point, command: Command, nodes: Nodes) -> bool:
     if point.victim == "raylet":
         nodes.kill_raylet()
         return True
-    victims = workers(point.victim, nodes.raylets())
-    for victim in victims[:1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victim.kill()
-    return bool(victims)
+    while command.is_running() and not is_over(command.out, point):  # workers come later than their step, and go
+        for victim in workers(point.victim, nodes.raylets()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+                return True
+        time.sleep(0.005)
+    return False
 
 
 def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log: Path) -> Episode:
