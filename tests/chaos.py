@@ -61,7 +61,7 @@ class Point:
     iteration: int
     step: str
     wait_s: float
-    """After the step's beginning was seen."""
+    """After the step's beginning was seen, or of a worker after it was there."""
     victim: str
 
 
@@ -82,11 +82,12 @@ def draw_points(number: int, seed: int) -> list[list[Point]]:
     chosen = [every[i % len(every)] for i in range(number)]
     draw.shuffle(chosen)
     longest_s = {"separate": 4.0, "write": 2.0, "filter": 0.05, "distil": 12.0, "evaluate": 0.2}
+    longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0}
     points = [
         Point(
             iteration=draw.randint(1, NUM_ITERATIONS),
             step=step,
-            wait_s=draw.random() * longest_s[step],
+            wait_s=draw.random() * longest_s[victim if victim in WORKERS else step],
             victim=victim,
         )
         for step, victim in chosen
@@ -267,7 +268,7 @@ class Command:
 
 
 def strike(point: Point, command: Command, nodes: Nodes) -> bool:
-    """Do a point's harm, to a worker as soon as there is one; false where its step went by without its victim."""
+    """Do a point's harm; false where its victim was not there, or not any more."""
     if point.victim in DRIVER:
         if not command.is_running():
             return False
@@ -276,13 +277,22 @@ def strike(point: Point, command: Command, nodes: Nodes) -> bool:
     if point.victim == "raylet":
         nodes.kill_raylet()
         return True
-    while command.is_running() and not is_over(command.out, point):  # workers come later than their step, and go
-        for victim in workers(point.victim, nodes.raylets()):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
-                return True
-        time.sleep(0.005)
+    _find_workers(point, command, nodes)
+    time.sleep(point.wait_s)
+    for victim in _find_workers(point, command, nodes):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.kill()
+            return True
     return False
+
+
+def _find_workers(point: Point, command: Command, nodes: Nodes) -> list[psutil.Process]:
+    """The victims as soon as there are any: they come later than their step, and go. None where the step ends first."""
+    found: list[psutil.Process] = []
+    while not found and command.is_running() and not is_over(command.out, point):
+        time.sleep(0.005)
+        found = workers(point.victim, nodes.raylets())
+    return found
 
 
 def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log: Path) -> Episode:
@@ -306,7 +316,8 @@ def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log:
             point = waiting.popleft()
             with log.open("a") as file:
                 file.write(f"[chaos: {point}]\n")
-            time.sleep(point.wait_s)
+            if point.victim not in WORKERS:
+                time.sleep(point.wait_s)
             (episode.hit if strike(point, command, nodes) else episode.missed).append(point)
             if point.victim == "raylet":
                 time.sleep(2.0)
