@@ -117,6 +117,40 @@ def run(
     _print(lambda: report.run_tables(summary), summary, as_json)
 
 
+@app.command("tune")
+def tune_(
+    space: Annotated[str, typer.Argument(help="YAML file of what to search, and how; or: demo.")],
+    out: Out,
+    trials: Annotated[
+        int | None, typer.Option(help="Schedules to try beside the baselines, other than SPACE's.")
+    ] = None,
+    max_hours: Annotated[float | None, typer.Option(help="After so long no trial begins another iteration.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the search in OUT, or say that there is none.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Search for the schedule of thresholds that gives the best separator; trials share all that they have in common.
+
+    Example: `clearsep tune space.yaml -o runs/search --trials 16`, then `clearsep run runs/search/best.yaml -o best`
+    """
+    from engine.storage import location
+    from tune.demo import write_demo_space
+    from tune.findings import tables
+    from tune.search import read_search, search
+
+    if space == "demo":
+        space = str(write_demo_space(out, say=_say))
+    config = read_search(space, [*(set_ or []), *([f"trials={trials}"] if trials is not None else [])])
+    if resume and not (location(out) / "search.yaml").is_file():
+        raise ValueError(f"{out} holds no search to go on with; leave out --resume to begin one there")
+    with _connected(address):
+        found = search(config, out, max_hours=max_hours, say=_say)
+    _print(lambda: tables(found["rows"], found["candidates"]), found, as_json)
+
+
 @app.command("separate-corpus")
 def separate_corpus(
     manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],

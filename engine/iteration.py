@@ -69,13 +69,7 @@ def run_pass(
     if sample_rate_hz is None:
         raise ValueError("open_separator needs sample_rate_hz; give the separator's rate")
     require_clips(corpus, config)
-    identity = {
-        "score version": SCORES_VERSION,
-        "settings": config.identity(),
-        "separator": separator_fingerprint,
-        "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,
-        "corpus": corpus.fingerprint,
-    }
+    identity = pass_identity(corpus, separator=separator_fingerprint, tagger=tagger, config=config)
     tagging = functools.partial(open_tagger, str(location(tagger))) if tagger else None
     manifest_path = out / "stems" / "manifest.json"
     placement = _placement(config)  # refused before the folder is claimed
@@ -106,6 +100,17 @@ def run_pass(
         summary.pop("shards")
         write_json(out / "summary.json", summary)
     return summary
+
+
+def pass_identity(corpus: Corpus, *, separator: str, tagger: Name | None, config: PassConfig) -> dict[str, Any]:
+    """All that decides what a pass makes; ``separator`` is a fingerprint."""
+    return {
+        "score version": SCORES_VERSION,
+        "settings": config.identity(),
+        "separator": separator,
+        "tagger": open_tagger(tagger, "cpu").fingerprint if tagger else None,
+        "corpus": corpus.fingerprint,
+    }
 
 
 def _open(folder: str, device: str) -> Separator:

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,19 +29,33 @@ STALE_S = 60.0
 """A lock in S3 that was not renewed for so long, by the server's clock, is of a holder that is gone."""
 STOP_S = 30.0
 """A holder that lost its lock ends its work within this time, or is ended."""
+_POLL_S = 1.0  # between two looks at a lock that is waited for
 _RELEASE_S = 20.0  # how long the end of a block waits for its lock to be given back
 
 
+class InUseError(ValueError):
+    """Another holds the lock."""
+
+
 @contextmanager
-def held(out: Location, name: str) -> Iterator[None]:
+def held(out: Location, name: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock ``.<name>.lock`` of an output folder for the length of a ``with`` block.
 
     On a file system the lock is the kernel's (``flock``) and goes with the process, however it ends; in S3 it is an
-    object that its holder renews. Raises ``ValueError`` where another holds it. A holder in S3 that was silent for
-    ``STALE_S`` may find that another has taken its place: the block is interrupted and ends with ``RuntimeError``.
+    object that its holder renews. Where another holds it, raises :class:`InUseError`, or with ``wait`` waits until that
+    one is done or gone. A holder in S3 that was silent for ``STALE_S`` may find that another has taken its place: the
+    block is interrupted and ends with ``RuntimeError``.
     """
     path = out / f".{name}.lock"
-    with _held_file(path, out) if isinstance(path, Path) else _held_object(path, out):
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_held_file(path, out) if isinstance(path, Path) else _held_object(path, out))
+                break
+            except InUseError:
+                if not wait:
+                    raise
+                time.sleep(_POLL_S)
         yield
 
 
@@ -62,8 +76,8 @@ def _who(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}" if "pid" in holder else "another run"
 
 
-def _refusal(out: Location, holder: dict[str, Any]) -> ValueError:
-    return ValueError(f"{out} is in use by {_who(holder)}; wait until it ends, or give another folder")
+def _refusal(out: Location, holder: dict[str, Any]) -> InUseError:
+    return InUseError(f"{out} is in use by {_who(holder)}; wait until it ends, or give another folder")
 
 
 @contextmanager
@@ -188,7 +202,7 @@ def _take(path: S3Path, out: Location, mine: dict[str, Any]) -> None:
         holder = _read(found.data)
         if not _is_gone(holder, found.age_s):
             heard = f"it was last heard of {found.age_s:.0f} s ago; after {STALE_S:.0f} s it counts as gone"
-            raise ValueError(f"{_refusal(out, holder)} ({heard})")
+            raise InUseError(f"{_refusal(out, holder)} ({heard})")
         path.replace_same(_record(mine), etag=found.etag)
     # Whether the write was the first is read from the object: an answer that was lost on its way says no by itself.
     now = path.tagged()

@@ -8,6 +8,7 @@ in ``benchmarks/tracks.py``), so that a selection costs two scans of the score c
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -164,6 +165,8 @@ def write_tracks(
         **counts,
         "sha256": {name: sha256_file(out / name) for name in ("kept.parquet", "rejected.parquet")},
     }
+    same = ("pass_fingerprint", "estimator_fingerprint", "kept_sha256")
+    manifest["kept_fingerprint"] = fingerprint([manifest[name] for name in same])  # whatever rules kept them
     manifest["fingerprint"] = fingerprint(manifest)
     write_json(out / "manifest.json", manifest)
     return manifest
@@ -217,6 +220,7 @@ def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Ta
     rejected_by: dict[str, int] = {}
     labels: dict[str, int] = {}
     num_kept, kept_s, start = 0, 0.0, 0
+    which, estimates = hashlib.sha256(), [0.0, 0.0]  # of the kept: their sum and number
     with (
         atomic_path(out / "kept.parquet") as kept_file,
         atomic_path(out / "rejected.parquet") as rejected_file,
@@ -234,6 +238,9 @@ def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Ta
                 rejected.add(bad)
                 num_kept += len(good)
                 kept_s += _seconds(good)
+                which.update(verdict["kept"].to_numpy().tobytes())
+                known = good["estimated_si_sdr_db"]
+                estimates = [estimates[0] + (pc.sum(known).as_py() or 0.0), estimates[1] + pc.count(known).as_py()]
                 _count(labels, good["label"])
                 _count(rejected_by, bad["rejected_by"])
     return {
@@ -243,6 +250,8 @@ def _write_selection(out: Location, indexes: Iterable[pa.Table], verdicts: pa.Ta
         "num_rejected": rejected_by,
         "kept_h": kept_s / 3600.0,
         "kept_by_label": dict(sorted(labels.items())),
+        "kept_sha256": which.hexdigest(),
+        "kept_estimated_si_sdr_db": estimates[0] / estimates[1] if estimates[1] else None,
     }
 
 

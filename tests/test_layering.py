@@ -15,7 +15,14 @@ PACKAGES = {  # package: project packages that it may import
 PROJECT = {*PACKAGES, "clearsep", "tests", "benchmarks"}
 VOCABULARY = {"schema", "audio", "flac24", "storage", "s3", "retry", "checkpoint", "metrics"}
 STEPS = {"decode", "separate", "score", "filter"}
-KNOWS_RAY = {"engine/iteration.py", "train/distil.py", "tune/loop.py", "tune/search.py"}
+KNOWS_RAY = {
+    "engine/iteration.py",
+    "train/distil.py",
+    "tune/loop.py",
+    "tune/search.py",
+    "tune/trial.py",
+    "tune/progress.py",
+}
 MAX_LINES, MAX_FUNCTION_LINES = 500, 60
 
 

@@ -30,7 +30,7 @@ from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
 from train.material import Material, make_mixer
 from train.student import DistilConfig, Student
 
-__all__ = ["Material", "Task", "distil"]
+__all__ = ["Material", "Task", "distil", "storage", "training_identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +157,7 @@ def distil(
     out, config = location(out), config or DistilConfig()
     started = time.perf_counter()
     work = out.parent / f".{out.name}-training"
-    task = Task(
-        config=config,
-        material=material,
-        network=network or NetworkConfig(),
-        start=str(location(start)) if start else None,
-        validation=validation,
-    )
+    task = _task(material=material, config=config, start=start, network=network, validation=validation)
     identity = _identity(task)
     if (out / "separator.json").is_file():
         entry: dict[str, Any] = read_description(out)["history"][-1]
@@ -227,12 +221,39 @@ def _told(progress: Path, say: Callable[[str], None] | None) -> Iterator[None]:
         follower.join()
 
 
+def _task(
+    *,
+    material: Material,
+    config: DistilConfig,
+    start: Name | None,
+    network: NetworkConfig | None,
+    validation: ValidationConfig | None,
+) -> Task:
+    return Task(
+        config=config,
+        material=material,
+        network=network or NetworkConfig(),
+        start=str(location(start)) if start else None,
+        validation=validation,
+    )
+
+
+def training_identity(
+    *,
+    material: Material,
+    config: DistilConfig,
+    start: Name | None = None,
+    network: NetworkConfig | None = None,
+    validation: ValidationConfig | None = None,
+) -> str:
+    """A fingerprint of what a training is made of; trainings of which it is the same give the same separator."""
+    return _identity(_task(material=material, config=config, start=start, network=network, validation=validation))
+
+
 def _identity(task: Task) -> str:
     """What a training is: settings, material and start; not how many workers ran it or where its files lie."""
     material = task.material
     config = {key: value for key, value in asdict(task.config).items() if key not in ("use_gpu", "threads_per_worker")}
-    if material.tracks is not None:
-        read_tracks(material.tracks)
     chosen_by = task.validation if task.config.patience is not None else None
     return fingerprint(
         {
@@ -241,13 +262,20 @@ def _identity(task: Task) -> str:
             "start": read_description(task.start)["fingerprint"] if task.start else None,
             "clean": _sources(material.clean, material.clean_folds),
             "clean_without": material.clean_without,
-            "tracks": read_json(location(material.tracks) / "manifest.json")["fingerprint"]
-            if material.tracks
-            else None,
+            "tracks": _selection(task) if material.tracks is not None else None,
             "chosen_by": chosen_by and asdict(replace(chosen_by, clips="")),
             "chosen_by_clips": _sources(chosen_by.clips, chosen_by.folds) if chosen_by else None,
         }
     )
+
+
+def _selection(task: Task) -> str:
+    """The tracks that a training learns from, whatever rules kept them; ``ValueError`` where they are not whole."""
+    assert task.material.tracks is not None
+    read_tracks(task.material.tracks)
+    mix, manifest = task.config.mix, read_json(location(task.material.tracks) / "manifest.json")
+    learns_absence = mix.silence_rate * mix.absent_fraction > 0.0  # from stems that one of the rules rejected
+    return str(manifest["fingerprint" if learns_absence else "kept_fingerprint"])
 
 
 def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str, str]] | None:
@@ -287,7 +315,7 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            **_storage(work),
+            **storage(work),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
@@ -328,7 +356,7 @@ def _beside(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
     return outcome[0]
 
 
-def _storage(work: Location) -> dict[str, Any]:
+def storage(work: Location) -> dict[str, Any]:
     """Where Ray Train keeps its checkpoints."""
     if isinstance(work, Path):
         return {"storage_path": str(work)}

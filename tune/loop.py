@@ -12,18 +12,19 @@ import yaml
 from engine.clip_table import Corpus
 from engine.corpus import read_corpus, read_sources
 from engine.filter import Thresholds
-from engine.iteration import require_clips, run_pass
+from engine.iteration import pass_identity, require_clips, run_pass
 from engine.lock import held
 from engine.schema import plain_label
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.shards import write_tracks
 from engine.stages import PassConfig
-from engine.storage import Location, Name, differences, location, read_json, write_bytes, write_json
+from engine.storage import Location, Name, differences, fingerprint, location, read_json, write_bytes, write_json
 from train.calibrate import CalibrationConfig
-from train.distil import Material, distil
+from train.distil import Material, distil, training_identity
 from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
 from train.student import DistilConfig
 from train.tagger import TaggerConfig
+from tune.pieces import Pieces
 from tune.quality import Judges, check_judges, prepare_judges
 
 
@@ -85,6 +86,24 @@ class RunConfig:
 Say = Callable[[str], None]
 
 
+@dataclass(kw_only=True)
+class Work:
+    """A run as it goes."""
+
+    config: RunConfig
+    """What it does."""
+    corpus: Corpus
+    """What ``config`` names."""
+    pieces: Pieces
+    """Where its pieces lie."""
+    judges: Judges
+    """What its stems are judged with."""
+    say: Say
+    """Where it tells how it goes."""
+    mixtures: list[Mixture] = field(default_factory=list)
+    """Those of its validation, once they are drawn."""
+
+
 def run(config: RunConfig, out: Name, *, retry_failed: bool = False, say: Say = print) -> dict[str, Any]:
     """Take a run through all its iterations in folder ``out``; returns the summary that is kept in ``summary.json``.
 
@@ -94,7 +113,7 @@ def run(config: RunConfig, out: Name, *, retry_failed: bool = False, say: Say = 
     iterations behind it and nothing to try again.
     """
     out = location(out)
-    corpus = _check(config)
+    corpus = check(config)
     with held(out, "run"):
         _claim(config, out)
         if retry_failed and (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file():
@@ -102,18 +121,27 @@ def run(config: RunConfig, out: Name, *, retry_failed: bool = False, say: Say = 
                 f"all iterations of {out} are done and their students have learned: a clip that is separated now "
                 "changes nothing; start a new run, or a pass of the failed clips (separate-corpus)"
             )
-        mixtures: list[Mixture] = []
-        _seed(config, out, mixtures, say)
-        judges = prepare_judges(config, out, say)
+        work = begin(config, corpus, out, say)
         for number, thresholds in enumerate(config.schedule, 1):
-            done = (out / "iterations" / str(number) / "iteration.json").is_file()
-            if not done:
-                _iteration(config, corpus, out, number, thresholds, judges, mixtures, say, retry_failed)
+            folder = out / "iterations" / str(number)
+            if not (folder / "iteration.json").is_file():
+                teacher = out / "iterations" / str(number - 1) / "separator"
+                entry, _ = iterate(work, number, thresholds, teacher, retry_failed=retry_failed)
                 retry_failed = False
+                write_json(folder / "iteration.json", entry)
+                summarise(out)
         return summarise(out)
 
 
-def _check(config: RunConfig) -> Corpus:
+def begin(config: RunConfig, corpus: Corpus, out: Location, say: Say) -> Work:
+    """Make, or find in ``out``, what comes before the first iteration: the seed, its figures, and the judges."""
+    work = Work(config=config, corpus=corpus, pieces=Pieces(out=out), judges=Judges(), say=say)
+    _seed(work)
+    work.judges = prepare_judges(config, out, say)
+    return work
+
+
+def check(config: RunConfig) -> Corpus:
     """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
     corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
     require_clips(corpus, config.engine)
@@ -159,9 +187,9 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _seed(config: RunConfig, out: Location, mixtures: list[Mixture], say: Say) -> None:
+def _seed(work: Work) -> None:
     """Iteration 0: a separator and its validation."""
-    folder = out / "iterations" / "0"
+    config, folder = work.config, work.pieces.place("seed", 0, None)
     if (folder / "iteration.json").is_file():
         return
     started = time.perf_counter()
@@ -169,14 +197,14 @@ def _seed(config: RunConfig, out: Location, mixtures: list[Mixture], say: Say) -
         history = read_description(config.separator)["history"]
         save(load(config.separator), folder / "separator", history=history)
     else:
-        say(f"iteration 0: training the seed for {config.seed_training.steps} steps")
+        work.say(f"iteration 0: training the seed for {config.seed_training.steps} steps")
         distil(
             folder / "separator",
             material=Material(clean=config.clean, clean_folds=config.clean_folds),
             config=config.seed_training,
             network=config.network,
             validation=config.training_validation,
-            say=say,
+            say=work.say,
         )
     counts = {
         "num_clips": 0,
@@ -188,85 +216,112 @@ def _seed(config: RunConfig, out: Location, mixtures: list[Mixture], say: Say) -
         "num_failed": 0,
         "kept_h": 0.0,
     }
-    _finish(config, out, 0, counts | {"thresholds": {}}, mixtures, started, say)
+    entry = {"iteration": 0, **counts, "thresholds": {}, "validation": validate(work, 0, folder / "separator")}
+    write_json(folder / "iteration.json", entry | {"wall_s": time.perf_counter() - started})
+    summarise(work.pieces.out)
 
 
-def _iteration(
-    config: RunConfig,
-    corpus: Corpus,
-    out: Location,
-    number: int,
-    thresholds: Thresholds,
-    judges: Judges,
-    mixtures: list[Mixture],
-    say: Say,
-    retry_failed: bool,
-) -> None:
-    """Separate, score, filter, distil, evaluate."""
-    folder, teacher = out / "iterations" / str(number), out / "iterations" / str(number - 1) / "separator"
+def iterate(
+    work: Work, number: int, thresholds: Thresholds, teacher: Location, *, retry_failed: bool = False
+) -> tuple[dict[str, Any], Location]:
+    """Separate, score, filter, distil, evaluate; returns what is recorded of the iteration, and its separator.
+
+    ``cost_s`` of the record is the wall time of all its pieces, whoever made them.
+    """
     started = time.perf_counter()
-    if retry_failed and (folder / "separator" / "separator.json").is_file():
-        raise ValueError(
-            f"the student of iteration {number} of {out} has learned already, from tracks that other clips would "
-            "change; start the command without --retry-failed to go on, or delete the iteration's separator"
-        )
-    say(f"iteration {number}: separating {config.corpus}")
-    engine = run_pass(
-        corpus, folder, separator=teacher, tagger=judges.tagger, config=config.engine, retry_failed=retry_failed
-    )
-    shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
-    say(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
-    quality = judges.quality
-    tracks = write_tracks(
-        folder / "stems",
-        folder / "tracks",
-        thresholds,
-        estimate=quality.estimate if quality else None,
-        estimator_fingerprint=quality.fingerprint if quality else None,
-    )
-    say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
+    stems, engine = _pass(work, number, teacher, retry_failed=retry_failed)
+    selection, tracks = _select(work, number, thresholds, stems)
     if not tracks["num_kept"]:
         raise ValueError(
             f"iteration {number} kept none of {tracks['num_stems']} stems (rejected: {tracks['num_rejected']}, failed: "
-            f"{engine['num_failed']}); loosen its thresholds in a new run, or look with `clearsep inspect {folder}`"
+            f"{engine['num_failed']}); loosen its thresholds in a new run, or look with `clearsep inspect {stems}`"
         )
-    distil(
-        folder / "separator",
-        material=Material(clean=config.clean, clean_folds=config.clean_folds, tracks=str(folder / "tracks")),
-        config=config.distil,
-        start=teacher,
-        validation=config.training_validation,
-        say=say,
-    )
-    counts = {
-        key: engine[key] for key in ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
-    }
+    work.say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
+    separator, training = _distil(work, number, teacher, selection)
+    names = ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
+    entry = {"iteration": number, **{name: engine[name] for name in names}}
     names = ("num_kept", "num_kept_by_floor", "num_rejected", "kept_h", "kept_by_label", "thresholds")
-    counts |= {key: tracks[key] for key in names}
-    _finish(config, out, number, counts, mixtures, started, say)
+    entry["estimated_si_sdr_db"] = tracks["kept_estimated_si_sdr_db"]  # null where nothing asked for an estimate
+    entry |= {name: tracks[name] for name in names} | {"validation": validate(work, number, separator)}
+    entry |= {"cost_s": engine["wall_s"] + training["wall_s"], "wall_s": time.perf_counter() - started}
+    return entry, separator
 
 
-def _finish(
-    config: RunConfig,
-    out: Location,
-    number: int,
-    counts: dict[str, Any],
-    mixtures: list[Mixture],
-    started: float,
-    say: Say,
-) -> None:
-    """Evaluate the iteration's separator and record that the iteration is whole."""
-    folder = out / "iterations" / str(number)
-    entry = {"iteration": number, **counts, "validation": None}
-    if config.validation is not None:
-        separator = load(folder / "separator")
-        if not mixtures:
-            mixtures.extend(draw_mixtures(config.validation, sample_rate_hz=separator.sample_rate_hz))
-        entry["validation"] = evaluate(estimator(separator), mixtures)
-        say(f"iteration {number}: validation SDRi {entry['validation']['sdri_db']:.2f} dB")
-    entry["wall_s"] = time.perf_counter() - started
-    write_json(folder / "iteration.json", entry)
-    summarise(out)
+def _pass(work: Work, number: int, teacher: Location, *, retry_failed: bool) -> tuple[Location, dict[str, Any]]:
+    """Separate and score the corpus; returns the pass's folder and its summary."""
+    config, tagger = work.config, work.judges.tagger
+    inputs = pass_identity(
+        work.corpus, separator=read_description(teacher)["fingerprint"], tagger=tagger, config=config.engine
+    )
+    folder = work.pieces.place("passes", number, inputs)
+    if retry_failed and (folder / "separator" / "separator.json").is_file():
+        raise ValueError(
+            f"the student of iteration {number} of {work.pieces.out} has learned already, from tracks that other clips "
+            "would change; start the command without --retry-failed to go on, or delete the iteration's separator"
+        )
+    with work.pieces.making(folder, alone="passes"):  # a pass wants the whole cluster, two would starve each other
+        work.say(f"iteration {number}: separating {config.corpus}")
+        engine = run_pass(
+            work.corpus, folder, separator=teacher, tagger=tagger, config=config.engine, retry_failed=retry_failed
+        )
+        shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
+        work.say(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
+    return folder, engine
+
+
+def _select(work: Work, number: int, thresholds: Thresholds, stems: Location) -> tuple[Location, dict[str, Any]]:
+    """Decide what is kept; returns the selection's folder and its manifest."""
+    quality = work.judges.quality
+    judge = quality.fingerprint if quality else None
+    inputs = [read_json(stems / "stems" / "manifest.json")["fingerprint"], asdict(thresholds), judge]
+    folder = work.pieces.place("tracks", number, inputs) / "tracks"
+    with work.pieces.making(folder.parent):
+        if work.pieces.shared and (folder / "manifest.json").is_file():
+            return folder, read_json(folder / "manifest.json")
+        manifest = write_tracks(
+            stems / "stems",
+            folder,
+            thresholds,
+            estimate=quality.estimate if quality else None,
+            estimator_fingerprint=judge,
+        )
+    return folder, manifest
+
+
+def _distil(work: Work, number: int, teacher: Location, tracks: Location) -> tuple[Location, dict[str, Any]]:
+    """Train the student; returns its folder and what its history says of the training."""
+    config = work.config
+    material = Material(clean=config.clean, clean_folds=config.clean_folds, tracks=str(tracks))
+    training: dict[str, Any] = {
+        "material": material,
+        "config": config.distil,
+        "start": teacher,
+        "validation": config.training_validation,
+    }
+    folder = work.pieces.place("separators", number, training_identity(**training)) / "separator"
+    with work.pieces.making(folder.parent):
+        entry = distil(folder, **training, say=work.say)
+    return folder, entry
+
+
+def validate(work: Work, number: int, separator: Location) -> dict[str, Any] | None:
+    """Figures of an iteration's separator on the run's validation; null where it has none."""
+    config = work.config.validation
+    if config is None:
+        return None
+    kept = separator.parent / f"validation-{fingerprint(asdict(config))}.json"
+    with work.pieces.making(separator.parent):
+        if work.pieces.shared and kept.is_file():
+            figures: dict[str, Any] = read_json(kept)
+            return figures
+        loaded = load(separator)
+        if not work.mixtures:
+            work.mixtures.extend(draw_mixtures(config, sample_rate_hz=loaded.sample_rate_hz))
+        figures = evaluate(estimator(loaded), work.mixtures)
+        if work.pieces.shared:
+            write_json(kept, figures)
+    work.say(f"iteration {number}: validation SDRi {figures['sdri_db']:.2f} dB")
+    return figures
 
 
 def summarise(out: Location) -> dict[str, Any]:

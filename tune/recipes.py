@@ -89,14 +89,15 @@ def _from_yaml(path: Path) -> Tree:
         return settings
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(f"{path}: there is no recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
-    return _merge(RECIPES[recipe](), settings)
+    return merged(RECIPES[recipe](), settings)
 
 
-def _merge(base: Tree, over: Tree) -> Tree:
+def merged(base: Tree, over: Tree) -> Tree:
+    """Settings with some of them other; inner mappings are merged likewise, all else is replaced."""
     both = dict(base)
     for key, value in over.items():
         inner = both.get(key)
-        both[key] = _merge(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
     return both
 
 
