@@ -138,7 +138,7 @@ def tune_(
     """
     from engine.storage import location
     from tune.demo import write_demo_space
-    from tune.findings import tables
+    from tune.findings import search_tables
     from tune.search import read_search, search
 
     if space == "demo":
@@ -148,7 +148,7 @@ def tune_(
         raise ValueError(f"{out} holds no search to go on with; leave out --resume to begin one there")
     with _connected(address):
         found = search(config, out, max_hours=max_hours, say=_say)
-    _print(lambda: tables(found["rows"], found["candidates"]), found, as_json)
+    _print(lambda: search_tables(found), found, as_json)
 
 
 @app.command("separate-corpus")

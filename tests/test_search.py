@@ -126,7 +126,7 @@ def test_what_trials_have_in_common_is_made_once(found: Found) -> None:
 
 
 def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
-    out, values, _ = found
+    out, _, _ = found
     assert {"report.md", "report.html", "best.yaml", "trials.parquet"} <= {path.name for path in out.iterdir()}
     best = build(RunConfig, yaml.safe_load((out / "best.yaml").read_text()))
     assert len(best.schedule) == 2

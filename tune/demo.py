@@ -102,15 +102,16 @@ def write_demo_space(out: str | Path, *, say: Callable[[str], None] = print) -> 
     Its separators are smaller and learn less than the demo's; what it finds is of them alone.
     """
     settings = demo_settings(out, say=say)
-    training = {"mix": {"batch_size": 8, "segment_s": 1.0}, "steps": 80, "num_workers": 0}
+    mix = {"batch_size": 8, "segment_s": 1.0}
+    training = {"mix": mix, "steps": 80, "num_workers": 0}
+    network = {"sample_rate_hz": 16000, "num_fft": 1024, "hop_samples": 256}
     space = {
         "run": "clearsep",
         "set": {
             **{name: settings[name] for name in ("corpus", "clean", "clean_folds")},
-            "network": {"sample_rate_hz": 16000, "num_fft": 1024, "hop_samples": 256}
-            | {"channels": 64, "num_blocks": 4, "num_bands": 48},
+            "network": network | {"channels": 64, "num_blocks": 4, "num_bands": 48},
             "seed_training": training | {"steps": 200},
-            "distil": training | {"mix": training["mix"] | MIX},
+            "distil": training | {"mix": mix | MIX},
             "engine": {"clip_s": 5.0},
             "schedule": [{"min_remix_snr_db": 3.0, "label_floor_fraction": 0.5}, {"min_remix_snr_db": 7.0}],
             "validation": settings["validation"] | {"num_mixtures": 60},

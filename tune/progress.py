@@ -19,7 +19,7 @@ from engine.storage import Location, remove_tree
 COLUMNS = ("trial", "schedule", "iteration", "SDRi dB", "kept h", "cost h", "state")
 
 
-class Progress(ray.tune.Callback):
+class Progress(ray.tune.Callback):  # type: ignore[misc]
     """Shows every trial's last figures on standard error; says them line by line where that is no terminal."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Progress(ray.tune.Callback):
             for key, form in (("iteration", "d"), ("sdri_db", ".2f"), ("kept_h", ".3f"))
         ]
         cost = f"{figures['cost_s'] / 3600:.3f}" if "cost_s" in figures else ""
-        name = name or str(trial.trial_id.rpartition("_")[2].lstrip("0") or "0")
+        name = name or str(int(trial.trial_id.rpartition("_")[2]) + 1)
         self._rows[trial.trial_id] = (name, words, *numbers, cost, state)
         if self._live is not None:
             table = rich.table.Table(title=self._stage, title_justify="left")
@@ -94,7 +94,7 @@ class Progress(ray.tune.Callback):
             )
 
 
-class Keep(ray.tune.Callback):
+class Keep(ray.tune.Callback):  # type: ignore[misc]
     """Removes what no trial will use again as trials end, while no other is at work on the shared pieces."""
 
     def __init__(self, pieces: Location, needed: Sequence[str], number: int) -> None:

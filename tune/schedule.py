@@ -1,4 +1,4 @@
-"""A schedule as a function of the iteration: each threshold constant, linear, cosine or a step.
+"""A schedule as a function of the iteration: each threshold constant, linear, cosine, a step, or free at each.
 
 In a run's settings, beside the plain list of one mapping an iteration::
 
@@ -8,6 +8,7 @@ In a run's settings, beside the plain list of one mapping an iteration::
       min_estimated_si_sdr_db: {linear: [2, 8]}
       label_floor_fraction: {cosine: [0.5, 0.2]}
       min_re_sdr_db: {step: [10, 15], at: 2}
+      min_stem_level_db: {free: [-30, -20, -25]}
       max_rival_leak_db: {quantile: {linear: [0.9, 0.6]}, by_label: true}
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 from engine.filter import Quantile, Thresholds
 from engine.storage import nearest
 
-_SHAPES = ("constant", "linear", "cosine", "step")
+_SHAPES = ("constant", "linear", "cosine", "step", "free")
 _SETTINGS = tuple(field.name for field in fields(Thresholds))
 _QUANTILE = tuple(field.name for field in fields(Quantile))
 
@@ -32,7 +33,8 @@ def resolve(schedule: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> tuple[
     Of n iterations, the first has the first of a shape's two values and the last has the second. ``linear`` goes
     evenly, ``cosine`` by half a cosine, flat at both ends. ``step`` changes at iteration ``at`` (2 to n; default: in
     the second half, of which the middle of an odd n is no part) and may step to and from null or a quantile. Where n is
-    1, the first value holds. Raises ``ValueError`` for what is no threshold, no shape or no value of it.
+    1, the first value holds. ``free`` has a value, null or quantile for each iteration. Raises ``ValueError`` for what
+    is no threshold, no shape or no value of it.
     """
     if not isinstance(schedule, Mapping):
         return tuple(_thresholds(dict(entry), number, len(schedule)) for number, entry in enumerate(schedule, 1))
@@ -77,7 +79,15 @@ def _value(shape: Any, number: int, num_iterations: int, where: str) -> Any:  # 
     _only(shape, ("step", "at") if "step" in shape else names, where)
     if "constant" in shape:
         return _value(shape["constant"], number, num_iterations, where)
+    if "free" in shape:
+        return _value(_free(shape["free"], num_iterations, where)[number - 1], number, num_iterations, where)
     return _between(shape, number, num_iterations, where)
+
+
+def _free(values: Any, num_iterations: int, where: str) -> Sequence[Any]:  # noqa: ANN401 - what the user wrote
+    if not isinstance(values, Sequence) or isinstance(values, str) or len(values) != num_iterations:
+        raise ValueError(f"{where}: free is {values!r}; give a list of {num_iterations}, a value for each iteration")
+    return values
 
 
 def _between(shape: Mapping[str, Any], number: int, num_iterations: int, where: str) -> Any:  # noqa: ANN401 - as above

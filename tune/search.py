@@ -22,6 +22,7 @@ import optuna
 import ray
 import ray.tune
 import yaml
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.schedulers.pb2 import PB2
 from ray.tune.search import Searcher
@@ -288,6 +289,7 @@ class Stages:
                 tune_config=ray.tune.TuneConfig(
                     num_samples=number,
                     max_concurrent_trials=_num_concurrent(self.config),
+                    trial_dirname_creator=_dirname,
                     search_alg=searcher,
                     scheduler=scheduler,
                 ),
@@ -339,6 +341,15 @@ def _population(config: SearchConfig, space: Space) -> TrialScheduler:
     return PopulationBasedTraining(**same, hyperparam_mutations=mutations)
 
 
+def _dirname(trial: Trial) -> str:
+    return f"trial_{trial.trial_id}"
+
+
+def _place(dirname: str) -> int:
+    """Which trial of its stage it is, from 1 on."""
+    return int(dirname.rpartition("_")[2]) + 1
+
+
 def _words(space: Space, told: dict[str, Any]) -> tuple[str, str]:
     """A trial's name, where it has one, and its schedule in words."""
     return told.get(WHICH, {}).get(NAME, ""), describe(schedule_of(told, space))
@@ -349,7 +360,7 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
     rows: list[Row] = []
     for result in results:
         told: dict[str, Any] = result.config
-        number = str(int(Path(result.path).name.split("_")[2]) + 1)
+        number = str(_place(Path(result.path).name))
         name, words = _words(space, told)
         frame = result.metrics_dataframe
         reports = frame.to_dict("records") if frame is not None and "iteration" in frame else []

@@ -46,8 +46,9 @@ class Task:
 
 
 def plain(schedule: Sequence[Thresholds]) -> list[dict[str, Any]]:
-    """A schedule as settings, without what is not set."""
-    return [{name: value for name, value in asdict(one).items() if value is not None} for one in schedule]
+    """A schedule as settings, without what is as it is by itself."""
+    usual = asdict(Thresholds())
+    return [{name: value for name, value in asdict(one).items() if value != usual[name]} for one in schedule]
 
 
 def schedule_of(told: Mapping[str, Any], space: Space) -> tuple[Thresholds, ...]:
@@ -76,7 +77,12 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
     before = _prefix()
     ahead = schedule_of(told, task.space)
     schedule = (*before, *ahead[len(before) :])
-    training = replace(task.config.distil, seed=told.get(WHICH, {}).get(SEED, task.config.distil.seed))
+    training = task.config.distil
+    training = replace(
+        training,
+        seed=told.get(WHICH, {}).get(SEED, training.seed),
+        num_workers=max(1, training.num_workers),  # Ray Train does not train in the process of a trial
+    )
     config = replace(task.config, schedule=schedule, distil=training)
     pieces = Pieces(out=location(task.pieces), shared=True)
     work = Work(
