@@ -345,11 +345,6 @@ def _dirname(trial: Trial) -> str:
     return f"trial_{trial.trial_id}"
 
 
-def _place(dirname: str) -> int:
-    """Which trial of its stage it is, from 1 on."""
-    return int(dirname.rpartition("_")[2]) + 1
-
-
 def _words(space: Space, told: dict[str, Any]) -> tuple[str, str]:
     """A trial's name, where it has one, and its schedule in words."""
     return told.get(WHICH, {}).get(NAME, ""), describe(schedule_of(told, space))
@@ -358,9 +353,8 @@ def _words(space: Space, told: dict[str, Any]) -> tuple[str, str]:
 def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> list[Row]:
     """A row a trial and iteration; of a trial that failed before its first report one of iteration 0."""
     rows: list[Row] = []
-    for result in results:
+    for number, result in enumerate(results, 1):
         told: dict[str, Any] = result.config
-        number = str(_place(Path(result.path).name))
         name, words = _words(space, told)
         frame = result.metrics_dataframe
         reports = frame.to_dict("records") if frame is not None and "iteration" in frame else []
@@ -369,9 +363,9 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
             continue  # the time was up before it began
         whole = bool(reports) and reports[-1]["iteration"] == num_iterations
         about = {
-            "trial": number,
+            "trial": str(number),
             "kind": told[KIND],
-            "name": name or number,
+            "name": name or str(number),
             "params": json.dumps(told.get(PARAMS, {})),
             "seed": told.get(WHICH, {}).get(SEED, 0),
             "state": "failed" if error else "finished" if whole else "stopped",
