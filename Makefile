@@ -21,8 +21,8 @@ demo: setup ## the whole loop on sounds it makes itself, under ten minutes on tw
 test: setup ## all tests, slow ones too
 	$(BIN)/python -m pytest
 
-chaos: setup ## a run on two Ray nodes, interrupted 50 times at seeded moments, against an undisturbed one
-	$(BIN)/python tests/chaos.py --points 50 --seed 0 --report benchmarks/chaos.md
+chaos: setup ## a run on two Ray nodes, interrupted 60 times at seeded moments, against an undisturbed one
+	$(BIN)/python tests/chaos.py --points 60 --seed 0 --report benchmarks/chaos.md
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .
