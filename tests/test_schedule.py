@@ -87,10 +87,21 @@ def test_the_schedule_that_the_docstring_shows() -> None:
         min_estimated_si_sdr_db=2.0,
         label_floor_fraction=0.5,
         min_re_sdr_db=10.0,
+        min_stem_level_db=-30.0,
         max_rival_leak_db=Quantile(quantile=0.9, by_label=True),
     )
+    assert (second.min_stem_level_db, third.min_stem_level_db) == (-20.0, -25.0)
     assert (second.min_estimated_si_sdr_db, second.label_floor_fraction, second.min_re_sdr_db) == (5.0, 0.35, 15.0)
     assert third.max_rival_leak_db == Quantile(quantile=0.6, by_label=True)
+
+
+def test_free_has_a_value_for_each_iteration() -> None:
+    shape = {"free": [3, None, {"quantile": 0.4}]}
+    found = [one.min_re_sdr_db for one in resolve({"iterations": 3, "min_re_sdr_db": shape})]
+    assert found == [3.0, None, Quantile(quantile=0.4)]
+    for values in ([1, 2], 3, "abc"):
+        with pytest.raises(ValueError, match="a list of 3, a value for each iteration"):
+            resolve({"iterations": 3, "min_re_sdr_db": {"free": values}})
 
 
 def test_other_settings_may_be_shaped_or_named() -> None:
