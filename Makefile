@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo test chaos check bench lock clean
+.PHONY: setup demo tune-demo test chaos check bench lock clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: setup ## the whole loop on sounds it makes itself, under ten minutes on two cores
 	$(BIN)/clearsep demo
+
+tune-demo: setup ## a search for a schedule of thresholds on the same sounds, under 15 minutes on two cores
+	$(BIN)/clearsep tune demo -o runs/tune-demo
 
 test: setup ## all tests, slow ones too
 	$(BIN)/python -m pytest

@@ -25,6 +25,7 @@ COMMAND = Path(sys.executable).parent / "clearsep"
 PROMISES = {
     "demo": "Synthesise a corpus, train a seed on little of it, run two iterations",
     "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
+    "tune": "Search for the schedule of thresholds that gives the best separator",
     "separate-corpus": "One engine pass: every stem of every clip, scored",
     "filter": "Decide again from stored scores which stems become tracks",
     "calibrate": "Calibrate the estimate of a stem's SI-SDR on mixtures",
