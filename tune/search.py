@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import math
 import os
 import threading
@@ -271,6 +272,8 @@ class Stages:
         needed: Sequence[str] | None = None,
     ) -> list[Row]:
         """The rows of a stage's trials, after it was begun or gone on with."""
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what fails is in the table, with its reason
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         places = storage(self.out / "tune")
         path = f"{places['storage_path']}/{stage}"
         trainable = ray.tune.with_resources(
