@@ -36,21 +36,21 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
             self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
 
-    def on_trial_start(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
+    def on_trial_start(self, *, trial: Trial, **_: object) -> None:
         """A trial has begun, or goes on."""
-        self._show(trials, trial, "runs")
+        self._show(trial, "runs")
 
     def on_trial_result(self, *, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: object) -> None:
         """A trial has an iteration behind it."""
-        self._show(trials, trial, "runs", result)
+        self._show(trial, "runs", result)
 
-    def on_trial_complete(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
+    def on_trial_complete(self, *, trial: Trial, **_: object) -> None:
         """A trial is done, or was stopped."""
-        self._show(trials, trial, "done")
+        self._show(trial, "done")
 
-    def on_trial_error(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
+    def on_trial_error(self, *, trial: Trial, **_: object) -> None:
         """A trial failed."""
-        self._show(trials, trial, "failed")
+        self._show(trial, "failed")
 
     def on_experiment_end(self, **_: object) -> None:
         """All are done."""
@@ -66,7 +66,7 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         """Without the screen, for Tune keeps its callbacks with an experiment."""
         return {**self.__dict__, "_live": None}
 
-    def _show(self, trials: list[Trial], trial: Trial, state: str, result: dict[str, Any] | None = None) -> None:
+    def _show(self, trial: Trial, state: str, result: dict[str, Any] | None = None) -> None:
         figures = result or trial.last_result or {}
         name, words = self._words(trial.config)
         numbers = [
@@ -74,7 +74,7 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
             for key, form in (("iteration", "d"), ("sdri_db", ".2f"), ("kept_h", ".3f"))
         ]
         cost = f"{figures['cost_s'] / 3600:.3f}" if "cost_s" in figures else ""
-        name = name or str(trials.index(trial) + 1)
+        name = name or trial.trial_id
         self._rows[trial.trial_id] = (name, words, *numbers, cost, state)
         if self._live is not None:
             table = rich.table.Table(title=self._stage, title_justify="left")

@@ -52,6 +52,7 @@ FIGURES = (
 OBJECTIVES = {"sdri_db": "max", "cost_s": "min"}
 _TRIAL_BYTES = 200e6  # of memory that a trial holds, and no CPU: its passes and trainings want all there are
 _TIDY_S = 2.0
+_PREFIX = "trial_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,7 +346,7 @@ def _population(config: SearchConfig, space: Space) -> TrialScheduler:
 
 
 def _dirname(trial: Trial) -> str:
-    return f"trial_{trial.trial_id}"
+    return f"{_PREFIX}{trial.trial_id}"
 
 
 def _words(space: Space, told: dict[str, Any]) -> tuple[str, str]:
@@ -356,8 +357,9 @@ def _words(space: Space, told: dict[str, Any]) -> tuple[str, str]:
 def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> list[Row]:
     """A row a trial and iteration; of a trial that failed before its first report one of iteration 0."""
     rows: list[Row] = []
-    for number, result in enumerate(results, 1):
+    for result in results:
         told: dict[str, Any] = result.config
+        trial = Path(result.path).name.removeprefix(_PREFIX)
         name, words = _words(space, told)
         frame = result.metrics_dataframe
         reports = frame.to_dict("records") if frame is not None and "iteration" in frame else []
@@ -366,9 +368,9 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
             continue  # the time was up before it began
         whole = bool(reports) and reports[-1]["iteration"] == num_iterations
         about = {
-            "trial": str(number),
+            "trial": trial,
             "kind": told[KIND],
-            "name": name or str(number),
+            "name": name or trial,
             "params": json.dumps(told.get(PARAMS, {})),
             "seed": told.get(WHICH, {}).get(SEED, 0),
             "state": "failed" if error else "finished" if whole else "stopped",
@@ -381,7 +383,7 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
             row["pieces"] = json.loads(report["pieces"]) if report else []
             row["confirmed_sdri_db"] = report.get("confirmed_sdri_db")
             rows.append({key: _number(value) for key, value in row.items()})
-    return rows
+    return sorted(rows, key=lambda row: (row["trial"], row["iteration"]))  # Tune's order changes with a restart
 
 
 def _number(value: Any) -> Any:  # noqa: ANN401 - a cell of a data frame

@@ -16,10 +16,11 @@ import torch
 
 from engine.corpus import read_corpus
 from engine.filter import Thresholds
+from engine.quality import load_quality
 from engine.storage import Location, location
 from tune.loop import RunConfig, Work, iterate, validate
 from tune.pieces import Pieces
-from tune.quality import prepare_judges
+from tune.quality import Judges
 from tune.schedule import resolve
 from tune.space import Given, Space
 
@@ -89,7 +90,7 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
         config=config,
         corpus=read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root),
         pieces=pieces,
-        judges=prepare_judges(config, location(task.pieces), _hush),
+        judges=Judges(quality=load_quality(config.quality) if config.quality else None, tagger=config.tagger),
         say=_hush,
     )
     assert config.separator is not None, "a search gives its trials the seed"
