@@ -338,9 +338,7 @@ def _population(config: SearchConfig, space: Space) -> TrialScheduler:
         )
     same = {"time_attr": "training_iteration", "metric": "sdri_db", "mode": "max", "perturbation_interval": 1}
     if config.searcher == "pb2":
-        return PB2(
-            **same, hyperparam_bounds={PARAMS: {name: list(ends) for name, ends in bounds.items()}}, seed=config.seed
-        )
+        return PB2(**same, hyperparam_bounds={PARAMS: {name: list(ends) for name, ends in bounds.items()}})
     mutations = {PARAMS: {name: ray.tune.uniform(*ends) for name, ends in bounds.items()}}
     return PopulationBasedTraining(**same, hyperparam_mutations=mutations)
 
