@@ -100,6 +100,8 @@ class Work:
     """What its stems are judged with."""
     say: Say
     """Where it tells how it goes."""
+    distil: Callable[..., dict[str, Any]] = distil
+    """What trains its students: :func:`train.distil.distil`, here or elsewhere."""
     mixtures: list[Mixture] = field(default_factory=list)
     """Those of its validation, once they are drawn."""
 
@@ -300,7 +302,7 @@ def _distil(work: Work, number: int, teacher: Location, tracks: Location) -> tup
     }
     folder = work.pieces.place("separators", number, training_identity(**training)) / "separator"
     with work.pieces.making(folder.parent):
-        entry = distil(folder, **training, say=work.say)
+        entry = work.distil(folder, **training, say=work.say)
     return folder, entry
 
 

@@ -294,6 +294,7 @@ class Stages:
                     num_samples=number,
                     max_concurrent_trials=_num_concurrent(self.config),
                     trial_dirname_creator=_dirname,
+                    reuse_actors=True,
                     search_alg=searcher,
                     scheduler=scheduler,
                 ),

@@ -11,13 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.tune
 import torch
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from engine.corpus import read_corpus
 from engine.filter import Thresholds
 from engine.quality import load_quality
 from engine.storage import Location, location
+from train.distil import distil
 from tune.loop import RunConfig, Work, iterate, validate
 from tune.pieces import Pieces
 from tune.quality import Judges
@@ -79,11 +82,7 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
     ahead = schedule_of(told, task.space)
     schedule = (*before, *ahead[len(before) :])
     training = task.config.distil
-    training = replace(
-        training,
-        seed=told.get(WHICH, {}).get(SEED, training.seed),
-        num_workers=max(1, training.num_workers),  # Ray Train does not train in the process of a trial
-    )
+    training = replace(training, seed=told.get(WHICH, {}).get(SEED, training.seed))
     config = replace(task.config, schedule=schedule, distil=training)
     pieces = Pieces(out=location(task.pieces), shared=True)
     work = Work(
@@ -92,6 +91,7 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
         pieces=pieces,
         judges=Judges(quality=load_quality(config.quality) if config.quality else None, tagger=config.tagger),
         say=_hush,
+        distil=distil if training.num_workers else _distil_apart,
     )
     assert config.separator is not None, "a search gives its trials the seed"
     teacher, cost_s = location(config.separator), 0.0
@@ -108,6 +108,17 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "schedule.json").write_text(json.dumps(plain(schedule[:number])))
             ray.tune.report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+
+
+def _distil_apart(out: Location, *, start: Location, say: object, **training: Any) -> dict[str, Any]:  # noqa: ANN401 - its arguments
+    """:func:`train.distil.distil` in a process of its own: in that of a trial Ray Train trains nothing.
+
+    Ray ends it with the trial, and gives back the CPU that it holds.
+    """
+    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # not in the trial's own, which holds no CPU
+    apart = ray.remote(num_cpus=0.5, max_retries=0, scheduling_strategy=anywhere)(distil)
+    entry: dict[str, Any] = ray.get(apart.remote(str(out), start=str(start), **training))
+    return entry
 
 
 def _hush(text: str) -> None:
