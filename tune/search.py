@@ -285,7 +285,9 @@ class Stages:
         if needed is not None and self.config.keep == "best":
             callbacks.append(Keep(location(self.task.pieces), needed, self.config.finalists))
         if ray.tune.Tuner.can_restore(path, places.get("storage_filesystem")):
-            tuner = ray.tune.Tuner.restore(path, trainable, storage_filesystem=places.get("storage_filesystem"))
+            tuner = ray.tune.Tuner.restore(
+                path, trainable, param_space=told, storage_filesystem=places.get("storage_filesystem")
+            )
         else:
             tuner = ray.tune.Tuner(
                 trainable,
