@@ -206,14 +206,15 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], log:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("stage", ["search", "finalists"])
 def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
-    found: Found, settings: Settings, tmp_path: Path
+    found: Found, settings: Settings, tmp_path: Path, stage: str
 ) -> None:
     space, log = tmp_path / "space.yaml", tmp_path / "log"
     out = beside(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
     process = started(space, out, log)
-    done = out / "tune" / "search"
+    done = out / "tune" / stage
     wait_until(lambda: any("\n" in path.read_text() for path in done.glob("*/result.json")), process, log)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -223,6 +224,7 @@ def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
     assert {path: path.stat().st_mtime_ns for path in before if path.is_file()}.items() <= before.items()
     rows = read_rows(out)
     assert len({row["trial"] for row in rows if row["kind"] == "searched"}) == settings["trials"]
+    assert {row["state"] for row in rows} == {"finished"}
     assert (out / "report.html").is_file()
 
 
@@ -232,12 +234,13 @@ def test_after_a_trial_was_killed_in_the_middle_of_a_step_the_next_one_runs(
 ) -> None:
     """It leaves nothing held: not its actors, not its training's workers, not its locks."""
     slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False, "steps": 60}
-    run = settings["set"] | {"distil": slow}
+    run, more = settings["set"] | {"distil": slow}, Settings()
     if step == "evaluate":
-        run |= {"validation": run["validation"] | {"num_mixtures": 300}}
+        more["confirmation"] = run["validation"]
+        run |= {"validation": run["validation"] | {"num_mixtures": 60}}
     space, log = tmp_path / "space.yaml", tmp_path / "log"
     out = beside(found, tmp_path / "search", "base")
-    space.write_text(yaml.safe_dump(settings | {"set": run, "iterations": 1, "trials": 1}))
+    space.write_text(yaml.safe_dump(settings | more | {"set": run, "iterations": 1, "trials": 1}))
     process = started(space, out, log)
     signs = {
         "separate": lambda: any(out.glob("pieces/passes/*/stems/pass.json")),
