@@ -23,6 +23,7 @@ from setting import Setting, prepare, say, stamp, true_si_sdr
 
 from cluster.session import connected
 from engine.batched import Asker
+from engine.quality import calibrate
 from engine.reseparate import reseparate
 from engine.schema import ESTIMATES, SCORES, DecodedClip, SeparatedClip
 from engine.separators import load
@@ -33,6 +34,7 @@ from tune.report import fill
 
 _HERE = Path(__file__).parent
 _GOOD_DB = 8.0
+_FITTED = "an estimator fitted to this very truth, on clips held out from it"
 _CLIPS_AT_ONCE = 48  # of which the partners of a remix are drawn
 _LOWER_IS_BETTER = ("coherence_fraction", "contested_db", "rival_leak_db")
 
@@ -106,6 +108,7 @@ def figures(index: pa.Table, truth_N: np.ndarray) -> dict[str, tuple[float, floa
             np.where(np.isnan(values_N), np.nanmedian(values_N), values_N) if (~np.isnan(values_N)).any() else None
         )
     ranked = [columns[name] for name in ("re_sdr_db", "rival_leak_db", "stem_level_db") if columns[name] is not None]
+    columns[_FITTED] = fitted(index, truth_N) if len(truth_N) >= 100 else None
     columns["ranks of Re-SDR, leak and level"] = sum(rankdata(one) for one in ranked) if len(ranked) == 3 else None
     for name, values_N in columns.items():
         known = values_N is not None and np.ptp(values_N) > 0 and 0 < good_N.sum() < len(good_N)
@@ -113,15 +116,47 @@ def figures(index: pa.Table, truth_N: np.ndarray) -> dict[str, tuple[float, floa
     return found
 
 
+def fitted(index: pa.Table, truth_N: np.ndarray) -> np.ndarray:
+    """What an estimator says of stems that was fitted to the truth of other clips of the same pass: the limit."""
+    clip_N = np.unique(index["clip_id"].to_numpy(), return_inverse=True)[1]
+    part_N = np.random.default_rng(0).permutation(clip_N.max() + 1)[clip_N] % 5
+    estimate_N = np.zeros(len(truth_N))
+    for part in range(5):
+        others = part_N != part
+        quality = calibrate(index.filter(others), truth_N[others].tolist(), groups=clip_N[others].tolist(), about={})
+        estimate_N[~others] = quality.estimate(index.filter(~others))["estimated_si_sdr_db"].to_numpy()
+    return estimate_N
+
+
+def interval(index: pa.Table, truth_N: np.ndarray) -> str:
+    """The middle 95 % of the estimate's correlation and area over 1,000 bootstrap draws of clips."""
+    estimate_N, clip_N = (
+        index["estimated_si_sdr_db"].to_numpy(),
+        np.unique(index["clip_id"].to_numpy(), return_inverse=True)[1],
+    )
+    rng, num_clips, found = np.random.default_rng(0), clip_N.max() + 1, []
+    for _ in range(1000):
+        times_N = np.bincount(rng.integers(num_clips, size=num_clips), minlength=num_clips)[clip_N]
+        rows = np.repeat(np.arange(len(truth_N)), times_N)
+        good_N = truth_N[rows] > _GOOD_DB
+        found.append((float(spearmanr(estimate_N[rows], truth_N[rows])[0]), area(estimate_N[rows], good_N)))
+    ends = np.quantile(found, (0.025, 0.975), axis=0)
+    return " | ".join(f"{low:.2f} to {high:.2f}" for low, high in ends.T)
+
+
 def truth_table(work: Setting, iterations: list[int]) -> str:
     """A row a score, two columns an iteration's teacher."""
-    by_iteration = {iteration: figures(*stems_of(work, iteration)) for iteration in iterations}
+    stems = {iteration: stems_of(work, iteration) for iteration in iterations}
+    by_iteration = {iteration: figures(*some) for iteration, some in stems.items()}
     teachers = ["seed" if iteration == 1 else f"iteration {iteration - 1}" for iteration in iterations]
     lines = ["| score | " + " | ".join(f"{one}: rank correlation | area" for one in teachers) + " |"]
     lines.append("| --- |" + " --- | --- |" * len(iterations))
     for name in next(iter(by_iteration.values())):
         cells = [f"{one[name][0]:.2f} | {one[name][1]:.2f}" if one[name] else " | " for one in by_iteration.values()]
         lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
+        if name == ESTIMATES.names[0]:
+            cells = [interval(*stems[iteration]) if one[name] else " | " for iteration, one in by_iteration.items()]
+            lines.append("| its 95 % interval over clips | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
