@@ -214,8 +214,7 @@ def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
     out = beside(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
     process = started(space, out, log)
-    done = out / "tune" / stage
-    wait_until(lambda: any("\n" in path.read_text() for path in done.glob("*/result.json")), process, log)
+    wait_until(lambda: f"{stage}: " in log.read_text(), process, log)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     before = {path: path.stat().st_mtime_ns for path in out.glob("pieces/*/*/separator/weights.safetensors")}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import os
 import threading
 import time
@@ -39,7 +38,20 @@ from tune.loop import RunConfig, begin, check
 from tune.progress import Keep, Progress, loggers
 from tune.recipes import build, merged, override, tree
 from tune.space import Recorded, Space, describe, read_space
-from tune.trial import KIND, NAME, PARAMS, SCHEDULE, SEED, WHICH, Task, num_threads, plain, run_trial, schedule_of
+from tune.trial import (
+    HISTORY,
+    KIND,
+    NAME,
+    PARAMS,
+    SCHEDULE,
+    SEED,
+    WHICH,
+    Task,
+    num_threads,
+    plain,
+    run_trial,
+    schedule_of,
+)
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
@@ -362,8 +374,7 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
         told: dict[str, Any] = result.config
         trial = Path(result.path).name.removeprefix(_PREFIX)
         name, words = _words(space, told)
-        frame = result.metrics_dataframe
-        reports = frame.to_dict("records") if frame is not None and "iteration" in frame else []
+        reports: list[Row] = json.loads((result.metrics or {}).get(HISTORY, "[]"))
         error = None if result.error is None else _last_line(result.error)
         if not reports and error is None:
             continue  # the time was up before it began
@@ -383,13 +394,8 @@ def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> 
             row["words"] = words
             row["pieces"] = json.loads(report["pieces"]) if report else []
             row["confirmed_sdri_db"] = report.get("confirmed_sdri_db")
-            rows.append({key: _number(value) for key, value in row.items()})
+            rows.append(row)
     return sorted(rows, key=lambda row: (row["trial"], row["iteration"]))  # Tune's order changes with a restart
-
-
-def _number(value: Any) -> Any:  # noqa: ANN401 - a cell of a data frame
-    """Null for what a data frame has in the place of nothing."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _last_line(error: Exception) -> str:

@@ -30,6 +30,9 @@ from tune.space import Given, Space
 KIND, WHICH, NAME, SCHEDULE, SEED, PARAMS = "kind", "which", "name", "schedule", "seed", "params"
 """What a trial is told: its kind, and which schedule by name, with which seed, or parameters to draw one from."""
 
+HISTORY = "history"
+"""What a trial reports of all its iterations so far, as JSON."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
@@ -94,20 +97,23 @@ def run_trial(told: dict[str, Any], task: Task) -> None:
         distil=distil if training.num_workers else _distil_apart,
     )
     assert config.separator is not None, "a search gives its trials the seed"
-    teacher, cost_s = location(config.separator), 0.0
+    teacher, cost_s, history = location(config.separator), 0.0, list[dict[str, Any]]()
     for number, thresholds in enumerate(schedule, 1):
         if task.deadline is not None and time.time() > task.deadline:
             return
         entry, teacher = iterate(work, number, thresholds, teacher)
         cost_s += entry["cost_s"]
-        if number <= len(before):
-            continue
         figures = _figures(entry, work, schedule, cost_s)
         if task.confirm is not None and number == len(schedule):
             figures |= _confirmed(work, task.confirm, number, teacher)
+        history.append(figures)
+        if number <= len(before):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "schedule.json").write_text(json.dumps(plain(schedule[:number])))
-            ray.tune.report(figures, checkpoint=ray.tune.Checkpoint.from_directory(folder))
+            # Tune's own files of results are behind; what it knows of a trial for certain is the last of them
+            told_last = figures | {HISTORY: json.dumps(history)}
+            ray.tune.report(told_last, checkpoint=ray.tune.Checkpoint.from_directory(folder))
 
 
 def _distil_apart(out: Location, *, start: Location, say: object, **training: Any) -> dict[str, Any]:  # noqa: ANN401 - its arguments
