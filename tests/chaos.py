@@ -335,7 +335,7 @@ def contents(out: Path) -> dict[str, Any]:
         folder = out / "iterations" / str(number)
         found[f"{number} weights"] = sha256_file(folder / "separator" / "weights.safetensors")
         entry = read_json(folder / "iteration.json")
-        found[f"{number} figures"] = {key: value for key, value in entry.items() if key != "wall_s"}
+        found[f"{number} figures"] = {key: value for key, value in entry.items() if key not in ("wall_s", "cost_s")}
         if not number:
             continue
         for shard in stem_shards(folder / "stems"):
