@@ -67,6 +67,7 @@ def config_of(work: Setting, *, trials: int) -> SearchConfig:
             "label_floor_fraction": {"choose": [None, 0.5]},
         },
         "trials": trials,
+        "reduction_factor": 2.0,
         "finalists": 2,
         "repeats": 3,
         "confirmation": dataclasses.asdict(dataclasses.replace(choice, num_mixtures=size.num_mixtures, seed=1)),

@@ -95,7 +95,7 @@ def main() -> None:
         found = {}
         runs: list[float] = []
         for part, name in enumerate(("search", "search-whole")):
-            one = replace(config, early_stopping=name == "search")
+            one = config if name == "search" else replace(config, reduction_factor=1.0)
             found[name] = timed(out, name, lambda folder, one=one: searched(one, folder))
             different = sorted(set(found["search"]["values"]["schedules"]))
             for number in range(part, arguments.runs, 2):  # half of them after either search: the machine is shared

@@ -70,7 +70,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
         },
         "trials": 3,
         "searcher": "random",
-        "early_stopping": False,
+        "reduction_factor": 1,
         "finalists": 1,
         "repeats": 1,
         "max_concurrent": 1,
@@ -171,7 +171,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
 def test_every_searcher_takes_its_trials_to_the_end(
     found: Found, settings: Settings, tmp_path: Path, searcher: str
 ) -> None:
-    more = {"searcher": searcher, "early_stopping": True, "trials": 2}
+    more = {"searcher": searcher, "reduction_factor": 2, "trials": 2}
     if searcher == "tpe":
         more["objectives"] = ["sdri_db", "cost_s"]
     values = search(build(SearchConfig, settings | more), beside(found, tmp_path / "search"), say=lambda _: None)

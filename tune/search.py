@@ -85,8 +85,9 @@ class SearchConfig:
     """tpe (Optuna) or random; pbt or pb2: ``trials`` is the population, whose free thresholds change on the way."""
     objectives: tuple[str, ...] = ("sdri_db",)
     """What is sought: sdri_db, or with tpe and random also cost_s, which is what a schedule costs by itself."""
-    early_stopping: bool = True
-    """Stop the worse half after every iteration (ASHA), with tpe and random."""
+    reduction_factor: float = 3.0
+    """Of this many trials one goes on after iteration 1, and again after so many times as many (ASHA, with tpe and
+    random); 1: all go on."""
     max_concurrent: int | None = None
     """Trials at once; null: a GPU each, without any one for every two CPUs."""
     seed: int = 0
@@ -111,6 +112,8 @@ class SearchConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(known)}")
         if not self.objectives or not set(self.objectives) <= OBJECTIVES.keys() or "sdri_db" not in self.objectives:
             raise ValueError(f"objectives is {list(self.objectives)}; give sdri_db, or sdri_db and cost_s")
+        if self.reduction_factor < 1:
+            raise ValueError(f"reduction_factor is {self.reduction_factor}; give 2 to 4, or 1 to stop no trial early")
         if self.searcher in ("pbt", "pb2") and len(self.objectives) > 1:
             raise ValueError(f"{self.searcher} seeks one objective; give objectives: [sdri_db], or search with tpe")
         if unknown := sorted(set(self.loggers) - {"mlflow", "wandb"}):
@@ -235,9 +238,13 @@ class Stages:
                 sampler=sampler(seed=config.seed),
             )
             scheduler = None
-            if config.early_stopping and config.iterations > 1:
+            if config.reduction_factor > 1 and config.iterations > 1:
                 scheduler = ASHAScheduler(
-                    time_attr="iteration", metric="sdri_db", mode="max", max_t=config.iterations, reduction_factor=2
+                    time_attr="iteration",
+                    metric="sdri_db",
+                    mode="max",
+                    max_t=config.iterations,
+                    reduction_factor=config.reduction_factor,
                 )
             return self._fit(
                 "search",
