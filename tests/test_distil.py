@@ -85,9 +85,10 @@ def test_training_in_process_learns_and_repeats_to_the_bit(ray_session: None, cl
 
 @pytest.mark.slow
 def test_two_workers_train_together_and_the_student_knows_its_teacher(
-    ray_session: None, clips: Path, tmp_path: Path
+    ray_session: None, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teacher = tmp_path / "teacher"
+    monkeypatch.chdir(clips.parent)
+    clips, teacher = Path(clips.name), tmp_path / "teacher"  # workers are in folders of their own
     distil(teacher, material=_material(clips, 1), config=_CONFIG, network=_NETWORK)
     config = dataclasses.replace(_CONFIG, num_workers=2, steps=8)
     entry = distil(tmp_path / "student", material=_material(clips, 2), config=config, start=teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -89,7 +90,10 @@ Found = tuple[Path, dict[str, Any], list[str]]
 @pytest.fixture(scope="module")
 def found(ray_session: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Found:
     out, said = tmp_path_factory.mktemp("searches") / "search", list[str]()
-    return out, search(build(SearchConfig, settings), out, say=said.append), said
+    folder = Path(settings["set"]["corpus"]).parent
+    beneath = json.loads(json.dumps(settings).replace(f"{folder}/", ""))  # trials are in folders of their own
+    with contextlib.chdir(folder):
+        return out, search(build(SearchConfig, beneath), out, say=said.append), said
 
 
 def beside(found: Found, out: Path, *names: str) -> Path:

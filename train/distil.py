@@ -229,12 +229,15 @@ def _task(
     network: NetworkConfig | None,
     validation: ValidationConfig | None,
 ) -> Task:
+    def named(path: str | None) -> str | None:  # absolute: workers are not in our folder
+        return str(location(path)) if path else None
+
     return Task(
         config=config,
-        material=material,
+        material=replace(material, clean=named(material.clean), tracks=named(material.tracks)),
         network=network or NetworkConfig(),
         start=str(location(start)) if start else None,
-        validation=validation,
+        validation=validation and replace(validation, clips=str(location(validation.clips))),
     )
 
 

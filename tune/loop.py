@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import yaml
@@ -12,6 +12,7 @@ import yaml
 from engine.clip_table import Corpus
 from engine.corpus import read_corpus, read_sources
 from engine.filter import Thresholds
+from engine.gauges import tell_kept, tell_validation
 from engine.iteration import pass_identity, require_clips, run_pass
 from engine.lock import held
 from engine.schema import plain_label
@@ -143,6 +144,16 @@ def begin(config: RunConfig, corpus: Corpus, out: Location, say: Say) -> Work:
     return work
 
 
+def absolute(config: RunConfig) -> RunConfig:
+    """The run with its inputs named as processes in other folders understand them."""
+    names = ("corpus", "class_map", "audio_root", "clean", "separator", "quality", "tagger")
+    found: dict[str, Any] = {name: str(location(value)) for name in names if (value := getattr(config, name))}
+    for name in ("validation", "training_validation"):
+        validation: ValidationConfig | None = getattr(config, name)
+        found[name] = validation and replace(validation, clips=str(location(validation.clips)))
+    return replace(config, **found)
+
+
 def check(config: RunConfig) -> Corpus:
     """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
     corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
@@ -238,6 +249,7 @@ def iterate(
             f"iteration {number} kept none of {tracks['num_stems']} stems (rejected: {tracks['num_rejected']}, failed: "
             f"{engine['num_failed']}); loosen its thresholds in a new run, or look with `clearsep inspect {stems}`"
         )
+    tell_kept(number, num_kept=tracks["num_kept"], num_stems=tracks["num_stems"])
     work.say(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
     separator, training = _distil(work, number, teacher, selection)
     names = ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
@@ -322,6 +334,7 @@ def validate(work: Work, number: int, separator: Location) -> dict[str, Any] | N
         figures = evaluate(estimator(loaded), work.mixtures)
         if work.pieces.shared:
             write_json(kept, figures)
+    tell_validation(number, figures["sdri_db"])
     work.say(f"iteration {number}: validation SDRi {figures['sdri_db']:.2f} dB")
     return figures
 

@@ -34,7 +34,7 @@ from engine.storage import Location, Name, differences, location, write_bytes
 from train.distil import storage
 from train.evaluate import ValidationConfig
 from tune.findings import Candidate, write_report
-from tune.loop import RunConfig, begin, check
+from tune.loop import RunConfig, absolute, begin, check
 from tune.progress import Keep, Progress, loggers
 from tune.recipes import build, merged, override, tree
 from tune.space import Recorded, Space, describe, read_space
@@ -142,7 +142,8 @@ def search(config: SearchConfig, out: Name, *, max_hours: float | None = None, s
     """
     out = location(out)
     space = read_space(config.schedule, config.iterations)
-    own = _run_config(config)
+    run_config = _run_config(config)
+    own = absolute(run_config)
     baselines = baseline_schedules(config.iterations, own.schedule)
     drawn = [space.draw(Recorded(np.random.default_rng([config.seed, number]))) for number in range(64)]
     every = tuple(one for schedule in (*baselines.values(), *drawn) for one in schedule)
@@ -168,7 +169,7 @@ def search(config: SearchConfig, out: Name, *, max_hours: float | None = None, s
         found = stages.searched(deadline, needed)
         repeats = stages.finalists(baselines, found)
         candidates = _candidates(repeats, baselines)
-        settings = _plain(asdict(own))
+        settings = _plain(asdict(run_config))
         return write_report(out, [*first, *found, *repeats], candidates, settings=settings, title="Search")
 
 
@@ -266,7 +267,7 @@ class Stages:
         own = self.task.config
         assert own.validation is not None, "_run_config"
         anew = self.config.confirmation or replace(own.validation, seed=own.validation.seed + 1)
-        task = replace(self.task, confirm=replace(own, validation=anew))
+        task = replace(self.task, confirm=absolute(replace(own, validation=anew)))
         whole = [row for row in found if row["iteration"] == self.config.iterations]
         best: dict[str, str] = {}
         for row in sorted(whole, key=lambda row: -row["sdri_db"]):
