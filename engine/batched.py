@@ -42,6 +42,13 @@ class Asker:
                 answers[position] = answer
         return answers
 
+    def fill_fraction(self, num_samples: Sequence[int]) -> float:
+        """Share of the batches for queries of these lengths that is audio, neither padding nor room left over."""
+        batch_samples = max(1, int(self.batch_s * self.separator.sample_rate_hz))
+        batches = list(pack(num_samples, batch_samples=batch_samples))
+        room = sum(max(batch_samples, num_samples[batch[0]]) for batch in batches)
+        return sum(num_samples) / room if room else 0.0
+
     def _run(self, batch: list[Query]) -> list[np.ndarray | Exception]:
         outcome = self._attempt(batch)
         if not isinstance(outcome, Exception):

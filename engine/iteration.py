@@ -28,6 +28,7 @@ from engine.account import (
     waiting_rows,
 )
 from engine.clip_table import Corpus, Tasks, write_failures
+from engine.gauges import tell_part
 from engine.lock import held
 from engine.schema import SCORES_VERSION
 from engine.separators import Separator, load, read_description
@@ -271,6 +272,7 @@ class Watch:
         if not self.console.is_terminal and elapsed - self.said > 30:
             self.said = elapsed
             self.console.print(f"{speed}, {clips} of about {total} clips", highlight=False)
+        tell_part(row, clips_waiting=total - clips)
         if self.num_queries >= _ENOUGH_QUERIES:
             require_few_failures(self.out, self.num_failed, self.num_queries, self.limit)
 

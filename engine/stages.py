@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from engine.account import clips_in, done_records, part_name, part_place, retry_rows, write_done
+from engine.account import STEPS, clips_in, done_records, part_name, part_place, retry_rows, write_done
 from engine.assess import Assessor
 from engine.audio import MAX_DURATION_S, AudioError
 from engine.batched import Asker
@@ -100,6 +103,19 @@ _SEPARATED = pa.struct(
         pa.field("extra", pa.list_(_EXTRA)),
     ]
 )
+
+
+_REPORT = pa.schema(
+    [
+        *(pa.field(name, pa.int64()) for name in ("num_clips", "num_queries", "num_failed", "num_failed_before")),
+        *(pa.field(name, pa.float64()) for name in ("audio_s", *(f"{step}_s" for step in STEPS))),
+        pa.field("worker", pa.string()),
+        pa.field("batch_fill_fraction", pa.float64()),
+        pa.field("vram_bytes", pa.int64()),
+        pa.field("failed", pa.list_(pa.struct([FAILURES.field(n) for n in ("step", "error_class", "num_queries")]))),
+    ]
+)
+"""What is told of a part when it is on disk."""
 
 
 def _row(values: dict[str, Any], clip_type: pa.DataType) -> pa.Table:
@@ -280,7 +296,21 @@ class Separate:
         extra = self.assessor.extra(separated)
         part["clips"] = [replace(item, extra=rows) for item, rows in zip(separated, extra, strict=True)]
         part["assess_s"] = time.perf_counter() - started
+        part |= self._about(clips)
         return part
+
+    def _about(self, clips: list[DecodedClip]) -> dict[str, Any]:
+        """Which worker this is, and how well its batches and its memory are used."""
+        place, vram_bytes = "cpu", 0
+        if self.device == "cuda":
+            place, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        sizes = [len(clip.samples_T) for clip in clips for _ in clip.row["labels"]]
+        return {
+            "worker": f"{socket.gethostname()}/{place}",
+            "batch_fill_fraction": self.assessor.asker.fill_fraction(sizes),
+            "vram_bytes": vram_bytes,
+        }
 
 
 def _separated(entry: dict[str, Any]) -> SeparatedClip:
@@ -292,6 +322,16 @@ def _separated(entry: dict[str, Any]) -> SeparatedClip:
 def _unscored(item: SeparatedClip, error: Exception) -> dict[str, Any]:
     row, num_queries = item.clip.row, len(item.labels)
     return failure(clip_id=row["clip_id"], path=row["path"], num_queries=num_queries, step="score", error=error)
+
+
+def _by_reason(failures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    numbers: Counter[tuple[str, str]] = Counter()
+    for row in failures:
+        numbers[row["step"], row["error_class"]] += row["num_queries"]
+    return [
+        {"step": step, "error_class": error_class, "num_queries": number}
+        for (step, error_class), number in sorted(numbers.items())
+    ]
 
 
 class ScoreAndWrite:
@@ -309,6 +349,7 @@ class ScoreAndWrite:
     def write(self, part: dict[str, Any]) -> pa.Table:
         """What became of a part, once it is on disk."""
         name, clips, failures = part.pop("part"), part.pop("clips"), part.pop("failures")
+        about = {key: part.pop(key) for key in ("worker", "batch_fill_fraction", "vram_bytes")}
         started = time.perf_counter()
         stems: list[dict[str, Any]] = []  # those of a clip one after another
         part["score_s"] = 0.0
@@ -325,8 +366,8 @@ class ScoreAndWrite:
         written["num_failed"] -= before["num_failed_before"]
         part["write_s"] = time.perf_counter() - started - part["score_s"]
         write_done(self.out, name, part | written)
-        names = ("num_clips", "num_queries", "num_failed", "num_failed_before", "audio_s")
-        return pa.table({key: [(part | written | before)[key]] for key in names})
+        told = part | written | before | about | {"failed": _by_reason(failures)}
+        return pa.table({field.name: pa.array([told[field.name]], field.type) for field in _REPORT})
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, Any]]:
         signals = (item.clip.samples_T, *item.stems_ST)

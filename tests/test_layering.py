@@ -16,6 +16,7 @@ PROJECT = {*PACKAGES, "clearsep", "tests", "benchmarks"}
 VOCABULARY = {"schema", "audio", "flac24", "storage", "s3", "retry", "checkpoint", "metrics"}
 STEPS = {"decode", "separate", "score", "filter"}
 KNOWS_RAY = {
+    "engine/gauges.py",
     "engine/iteration.py",
     "train/distil.py",
     "tune/loop.py",
