@@ -19,6 +19,8 @@ import rich.table
 import typer
 from rich.console import Console
 
+from cluster.commands import register
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -425,6 +427,9 @@ def failures(
 
     tables, value = look(path)
     _print(lambda: tables, value, as_json)
+
+
+register(app, say=_say, show=_print, connected=_connected)
 
 
 @contextmanager

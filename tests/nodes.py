@@ -1,0 +1,149 @@
+"""A Ray cluster as its user starts it: ``ray start`` for a head and workers, process trees that can be killed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+_START_S = 90.0
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+class StartedCluster:
+    """Nodes started by ``ray start --block`` on loopback, with a token unless told otherwise."""
+
+    def __init__(self, folder: Path, *, num_cpus: float = 1, token: str | None = None) -> None:
+        self.folder, self.token = folder, token if token is not None else secrets.token_hex(32)
+        self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.nodes: list[subprocess.Popen[bytes]] = []
+        head = [
+            "--head",
+            f"--port={self.port}",
+            f"--dashboard-port={self.dashboard_port}",
+            "--dashboard-host=127.0.0.1",
+        ]
+        self.head = self._start(
+            [*head, f"--metrics-export-port={self.metrics_port}", f"--ray-client-server-port={free_port()}"], num_cpus
+        )
+        self._until_it_answers()
+
+    @property
+    def address(self) -> str:
+        """Of the job server."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def gcs_address(self) -> str:
+        """What ``ray.init`` and ``--address`` of our commands take."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment of nodes and of commands that speak to them."""
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "1000"}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
+        return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | quiet | token
+
+    def add(self, num_cpus: float = 1) -> subprocess.Popen[bytes]:
+        """Start another node; it joins some seconds later."""
+        node = self._start([f"--address={self.gcs_address}"], num_cpus)
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node: subprocess.Popen[bytes]) -> None:
+        """Kill -9 of all processes of a node at once, as when its machine is taken away."""
+        tree = _tree(node.pid)
+        for process in tree:
+            with _gone():
+                process.send_signal(signal.SIGSTOP)  # none of them may tell of another's end
+        for process in [*tree, *_tree(node.pid)]:
+            with _gone():
+                process.kill()
+        node.wait()
+        if node in self.nodes:
+            self.nodes.remove(node)
+
+    def metrics_until(self, done: Callable[[], bool]) -> dict[str, float]:
+        """Every series that the head's Prometheus endpoint shows until something is done, its last values added up."""
+        found: dict[str, float] = {}
+        while True:
+            is_last = done()
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer,
+            ):
+                families = list(text_string_to_metric_families(answer.read().decode()))
+                sums: collections.Counter[str] = collections.Counter()
+                for sample in (sample for family in families for sample in family.samples):
+                    sums[sample.name] += sample.value
+                found |= sums
+            if is_last:
+                return found
+            time.sleep(0.5)
+
+    def close(self) -> None:
+        """End all nodes."""
+        for node in [*self.nodes, self.head]:
+            self.kill(node)
+
+    def _start(self, words: list[str], num_cpus: float) -> subprocess.Popen[bytes]:
+        store = f"--object-store-memory={200 << 20}"
+        node = ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus:g}", store, "--disable-usage-stats", "--block"]
+        with (self.folder / "ray.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(BIN / "ray"), "start", *words, *node], stdout=log, stderr=log, env=self.env, start_new_session=True
+            )
+
+    def _until_it_answers(self) -> None:
+        until = time.monotonic() + _START_S
+        request = urllib.request.Request(
+            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                if time.monotonic() > until or self.head.poll() is not None:
+                    self.close()
+                    raise AssertionError(
+                        f"the head did not start: {(self.folder / 'ray.log').read_text()[-3000:]}"
+                    ) from None
+                time.sleep(0.5)
+
+
+def _gone() -> contextlib.suppress:
+    """A block in which a process may be gone already."""
+    return contextlib.suppress(psutil.NoSuchProcess)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
