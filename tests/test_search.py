@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+from ray.tune.experiment import Trial
 
 from cluster.session import connected
 from engine import synth
@@ -24,6 +25,7 @@ from engine.corpus import read_sources
 from engine.lock import held
 from tune.demo import write_natural
 from tune.loop import RunConfig
+from tune.progress import Keep
 from tune.recipes import build
 from tune.search import SearchConfig, read_search, search
 
@@ -117,6 +119,27 @@ def test_a_search_tries_the_baselines_and_what_it_draws_and_repeats_the_best(fou
     names = {candidate["name"] for candidate in values["candidates"]}
     assert names >= set(BASELINES) and len(names) == 4
     assert any("SDRi" in line for line in said)
+
+
+def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_in_the_end(tmp_path: Path) -> None:
+    best, loser = (Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
+    for trial, sdri_db in ((best, 5.0), (loser, 4.0)):
+        pieces = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")]
+        for piece in (*pieces, "passes/first"):
+            (tmp_path / piece).mkdir(parents=True, exist_ok=True)
+        told = {"iteration": 2, "sdri_db": sdri_db, "pieces": json.dumps([*pieces, "passes/first"])}
+        trial.update_last_result(told | {"training_iteration": 2, "timestamp": 0, "time_total_s": 1.0})
+        trial.set_status(Trial.TERMINATED)
+    keep = Keep(tmp_path, ["passes/first"], 1)
+
+    def left() -> set[str]:
+        return {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
+
+    keep.on_trial_complete(trials=[best, loser], trial=loser)
+    of_the_best = {"passes/first", "passes/best", "tracks/best", "separators/best"}
+    assert left() == of_the_best | {"tracks/loser", "separators/loser"}
+    keep.on_experiment_end(trials=[best, loser])
+    assert left() == of_the_best
 
 
 def test_what_trials_have_in_common_is_made_once(found: Found) -> None:

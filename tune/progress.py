@@ -95,7 +95,11 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
 
 
 class Keep(ray.tune.Callback):  # type: ignore[misc]
-    """Removes what no trial will use again as trials end, while no other is at work on the shared pieces."""
+    """Removes what losing trials leave, while no other is at work on the shared pieces.
+
+    Stems are gigabytes and go as a trial ends. Separators and selections are megabytes, and what a later trial may have
+    in common with this one: they go when all have ended.
+    """
 
     def __init__(self, pieces: Location, needed: Sequence[str], number: int) -> None:
         """``needed`` are pieces to keep in any case; those of the best ``number`` trials so far are kept too."""
@@ -103,20 +107,24 @@ class Keep(ray.tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A trial is done, or was stopped."""
-        self._prune(trials, trial)
+        self._prune(trials, trial, ("passes",))
 
     def on_trial_error(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A trial failed."""
-        self._prune(trials, trial)
+        self._prune(trials, trial, ("passes",))
 
-    def _prune(self, trials: list[Trial], ended: Trial) -> None:
+    def on_experiment_end(self, *, trials: list[Trial], **_: object) -> None:
+        """All are done."""
+        self._prune(trials, None, ("passes", "tracks", "separators"))
+
+    def _prune(self, trials: list[Trial], ended: Trial | None, kinds: tuple[str, ...]) -> None:
         if any(one.status in (Trial.RUNNING, Trial.PAUSED) and one is not ended for one in trials):
             return
         told = [one.last_result for one in trials if one.last_result and "pieces" in one.last_result]
         told.sort(key=lambda result: (-result["iteration"], -result["sdri_db"]))
         kept = self._needed | {name for result in told[: self._number] for name in json.loads(result["pieces"])}
         used = {name for result in told for name in json.loads(result["pieces"])}
-        for name in sorted(used - kept):
+        for name in sorted(name for name in used - kept if name.startswith(kinds)):
             with suppress(FileNotFoundError):
                 remove_tree(self._pieces / name)
 
