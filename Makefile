@@ -44,6 +44,8 @@ bench: setup ## every table of the README; needs ESC10=folder with clips.csv and
 	$(BIN)/python benchmarks/gain.py --esc10 $(ESC10)
 	$(BIN)/python benchmarks/esc10_search.py --esc10 $(ESC10)
 	$(BIN)/python benchmarks/sharing.py
+	$(BIN)/python benchmarks/nodes.py
+	$(BIN)/python benchmarks/scaling.py
 
 lock: setup ## renew requirements.lock
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \

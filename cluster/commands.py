@@ -18,6 +18,8 @@ Server = Annotated[
 Job = Annotated[str, typer.Argument(help="A job's id, as `clearsep jobs list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Say = Callable[[str], None]
+Show = Callable[[Callable[[], list[Any]], object, bool], None]
+Connected = Callable[[str | None], AbstractContextManager[None]]
 _NODES = ("node", "cpus", "gpus", "torch sees", "python", "ray", "torch", "disk GiB", "clock s", "out ms", "separator")
 
 
@@ -33,11 +35,16 @@ def register(
     app: typer.Typer,
     *,
     say: Say,
-    show: Callable[[Callable[[], list[Any]], object, bool], None],
-    connected: Callable[[str | None], AbstractContextManager[None]],
+    show: Show,
+    connected: Connected,
 ) -> None:
     """Add the commands to the command line, whose ways of speaking, printing and connecting they use."""
+    _add_submit(app, say)
+    _add_preflight(app, say, show, connected)
+    app.add_typer(_jobs(say, show), name="jobs")
 
+
+def _add_submit(app: typer.Typer, say: Say) -> None:
     @app.command(context_settings={"allow_interspersed_args": False})
     def submit(
         command: Annotated[str, typer.Argument(help=f"What to run there: {', '.join(COMMANDS)}.")],
@@ -90,6 +97,8 @@ def register(
             say(f"job {job} {told['status'].lower()}{': ' if told['message'] else ''}{told['message']}")
         raise typer.Exit(code)
 
+
+def _add_preflight(app: typer.Typer, say: Say, show: Show, connected: Connected) -> None:
     @app.command()
     def preflight(
         out: Annotated[
@@ -110,10 +119,8 @@ def register(
             say("do not begin like this; what is wrong is in the table of problems")
             raise typer.Exit(1)
 
-    app.add_typer(_jobs(say, show), name="jobs")
 
-
-def _jobs(say: Say, show: Callable[[Callable[[], list[Any]], object, bool], None]) -> typer.Typer:
+def _jobs(say: Say, show: Show) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help="The jobs that `clearsep submit` sent to a Ray cluster.")
 
     @group.command("list")

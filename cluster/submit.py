@@ -286,9 +286,11 @@ def follow(jobs: Any, job: str, write: Callable[[str], None]) -> int:  # noqa: A
     """Pass a job's log on as it comes until the job ends; returns its exit code. A lost connection is made again."""
     told = 0
     while True:
-        with contextlib.suppress(RuntimeError, OSError):  # the connection, not the job: asked again below
-            told = asyncio.run(_tail(jobs, job, told, write))
-        info = _patiently(lambda: jobs.get_job_info(job))
+        told = asyncio.run(_tail(jobs, job, told, write))
+        try:
+            info = _patiently(lambda: jobs.get_job_info(job))
+        except RuntimeError:
+            raise RuntimeError(f"the cluster does not know {job} any more, it was lost with its head node") from None
         if info.status.is_terminal():
             write(_patiently(lambda: jobs.get_job_logs(job))[told:])
             return exit_code(info)
@@ -297,8 +299,10 @@ def follow(jobs: Any, job: str, write: Callable[[str], None]) -> int:  # noqa: A
 
 async def _tail(jobs: Any, job: str, told: int, write: Callable[[str], None]) -> int:  # noqa: ANN401 - Ray's client
     """Characters of the log that were passed on when the connection ended; a new one begins at the log's beginning."""
+    import aiohttp
+
     at = 0
-    with contextlib.suppress(RuntimeError, OSError):
+    with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):  # the connection, not the job
         async for chunk in jobs.tail_job_logs(job):
             if at + len(chunk) > told:
                 write(chunk[max(0, told - at) :])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from torch import Tensor
 from engine.retry import ATTEMPTS, is_transient, retried
 from engine.separators import Separator
 
+_GROWTH = 1.1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
@@ -22,9 +25,9 @@ class Query:
     label: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Asker:
-    """A separator and what it runs on."""
+    """A separator and what it runs on; learns how much fits, so that GPUs of several kinds serve one pass."""
 
     separator: Separator
     batch_s: float
@@ -32,19 +35,26 @@ class Asker:
     device: str = "cpu"
     autocast: bool = False
     """Separate in 16 bits."""
+    fits_s: float = math.inf
+    """Audio of a batch that fitted after a larger one had not; a little more is tried at every turn."""
 
     def ask(self, queries: Sequence[Query]) -> list[np.ndarray | Exception]:
         """The stem ``[T]`` of every query, or what went wrong with it: a fault costs its query alone."""
-        batch_samples = max(1, int(self.batch_s * self.separator.sample_rate_hz))
+        self.fits_s *= _GROWTH
+        batch_samples = self._batch_samples
         answers: list[np.ndarray | Exception] = [RuntimeError("not asked")] * len(queries)
         for positions in pack((len(query.samples_T) for query in queries), batch_samples=batch_samples):
             for position, answer in zip(positions, self._run([queries[i] for i in positions]), strict=True):
                 answers[position] = answer
         return answers
 
+    @property
+    def _batch_samples(self) -> int:
+        return max(1, int(min(self.batch_s, self.fits_s) * self.separator.sample_rate_hz))
+
     def fill_fraction(self, num_samples: Sequence[int]) -> float:
         """Share of the batches for queries of these lengths that is audio, neither padding nor room left over."""
-        batch_samples = max(1, int(self.batch_s * self.separator.sample_rate_hz))
+        batch_samples = self._batch_samples
         batches = list(pack(num_samples, batch_samples=batch_samples))
         room = sum(max(batch_samples, num_samples[batch[0]]) for batch in batches)
         return sum(num_samples) / room if room else 0.0
@@ -58,6 +68,9 @@ class Asker:
         if self.device == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
+        if isinstance(outcome, (torch.OutOfMemoryError, MemoryError)):
+            longest = max(len(query.samples_T) for query in batch)
+            self.fits_s = min(self.fits_s, (len(batch) - half) * longest / self.separator.sample_rate_hz)
         return self._run(batch[:half]) + self._run(batch[half:])
 
     def _patiently(self, query: Query, outcome: Exception) -> np.ndarray | Exception:

@@ -9,9 +9,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
+import ray._private.state
 import ray.data
 import ray.exceptions
 from rich.console import Console
@@ -73,7 +74,7 @@ def run_pass(
     identity = pass_identity(corpus, separator=separator_fingerprint, tagger=tagger, config=config)
     tagging = functools.partial(open_tagger, str(location(tagger))) if tagger else None
     manifest_path = out / "stems" / "manifest.json"
-    placement = _placement(config)  # refused before the folder is claimed
+    _placement(config)  # refused before the folder is claimed
     with held(out, "stems"):
         _claim(out, identity)
         for name in ("stems", "failures", "corpus"):
@@ -86,7 +87,7 @@ def run_pass(
             tasks = missing_tasks(out, counts["num_tasks"], num_parts)
             source = Source(root=corpus.root, out=str(out), sample_rate_hz=sample_rate_hz)
             watch = Watch(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
-            _stream(source, tasks, config, placement, open_separator, tagging, watch)
+            _stream(source, tasks, config, open_separator, tagging, watch)
             wall_s = time.perf_counter() - started
             _close(
                 out,
@@ -157,7 +158,6 @@ def _stream(
     source: Source,
     tasks: list[dict[str, Any]],
     config: PassConfig,
-    placement: tuple[float, int],
     open_separator: Callable[[str], Separator],
     tagging: Callable[[str], Tagger] | None,
     watch: Watch,
@@ -173,6 +173,7 @@ def _stream(
         with watch.shown():
             for start in range(0, len(tasks), _WAVE_TASKS):
                 wave = tasks[start : start + _WAVE_TASKS]
+                placement = _placement(config)  # of the nodes that are there by now
                 rows = iter(_results(wave, source, config, placement, open_separator, tagging).iter_rows())
                 with closing(rows):  # ends the execution here: its threads must not outlive the connection to Ray
                     for row in rows:
@@ -185,18 +186,16 @@ def _results(
     tasks: list[dict[str, Any]],
     source: Source,
     config: PassConfig,
-    placement: tuple[float, int],
+    placement: Placement,
     open_separator: Callable[[str], Separator],
     tagging: Callable[[str], Tagger] | None,
 ) -> ray.data.Dataset:
     """A row a part, when it is on disk."""
-    num_gpus, num_actors = placement
+    num_gpus, min_actors, max_actors = placement
     one_part = {"batch_size": 1, "batch_format": "pyarrow"}
     actors = {
         **one_part,
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=min(config.min_actors or num_actors, num_actors), max_size=num_actors
-        ),
+        "compute": ray.data.ActorPoolStrategy(min_size=min_actors, max_size=max_actors),
         "num_cpus": config.num_cpus_per_actor,
     }
     # A block for each task, made here: tasks that repartition or look at tables want a whole CPU of one node.
@@ -217,24 +216,41 @@ def _reason(error: Exception) -> str:
     return next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
 
 
-def _placement(config: PassConfig) -> tuple[float, int]:
-    """GPU share of an actor and the largest pool that the cluster holds."""
-    resources = ray.cluster_resources()
-    available_gpus = resources.get("GPU", 0.0)
+class Placement(NamedTuple):
+    """Where the separators go."""
+
+    num_gpus: float
+    """GPU share of an actor."""
+    min_actors: int
+    """Actors to begin with."""
+    max_actors: int
+    """Actors that the pool may grow to as work piles up, also on nodes that are still to come."""
+
+
+def _placement(config: PassConfig) -> Placement:
+    """The pool for the cluster as it is, and as its autoscaler, where it has one, may make it."""
+    now = ray.cluster_resources()
+    coming = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    most = {name: max(now.get(name, 0.0), coming.get(name, 0.0)) for name in ("CPU", "GPU")}
     num_gpus = config.num_gpus_per_actor
     if num_gpus is None:
-        num_gpus = 1.0 if available_gpus else 0.0
-    if num_gpus > available_gpus:
-        raise ValueError(f"num_gpus_per_actor is {num_gpus}, the cluster has {available_gpus:g}; set it to 0")
-    num_cpus, share = resources.get("CPU", 1.0), config.num_cpus_per_actor
-    room = available_gpus / num_gpus if num_gpus else num_cpus / max(1.0, share)
-    most = int(min(room, (num_cpus - _TASK_CPUS) / share))
-    if not most:
+        num_gpus = 1.0 if most["GPU"] else 0.0
+    if num_gpus > most["GPU"]:
+        raise ValueError(f"num_gpus_per_actor is {num_gpus}, the cluster has {most['GPU']:g}; set it to 0")
+    share = config.num_cpus_per_actor
+
+    def room(resources: dict[str, float]) -> int:
+        num_cpus = resources.get("CPU", 0.0)
+        held = resources.get("GPU", 0.0) / num_gpus if num_gpus else num_cpus / max(1.0, share)
+        return int(min(held, (num_cpus - _TASK_CPUS) / share))
+
+    if room(most) < 1:
         raise ValueError(
-            f"num_cpus_per_actor is {share:g}, but of the cluster's {num_cpus:g} CPUs {_TASK_CPUS:g} are needed to "
+            f"num_cpus_per_actor is {share:g}, but of the cluster's {most['CPU']:g} CPUs {_TASK_CPUS:g} are needed to "
             "decode with; lower it"
         )
-    return num_gpus, min(config.max_actors or most, most)
+    max_actors = config.max_actors or room(most)
+    return Placement(num_gpus, min(config.min_actors or max(1, room(now)), max_actors), max_actors)
 
 
 class Watch:

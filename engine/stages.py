@@ -55,11 +55,13 @@ class PassConfig:
     part_s: float = 320.0
     """Audio of a stem shard, in seconds of mixture: what travels together and is redone together."""
     batch_s: float = 80.0
-    """Audio in one call of the separator, in seconds, padding included."""
+    """Audio in one call of the separator, in seconds, padding included; one that is too much for its GPU lowers it."""
     min_actors: int | None = None
-    """Separator actors to start with; null: all of them, else Ray adds one after another as work piles up."""
+    """Separator actors to start with; null: all that there is room for."""
     max_actors: int | None = None
-    """Separator actors at the most; null: as many as the GPUs, or without any the CPUs, can hold."""
+    """Separator actors at the most, which Ray adds as work piles up and there is room; null: as many as the GPUs, or
+    without any the CPUs, of the cluster hold, and of the nodes that its autoscaler may add. Give a number where
+    nodes are added by hand."""
     num_gpus_per_actor: float | None = None
     """GPU share of an actor; null: a whole one where the cluster has GPUs."""
     num_cpus_per_actor: float = 0.5

@@ -353,13 +353,27 @@ def _ids(shard: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def run_chaos(points: int, seed: int, work: Path) -> Iterator[Episode]:
-    """An undisturbed run, then episodes, each compared with it."""
+@dataclass(frozen=True, kw_only=True)
+class Undisturbed:
+    """A run that nothing happened to."""
+
+    config: Path
+    contents: dict[str, Any]
+
+
+def run_undisturbed(work: Path) -> Undisturbed:
+    """Do it, on a Ray of its own."""
     config = write_inputs(work / "inputs")
+    words = [sys.executable, "-m", "clearsep", "run", str(config), "-o", str(work / "undisturbed")]
+    subprocess.run(words, cwd=ROOT, check=True, env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"})
+    return Undisturbed(config=config, contents=contents(work / "undisturbed"))
+
+
+def run_chaos(points: int, seed: int, work: Path, undisturbed: Undisturbed) -> Iterator[Episode]:
+    """Episodes, each compared with the undisturbed run."""
     nodes = Nodes()
+    config, expected = undisturbed.config, undisturbed.contents
     try:
-        run_episode([], config, work / "undisturbed", nodes, work / "undisturbed.log")
-        expected = contents(work / "undisturbed")
         for number, some in enumerate(draw_points(points, seed)):
             nodes.renew()
             out = work / f"episode-{number}"
@@ -398,7 +412,8 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="clearsep-chaos-") as folder:
         drawn = arguments.points * 3 // 2  # some come too late to find their victim
-        for episode in run_chaos(drawn, arguments.seed, Path(folder)):
+        undisturbed = run_undisturbed(Path(folder))
+        for episode in run_chaos(drawn, arguments.seed, Path(folder), undisturbed):
             episodes.append(episode)
             struck = sum(len(entry.hit) for entry in episodes)
             print(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import chaos
 import numpy as np
 import pytest
 import torch
@@ -28,6 +29,12 @@ TINY = NetworkConfig(
 def pinned() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> chaos.Undisturbed:
+    """A small run of two iterations, whose data that of interrupted ones must be."""
+    return chaos.run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -15,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
@@ -118,15 +120,29 @@ class StartedCluster:
                 [str(BIN / "ray"), "start", *words, *node], stdout=log, stderr=log, env=self.env, start_new_session=True
             )
 
+    def until_nodes(self, number: int) -> None:
+        """Wait until so many nodes have joined."""
+        until = time.monotonic() + _START_S
+        while len(alive := [one for one in self._nodes() if one["state"] == "ALIVE"]) < number:
+            assert time.monotonic() < until, f"{len(alive)} nodes of {number} have joined"
+            time.sleep(0.5)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self._get("/api/v0/nodes"))["data"]["result"]["result"]
+        return found
+
+    def _get(self, path: str) -> bytes:
+        asked = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            data: bytes = answer.read()
+        return data
+
     def _until_it_answers(self) -> None:
         until = time.monotonic() + _START_S
-        request = urllib.request.Request(
-            f"{self.address}/api/version", headers={"Authorization": f"Bearer {self.token}"}
-        )
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=5):
-                    return
+                self._get("/api/version")
+                return
             except (urllib.error.URLError, OSError):
                 if time.monotonic() > until or self.head.poll() is not None:
                     self.close()

@@ -19,7 +19,9 @@ def test_points_are_seeded_and_take_all_steps_and_victims_in_turn() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_an_interrupted_run_ends_with_the_data_of_an_undisturbed_one(tmp_path: Path) -> None:
-    (episode,) = chaos.run_chaos(8, seed=1, work=tmp_path)
+def test_an_interrupted_run_ends_with_the_data_of_an_undisturbed_one(
+    tmp_path: Path, undisturbed: chaos.Undisturbed
+) -> None:
+    (episode,) = chaos.run_chaos(8, seed=1, work=tmp_path, undisturbed=undisturbed)
     assert len(episode.hit) >= 4
     assert episode.differences == []

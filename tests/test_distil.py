@@ -101,6 +101,19 @@ def test_two_workers_train_together_and_the_student_knows_its_teacher(
 
 
 @pytest.mark.slow
+def test_batches_made_elsewhere_are_the_same(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    trained = []
+    for number in (0, 2):
+        config = dataclasses.replace(_CONFIG, num_workers=1, threads_per_worker=1, steps=8, batch_makers=number)
+        entry = distil(tmp_path / str(number), material=_material(clips, 1), config=config, network=_NETWORK)
+        assert entry["steps"] == 8
+        trained.append((entry["identity"], _weights(tmp_path / str(number))))
+    (one, before), (other, after) = trained
+    assert one == other
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
 def test_done_is_not_done_again_and_another_training_is_refused(ray_session: None, clips: Path, tmp_path: Path) -> None:
     first = distil(tmp_path / "out", material=_material(clips, 1), config=_CONFIG, network=_NETWORK)
     assert distil(tmp_path / "out", material=_material(clips, 1), config=_CONFIG, network=_NETWORK) == first

@@ -17,7 +17,7 @@ from signals import (
     two_bands,
 )
 
-from engine.batched import Asker, pack
+from engine.batched import Asker, Query, pack
 from engine.schema import FAILURES
 from engine.separate import separate_clips
 
@@ -109,6 +109,29 @@ def test_a_batch_holds_at_most_batch_s_of_audio():
     separate_clips(corpus(), Asker(separator=separator, batch_s=2.0))
     assert all(rows * length <= 2 * RATE_HZ or rows == 1 for rows, length in separator.shapes)
     assert len(separator.shapes) < 11, "nothing was batched"
+
+
+def test_the_fill_of_batches_is_the_share_of_audio_in_them():
+    asker = Asker(separator=BandSeparator(), batch_s=800 / RATE_HZ)
+    assert asker.fill_fraction([400, 400, 300]) == 1100 / 1600
+    assert asker.fill_fraction([1600]) == 1.0, "a clip longer than a batch is one"
+    assert asker.fill_fraction([]) == 0.0
+
+
+def test_what_does_not_fit_in_memory_is_not_tried_again_at_every_turn():
+    separator = SmallMemorySeparator(max_samples=4 * 400 + 399)
+    asker = Asker(separator=separator, batch_s=1000.0)
+    queries = [Query(samples_T=mixture(400), label="low") for _ in range(16)]
+    too_large = []
+    for _ in range(6):
+        separator.shapes.clear()
+        assert not any(isinstance(answer, Exception) for answer in asker.ask(queries))
+        too_large.append([rows for rows, length in separator.shapes if rows * length > separator.max_samples])
+    assert too_large[0] == [16, 8, 8]
+    assert too_large[1:3] == [[], []]
+    assert {rows for turn in too_large[3:] for rows in turn} == {5}, (
+        "a little more is tried after a while, no more than a little"
+    )
 
 
 def test_an_unknown_label_fails_alone():

@@ -14,9 +14,9 @@ from typing import Any
 import chaos
 import pytest
 import yaml
-from nodes import BIN, StartedCluster
 from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
+from ray_nodes import BIN, StartedCluster
 
 import clearsep
 from cluster import submit as jobs

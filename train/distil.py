@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,10 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from engine.corpus import read_sources, source_root
@@ -30,6 +34,8 @@ from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
 from train.material import Material, make_mixer
 from train.student import DistilConfig, Student
 
+_MAKER_S = 900.0  # in which an autoscaler adds a node
+_HOW = ("use_gpu", "threads_per_worker", "batch_makers")  # settings that decide how a training is run, not what it is
 __all__ = ["Material", "Task", "distil", "storage", "training_identity"]
 
 
@@ -59,7 +65,48 @@ def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> Mix
     )
 
 
-def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
+class _Maker:
+    """Actor that makes batches of a worker; they are what the worker would make, for they depend on the step alone."""
+
+    def __init__(self, task: Task, **place: int) -> None:
+        torch.set_num_threads(1)
+        self.mixer = _mixer(task, **place)
+
+    def batch(self, step: int) -> tuple[Batch, int]:
+        """The batch of a step, and how many sounds were unusable so far."""
+        return self.mixer.batch(step), self.mixer.num_unusable
+
+
+def _made_elsewhere(task: Task, place: dict[str, int], first: int, end: int) -> Iterator[tuple[Batch, int]]:
+    """Batches of steps ``first`` to ``end``, made by actors, some steps ahead."""
+    number = task.config.batch_makers
+    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # not in the worker's own, which has no room
+    maker = ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy=anywhere)(_Maker)
+    makers = [maker.remote(task, **place) for _ in range(number)]
+    try:
+        coming: deque[ray.ObjectRef] = deque()
+        for step in range(first, end + 2 * number):
+            if step < end:
+                coming.append(makers[step % number].batch.remote(step))
+            if step >= first + 2 * number and coming:
+                yield _waited_for(coming.popleft())
+    finally:
+        for one in makers:
+            ray.kill(one)
+
+
+def _waited_for(batch: ray.ObjectRef) -> tuple[Batch, int]:
+    try:
+        made: tuple[Batch, int] = ray.get(batch, timeout=_MAKER_S)
+        return made
+    except ray.exceptions.GetTimeoutError:
+        raise RuntimeError(
+            f"no batch for {_MAKER_S:.0f} s: the cluster has no CPU left for the processes that make them; set "
+            "distil.batch_makers lower, or to 0"
+        ) from None
+
+
+def _batches(mixer: Mixer, first: int, end: int) -> Iterator[tuple[Batch, int]]:
     """Batches of steps ``first`` to ``end``, the next one made while this one is learned from.
 
     It is made on one thread: two pools of OpenMP threads on the same cores wait for each other, which trebles a step.
@@ -70,7 +117,7 @@ def _batches(mixer: Mixer, first: int, end: int) -> Iterator[Batch]:
             batch = coming.result()
             if step + 1 < end:
                 coming = maker.submit(mixer.batch, step + 1)
-            yield batch
+            yield batch, mixer.num_unusable
 
 
 def _train_loop(values: dict[str, Any]) -> None:
@@ -81,7 +128,8 @@ def _train_loop(values: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(task.config.threads_per_worker or max(1, (os.cpu_count() or 1) // num_ranks - 1))
     network = NetworkConfig(**read_description(task.start)["network"]) if task.start else task.network
-    mixer = _mixer(task, sample_rate_hz=network.sample_rate_hz, rank=rank, num_ranks=num_ranks)
+    place = {"sample_rate_hz": network.sample_rate_hz, "rank": rank, "num_ranks": num_ranks}
+    mixer = _mixer(task, **place)
     student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
@@ -96,12 +144,14 @@ def _train_loop(values: dict[str, Any]) -> None:
     if rank == 0 and task.validation is not None:
         mixtures = draw_mixtures(task.validation, sample_rate_hz=network.sample_rate_hz)
     losses: list[float] = []
-    for batch in _batches(mixer, student.step, task.config.steps):
+    span = (student.step, task.config.steps)
+    batches = _made_elsewhere(task, place, *span) if task.config.batch_makers else _batches(mixer, *span)
+    for batch, num_unusable in batches:
         losses.append(student.learn(model, batch, device))
         if student.step % task.config.validate_every_steps == 0 or student.step == task.config.steps:
             if rank == 0:
                 judged = evaluate(estimator(student.average), mixtures, quick=True) if mixtures else None
-                student.note(sum(losses) / len(losses), judged, num_unusable=mixer.num_unusable)
+                student.note(sum(losses) / len(losses), judged, num_unusable=num_unusable)
                 _tell(task, student.curve[-1])
             losses.clear()
             stop = _agree(student.finished, num_ranks)
@@ -256,7 +306,7 @@ def training_identity(
 def _identity(task: Task) -> str:
     """What a training is: settings, material and start; not how many workers ran it or where its files lie."""
     material = task.material
-    config = {key: value for key, value in asdict(task.config).items() if key not in ("use_gpu", "threads_per_worker")}
+    config = {key: value for key, value in asdict(task.config).items() if key not in _HOW}
     chosen_by = task.validation if task.config.patience is not None else None
     return fingerprint(
         {
@@ -306,7 +356,7 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
     """Run the workers and return the last checkpoint."""
     use_gpu = task.config.use_gpu
     if use_gpu is None:
-        use_gpu = task.config.num_workers > 0 and ray.cluster_resources().get("GPU", 0) > 0
+        use_gpu = task.config.num_workers != 0 and ray.cluster_resources().get("GPU", 0) > 0
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={"task": task},

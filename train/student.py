@@ -39,8 +39,12 @@ class DistilConfig:
     """Steps between validations, checkpoints and progress lines."""
     patience: int | None = None
     """Stop after so many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
-    num_workers: int = 1
-    """Ray Train workers (data parallel); 0 trains in this process, for tests."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers (data parallel), each with batches of its own; or the fewest and the most, where nodes come
+    and go: the training goes on from its last checkpoint with what is there; 0 trains in this process, for tests."""
+    batch_makers: int = 0
+    """Processes beside each worker, on any node, that make its batches; 0: a thread of the worker makes them. For GPUs
+    that would wait for one thread; the batches are the same."""
     use_gpu: bool | None = None
     """Train on GPUs; null: where the cluster has them."""
     threads_per_worker: int | None = None
@@ -52,8 +56,13 @@ class DistilConfig:
         for name in ("steps", "learning_rate", "validate_every_steps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        if self.num_workers < 0:
+        fewest, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
+        if fewest < 0:
             raise ValueError(f"num_workers is {self.num_workers}; give 0 (this process) or more")
+        if most != fewest and not 1 <= fewest < most:
+            raise ValueError(f"num_workers is {self.num_workers}; give the fewest, 1 or more, and the most")
+        if self.batch_makers < 0:
+            raise ValueError(f"batch_makers is {self.batch_makers}; give 0 or more")
 
 
 class Student:
