@@ -7,10 +7,12 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -41,6 +43,7 @@ class StartedCluster:
         self.folder, self.token = folder, token if token is not None else secrets.token_hex(32)
         self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.places: list[str] = []
         head = [
             "--head",
             f"--port={self.port}",
@@ -111,10 +114,16 @@ class StartedCluster:
         """End all nodes."""
         for node in [*self.nodes, self.head]:
             self.kill(node)
+        for place in self.places:
+            shutil.rmtree(place, ignore_errors=True)
 
     def _start(self, words: list[str], num_cpus: float) -> subprocess.Popen[bytes]:
+        # A folder of its own, as on a machine of its own: nodes that share one delete each other's code.
+        place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for the names of sockets have an end
+        self.places.append(place)
         store = f"--object-store-memory={200 << 20}"
         node = ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus:g}", store, "--disable-usage-stats", "--block"]
+        node.append(f"--temp-dir={place}")
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / "ray"), "start", *words, *node], stdout=log, stderr=log, env=self.env, start_new_session=True

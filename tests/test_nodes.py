@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -39,8 +40,10 @@ class Submitted:
     """A command that is at work on the cluster."""
 
     def __init__(self, cluster: StartedCluster, *words: object) -> None:
-        self.env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address}
-        self.job = clearsep("submit", "--no-wait", *words, env=self.env).strip()
+        # Sums depend on the number of threads, which Ray sets to 1 for a job that holds no CPU.
+        threads = {"OMP_NUM_THREADS": str(os.cpu_count())}
+        self.env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address} | threads
+        self.job = clearsep("submit", "--no-wait", "--env", "OMP_NUM_THREADS", *words, env=self.env).strip()
 
     def until(self, seen: Callable[[], object], what: str, limit_s: float = 240.0) -> None:
         """Wait for something to be seen while the job goes on."""
