@@ -104,7 +104,7 @@ def test_two_workers_train_together_and_the_student_knows_its_teacher(
 def test_batches_made_elsewhere_are_the_same(ray_session: None, clips: Path, tmp_path: Path) -> None:
     trained = []
     for number in (0, 2):
-        config = dataclasses.replace(_CONFIG, num_workers=1, threads_per_worker=1, steps=8, batch_makers=number)
+        config = dataclasses.replace(_CONFIG, threads_per_worker=1, steps=8, batch_makers=number)
         entry = distil(tmp_path / str(number), material=_material(clips, 1), config=config, network=_NETWORK)
         assert entry["steps"] == 8
         trained.append((entry["identity"], _weights(tmp_path / str(number))))

@@ -97,9 +97,9 @@ def test_a_run_goes_on_as_nodes_are_lost_in_each_step_and_uses_those_that_come(
 
 def test_an_elastic_training_goes_on_with_the_workers_that_are_left(cluster: StartedCluster, tmp_path: Path) -> None:
     chaos.write_inputs(tmp_path / "inputs")
-    steps = 400
+    steps = 120
     settings = {
-        "num_workers": "[1, 2]",
+        "num_workers": "[1, 4]",
         "use_gpu": "false",
         "steps": steps,
         "validate_every_steps": 20,
@@ -110,6 +110,7 @@ def test_an_elastic_training_goes_on_with_the_workers_that_are_left(cluster: Sta
     words = [f"distil.{name}={value}" for name, value in settings.items()]
     words += [f"network.{name}={value}" for name, value in (network | {"sample_rate_hz": 8000}).items()]
     other = cluster.add()
+    cluster.until_nodes(2)
     clips = tmp_path / "inputs" / "clips.csv"
     out = tmp_path / "student"
     run = Submitted(
@@ -117,7 +118,7 @@ def test_an_elastic_training_goes_on_with_the_workers_that_are_left(cluster: Sta
         *("distil", "-o", out, "--from", "scratch", "--clean", clips, "--folds", 1),
         *(word for setting in words for word in ("--set", setting)),
     )
-    run.until(lambda: at_work(other, "trainer") and at_work(cluster.head, "trainer"), "a worker on each node")
+    run.until(lambda: at_work(other, "trainer") and at_work(cluster.head, "trainer"), "workers on both nodes")
     run.until((tmp_path / ".student-training" / "progress.jsonl").read_text, "a checkpoint")
     cluster.kill(other)
     run.end()
