@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,9 @@ def preflight(config: PreflightConfig) -> list[dict[str, Any]]:
     """
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # so that a node without our code answers too
     words = [f"--{name}={_absolute(value)}" for name in ("out", "separator") if (value := getattr(config, name))]
+    marking = [f"--out={_absolute(config.out)}", f"--marker=.preflight-{uuid.uuid4().hex}"] if config.out else []
+    if marking and _mark(marking, "put"):  # else our own look says why not
+        words.append(marking[1])
     nodes = [node for node in ray.nodes() if node["Alive"]]
     remote = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = {
@@ -55,6 +59,8 @@ def preflight(config: PreflightConfig) -> list[dict[str, Any]]:
         answer = _answer(asked[node["NodeID"]])
         offset_s = None if "failed" in answer else _clock_offset_s(node["NodeID"])
         rows.append(_judged(node, answer, mine, offset_s, config))
+    if marking:
+        _mark(marking, "take")
     return rows
 
 
@@ -65,12 +71,8 @@ def _absolute(path: str) -> str:
 
 def _look(words: list[str]) -> dict[str, Any]:
     """The answer of ``engine.probe`` on this node, or ``{"failed": why}``; it sees all GPUs, not this task's alone."""
-    environment = {name: value for name, value in os.environ.items() if name not in _RAY_GPU}
-    command = [sys.executable, "-P", "-m", "engine.probe", *words]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_LIMIT_S * 0.8, env=environment, check=False
-        )
+        done = _run(words)
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return answer
     except subprocess.TimeoutExpired:
@@ -78,6 +80,20 @@ def _look(words: list[str]) -> dict[str, Any]:
     except (IndexError, json.JSONDecodeError):
         told = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return {"failed": f"our code does not run there: {told}"}
+
+
+def _mark(marking: list[str], how: str) -> bool:
+    """Put a file into the output that all nodes must see, or take it away; whether that worked."""
+    try:
+        return _run([*marking, f"--mark={how}"]).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in _RAY_GPU}
+    command = [sys.executable, "-P", "-m", "engine.probe", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S * 0.8, env=environment, check=False)
 
 
 def _now() -> float:

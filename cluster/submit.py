@@ -129,6 +129,7 @@ def client(address: str) -> Any:  # noqa: ANN401 - Ray's JobSubmissionClient, wh
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # its words on connections
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # or Ray goes by RAY_ADDRESS, whatever it is told
     with _answers(address):
         return JobSubmissionClient(address)
 
@@ -137,6 +138,7 @@ def client(address: str) -> Any:  # noqa: ANN401 - Ray's JobSubmissionClient, wh
 def _answers(address: str) -> Iterator[None]:
     """What Ray raises when it is not reached or does not let in, in words that say what to change."""
     from ray.exceptions import AuthenticationError
+    from ray.util.state.exception import RayStateApiException
     from requests.exceptions import RequestException
 
     try:
@@ -149,6 +151,9 @@ def _answers(address: str) -> Iterator[None]:
         ) from None
     except AuthenticationError:
         raise ValueError(f"the cluster at {address} did not accept the token: {_TOKEN_REMEDY}") from None
+    except RayStateApiException as error:
+        told = (str(error).splitlines() or [""])[0]
+        raise ConnectionError(f"the cluster at {address} does not say what nodes it has ({told})") from None
 
 
 def is_here(address: str) -> bool:
@@ -156,8 +161,9 @@ def is_here(address: str) -> bool:
     from ray.util.state import list_nodes
 
     until = time.monotonic() + _LIST_S
+    head = [("is_head_node", "=", "True"), ("state", "=", "ALIVE")]
     with _answers(address):
-        while not (heads := [node.node_ip for node in list_nodes(address) if node.is_head_node]):
+        while not (heads := [node.node_ip for node in list_nodes(address, filters=head)]):
             if time.monotonic() > until:
                 raise RuntimeError(f"the cluster at {address} has named no head node for {_LIST_S:.0f} s")
             time.sleep(0.5)  # it has just started
@@ -287,12 +293,9 @@ def follow(jobs: Any, job: str, write: Callable[[str], None]) -> int:  # noqa: A
     told = 0
     while True:
         told = asyncio.run(_tail(jobs, job, told, write))
-        try:
-            info = _patiently(lambda: jobs.get_job_info(job))
-        except RuntimeError:
-            raise RuntimeError(f"the cluster does not know {job} any more, it was lost with its head node") from None
+        info = _patiently(lambda: jobs.get_job_info(job), job)
         if info.status.is_terminal():
-            write(_patiently(lambda: jobs.get_job_logs(job))[told:])
+            write(_patiently(lambda: jobs.get_job_logs(job), job)[told:])
             return exit_code(info)
         time.sleep(_AGAIN_S)
 
@@ -301,29 +304,40 @@ async def _tail(jobs: Any, job: str, told: int, write: Callable[[str], None]) ->
     """Characters of the log that were passed on when the connection ended; a new one begins at the log's beginning."""
     import aiohttp
 
-    at = 0
-    with contextlib.suppress(RuntimeError, OSError, aiohttp.ClientError):  # the connection, not the job
-        async for chunk in jobs.tail_job_logs(job):
-            if at + len(chunk) > told:
-                write(chunk[max(0, told - at) :])
-                told = at + len(chunk)
-            at += len(chunk)
-    return told
+    at, chunks = 0, aiter(jobs.tail_job_logs(job))
+    while True:
+        try:
+            chunk = await anext(chunks)
+        except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):  # the connection, not the job
+            return told
+        if at + len(chunk) > told:
+            write(chunk[max(0, told - at) :])
+            told = at + len(chunk)
+        at += len(chunk)
 
 
-def _patiently(ask: Callable[[], Any], limit_s: float = 300.0) -> Any:  # noqa: ANN401 - what Ray's client answers
+def _patiently(ask: Callable[[], Any], job: str, limit_s: float = 300.0) -> Any:  # noqa: ANN401 - what Ray's client answers
     """The answer of a job server that may be away for some minutes, while its head node moves."""
     until = time.monotonic() + limit_s
     while True:
         try:
             return ask()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            if _is_unknown(error):
+                raise RuntimeError(
+                    f"the cluster does not know {job} any more, it was lost with its head node"
+                ) from None
             if time.monotonic() > until:
                 raise ConnectionError(
                     f"the cluster has not answered for {limit_s:.0f} s ({type(error).__name__}); the job may go on: "
                     "clearsep jobs list"
                 ) from None
             time.sleep(_AGAIN_S)
+
+
+def _is_unknown(error: Exception) -> bool:
+    """Whether the job server says that there is no such job."""
+    return isinstance(error, RuntimeError) and ("code 404" in str(error) or "does not exist" in str(error))
 
 
 def exit_code(info: Any) -> int:  # noqa: ANN401 - Ray's JobDetails
@@ -383,6 +397,6 @@ def _known(jobs: Any, job: str) -> Any:  # noqa: ANN401 - Ray's client and its J
         try:
             return jobs.get_job_info(job)
         except RuntimeError as error:
-            if "404" not in str(error) and "does not exist" not in str(error):
+            if not _is_unknown(error):
                 raise
     raise ValueError(f"the cluster knows no job {job}; clearsep jobs list shows those it knows")

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import ray
-import ray._private.state
 import ray.data
 import ray.exceptions
 from rich.console import Console
@@ -174,6 +173,8 @@ def _stream(
             for start in range(0, len(tasks), _WAVE_TASKS):
                 wave = tasks[start : start + _WAVE_TASKS]
                 placement = _placement(config)  # of the nodes that are there by now
+                if placement.waits:
+                    watch.console.print("no node has room for a separator yet; waiting for one", highlight=False)
                 rows = iter(_results(wave, source, config, placement, open_separator, tagging).iter_rows())
                 with closing(rows):  # ends the execution here: its threads must not outlive the connection to Ray
                     for row in rows:
@@ -191,7 +192,7 @@ def _results(
     tagging: Callable[[str], Tagger] | None,
 ) -> ray.data.Dataset:
     """A row a part, when it is on disk."""
-    num_gpus, min_actors, max_actors = placement
+    num_gpus, min_actors, max_actors, _ = placement
     one_part = {"batch_size": 1, "batch_format": "pyarrow"}
     actors = {
         **one_part,
@@ -225,32 +226,37 @@ class Placement(NamedTuple):
     """Actors to begin with."""
     max_actors: int
     """Actors that the pool may grow to as work piles up, also on nodes that are still to come."""
+    waits: bool = False
+    """Whether no node has room for one yet."""
 
 
 def _placement(config: PassConfig) -> Placement:
-    """The pool for the cluster as it is, and as its autoscaler, where it has one, may make it."""
-    now = ray.cluster_resources()
-    coming = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    most = {name: max(now.get(name, 0.0), coming.get(name, 0.0)) for name in ("CPU", "GPU")}
+    """The pool for the cluster as it is; with ``max_actors`` for one that nodes come to.
+
+    What an autoscaler may add is known to nobody before it has: who names ``max_actors`` has the pool wait for it.
+    """
+    resources = ray.cluster_resources()
+    num_cpus, share = resources.get("CPU", 0.0), config.num_cpus_per_actor
+    available_gpus = resources.get("GPU", 0.0)
     num_gpus = config.num_gpus_per_actor
     if num_gpus is None:
-        num_gpus = 1.0 if most["GPU"] else 0.0
-    if num_gpus > most["GPU"]:
-        raise ValueError(f"num_gpus_per_actor is {num_gpus}, the cluster has {most['GPU']:g}; set it to 0")
-    share = config.num_cpus_per_actor
-
-    def room(resources: dict[str, float]) -> int:
-        num_cpus = resources.get("CPU", 0.0)
-        held = resources.get("GPU", 0.0) / num_gpus if num_gpus else num_cpus / max(1.0, share)
-        return int(min(held, (num_cpus - _TASK_CPUS) / share))
-
-    if room(most) < 1:
+        num_gpus = 1.0 if available_gpus else 0.0
+    held = available_gpus / num_gpus if num_gpus else num_cpus / max(1.0, share)
+    room = int(min(held, (num_cpus - _TASK_CPUS) / share))
+    if config.max_actors is not None:
+        first = min(config.min_actors or max(1, room), config.max_actors)
+        return Placement(num_gpus, first, config.max_actors, waits=room < 1)
+    if num_gpus > available_gpus:
         raise ValueError(
-            f"num_cpus_per_actor is {share:g}, but of the cluster's {most['CPU']:g} CPUs {_TASK_CPUS:g} are needed to "
-            "decode with; lower it"
+            f"num_gpus_per_actor is {num_gpus}, the cluster has {available_gpus:g}; set it to 0, or where nodes with "
+            "GPUs are still to come set max_actors too"
         )
-    max_actors = config.max_actors or room(most)
-    return Placement(num_gpus, min(config.min_actors or max(1, room(now)), max_actors), max_actors)
+    if room < 1:
+        raise ValueError(
+            f"num_cpus_per_actor is {share:g}, but of the cluster's {num_cpus:g} CPUs {_TASK_CPUS:g} are needed to "
+            "decode with; lower it, or where nodes are still to come set max_actors"
+        )
+    return Placement(num_gpus, min(config.min_actors or room, room), room)
 
 
 class Watch:

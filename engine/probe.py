@@ -1,6 +1,6 @@
 """What one machine has and can do for a pass, as ``clearsep preflight`` asks every node of a cluster.
 
-    python -m engine.probe [--out OUT] [--separator DIR]
+    python -m engine.probe [--out OUT [--marker NAME [--mark put|take]]] [--separator DIR]
 
 A line of JSON on standard output, see :func:`probe`.
 """
@@ -27,8 +27,10 @@ _CODE = ("engine", "train", "tune", "cluster")
 _SECONDS = 4.0
 
 
-def probe(*, out: str | None = None, separator: str | None = None) -> dict[str, Any]:
+def probe(*, out: str | None = None, marker: str | None = None, separator: str | None = None) -> dict[str, Any]:
     """Versions, GPUs, room and, where they are named, whether ``out`` takes files and ``separator`` separates.
+
+    ``marker`` is a file that must be in ``out`` already: another machine has put it there.
 
     Keys: ``versions`` by name (``ours`` is a fingerprint of the code), ``gpus_seen`` (name and ``memory_gib``),
     ``disk_gib`` free where temporary files lie, ``shm_gib`` free of ``shm_total_gib`` in /dev/shm, ``out_ms`` for a
@@ -49,7 +51,7 @@ def probe(*, out: str | None = None, separator: str | None = None) -> dict[str, 
         attempt("shm_gib", lambda: shutil.disk_usage("/dev/shm").free / 2**30)
         attempt("shm_total_gib", lambda: shutil.disk_usage("/dev/shm").total / 2**30)
     if out is not None:
-        attempt("out_ms", lambda: _write_and_read(out))
+        attempt("out_ms", lambda: _write_and_read(out, marker))
     if separator is not None:
         attempt("separator_rtf", lambda: _separate(separator))
     return found
@@ -81,9 +83,11 @@ def _gpus() -> list[dict[str, Any]]:
     return [{"name": device.name, "memory_gib": device.total_memory / 2**30} for device in devices]
 
 
-def _write_and_read(out: str) -> float:
+def _write_and_read(out: str, marker: str | None) -> float:
     from engine.storage import location, write_bytes
 
+    if marker is not None and not (location(out) / marker).is_file():
+        raise OSError("what another node wrote there is not there; name a folder that all nodes share, or s3://")
     place, data = location(out) / f".preflight-{uuid.uuid4().hex}", os.urandom(1024)
     started = time.perf_counter()
     try:
@@ -113,12 +117,23 @@ def _separate(folder: str) -> float:
 
 
 def main() -> None:
-    """Print what :func:`probe` finds."""
+    """Print what :func:`probe` finds; or only put a marker into ``out``, or take it away."""
     parser = argparse.ArgumentParser(prog="python -m engine.probe")
     parser.add_argument("--out")
+    parser.add_argument("--marker")
+    parser.add_argument("--mark", choices=("put", "take"))
     parser.add_argument("--separator")
     asked = parser.parse_args()
-    sys.stdout.write(json.dumps(probe(out=asked.out, separator=asked.separator)) + "\n")
+    if asked.mark is None:
+        found = probe(out=asked.out, marker=asked.marker, separator=asked.separator)
+        sys.stdout.write(json.dumps(found) + "\n")
+        return
+    from engine.storage import location, write_bytes
+
+    if asked.mark == "put":
+        write_bytes(location(asked.out) / asked.marker, b"another node wrote this")
+    else:
+        (location(asked.out) / asked.marker).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -60,10 +60,10 @@ class PassConfig:
     """Separator actors to start with; null: all that there is room for."""
     max_actors: int | None = None
     """Separator actors at the most, which Ray adds as work piles up and there is room; null: as many as the GPUs, or
-    without any the CPUs, of the cluster hold, and of the nodes that its autoscaler may add. Give a number where
-    nodes are added by hand."""
+    without any the CPUs, hold that are there when a pass begins. Give a number where nodes are still to come, added
+    by hand or by an autoscaler, and ``num_gpus_per_actor`` too where GPUs are: the pass then waits for them."""
     num_gpus_per_actor: float | None = None
-    """GPU share of an actor; null: a whole one where the cluster has GPUs."""
+    """GPU share of an actor; null: a whole one where the cluster has GPUs when a pass begins."""
     num_cpus_per_actor: float = 0.5
     """CPU share of an actor; below 1 leaves CPUs for reading and writing on small machines."""
     autocast: bool = True
@@ -304,7 +304,7 @@ class Separate:
     def _about(self, clips: list[DecodedClip]) -> dict[str, Any]:
         """Which worker this is, and how well its batches and its memory are used."""
         place, vram_bytes = "cpu", 0
-        if self.device == "cuda":
+        if self.device == "cuda" and torch.cuda.is_available():  # tests have GPUs that only Ray believes in
             place, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         sizes = [len(clip.samples_T) for clip in clips for _ in clip.row["labels"]]

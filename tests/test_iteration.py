@@ -102,6 +102,14 @@ def test_every_row_is_a_stem_or_a_failure_with_its_reason(
     assert sum(summary["step_fraction"].values()) == pytest.approx(1.0)
 
 
+def test_a_pool_that_may_outgrow_the_cluster_does_not_stall(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(_CONFIG, max_actors=16)
+    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=config)
+    assert summary["num_stems"] == 2 * (11 + 3) + 1
+
+
 def test_again_does_nothing_and_another_separator_setting_or_meaning_of_scores_is_refused(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:

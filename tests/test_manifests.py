@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def test_the_job_brings_the_cluster_of_the_other_file(ray_cluster: Any) -> None:
     assert read(KUBERAY / "rayjob.yaml")["spec"]["rayClusterSpec"] == ray_cluster["spec"]
 
 
+def test_the_jobs_command_stays_one_word_in_the_submitters_shell() -> None:
+    words = shlex.split(read(KUBERAY / "rayjob.yaml")["spec"]["entrypoint"])
+    assert words[:2] == ["bash", "-c"] and len(words) == 3
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_kuberays_own_labels_are_left_to_it(name: str) -> None:
+    assert "app.kubernetes.io/name" not in (KUBERAY / f"{name}.yaml").read_text()
+    spec = read(KUBERAY / f"{name}.yaml")["spec"]
+    spec = spec.get("rayClusterSpec", spec)
+    wanted = read(KUBERAY / "monitoring.yaml")["spec"]["selector"]["matchLabels"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert wanted.items() <= group["template"]["metadata"]["labels"].items()
+
+
 def test_the_option_of_a_state_that_outlives_the_head_fits(ray_cluster: Any, ray_cluster_definition: Any) -> None:
     patched = copy.deepcopy(ray_cluster)
     patched["spec"] |= read(KUBERAY / "gcs-fault-tolerance.yaml")["spec"]
@@ -155,6 +171,7 @@ def test_the_launchers_clusters_ask_for_a_token_and_show_their_dashboard_to_them
     config = read(MANIFESTS / f"{name}.yaml")
     for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
         assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
+        assert name != "local" or command.startswith(". /opt/clearsep/.venv/bin/activate && "), "ray is nowhere else"
     (head,) = [command for command in config["head_start_ray_commands"] if "ray start" in command]
     assert "--dashboard-host=127.0.0.1" in head
     assert "~/.ray/auth_token" in config["file_mounts"]

@@ -78,6 +78,13 @@ def test_what_does_not_work_is_an_error_with_its_reason(tmp_path: Path) -> None:
     assert "out_ms" not in found and "separator_rtf" not in found
 
 
+def test_a_folder_that_every_machine_has_for_itself_is_found_out(tmp_path: Path) -> None:
+    error = probe(out=str(tmp_path), marker="written-elsewhere")["errors"]["out_ms"]
+    assert "name a folder that all nodes share, or s3://" in error
+    (tmp_path / "written-elsewhere").write_text("")
+    assert probe(out=str(tmp_path), marker="written-elsewhere")["errors"] == {}
+
+
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
     with connected(num_cpus=1):
@@ -93,6 +100,7 @@ def test_every_node_answers(
     (row,) = preflight(PreflightConfig(out="run", separator=folder.name))  # nodes are in folders of their own
     assert row["problems"] == []
     assert row["separator_rtf"] > 0 and abs(row["clock_offset_s"]) < 1.0
+    assert list((folder.parent / "run").iterdir()) == [], "what was written there is gone"
     (row,) = preflight(PreflightConfig(min_disk_gib=1e6))
     assert "make room" in row["problems"][0]
 

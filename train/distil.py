@@ -21,6 +21,7 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray._private.utils import get_num_cpus  # of a container, where it has fewer than its machine
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
@@ -35,8 +36,9 @@ from train.material import Material, make_mixer
 from train.student import DistilConfig, Student
 
 _MAKER_S = 900.0  # in which an autoscaler adds a node
-_HOW = ("use_gpu", "threads_per_worker", "batch_makers")  # settings that decide how a training is run, not what it is
-__all__ = ["Material", "Task", "distil", "storage", "training_identity"]
+HOW = ("use_gpu", "threads_per_worker", "batch_makers")
+"""Settings that decide how a training is run, not what it is."""
+__all__ = ["HOW", "Material", "Task", "distil", "storage", "training_identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _train_loop(values: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.set_num_threads(task.config.threads_per_worker or max(1, (os.cpu_count() or 1) // num_ranks - 1))
+    torch.set_num_threads(task.config.threads_per_worker or max(1, get_num_cpus() // num_ranks - 1))
     network = NetworkConfig(**read_description(task.start)["network"]) if task.start else task.network
     place = {"sample_rate_hz": network.sample_rate_hz, "rank": rank, "num_ranks": num_ranks}
     mixer = _mixer(task, **place)
@@ -304,9 +306,9 @@ def training_identity(
 
 
 def _identity(task: Task) -> str:
-    """What a training is: settings, material and start; not how many workers ran it or where its files lie."""
+    """What a training is: settings, material and start; not where it ran or where its files lie."""
     material = task.material
-    config = {key: value for key, value in asdict(task.config).items() if key not in _HOW}
+    config = {key: value for key, value in asdict(task.config).items() if key not in HOW}
     chosen_by = task.validation if task.config.patience is not None else None
     return fingerprint(
         {
@@ -354,15 +356,15 @@ def _check(task: Task) -> None:
 
 def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
     """Run the workers and return the last checkpoint."""
-    use_gpu = task.config.use_gpu
+    use_gpu, number = task.config.use_gpu, task.config.num_workers
     if use_gpu is None:
-        use_gpu = task.config.num_workers != 0 and ray.cluster_resources().get("GPU", 0) > 0
+        use_gpu = number != 0 and ray.cluster_resources().get("GPU", 0) > 0
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={"task": task},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=task.config.num_workers,
+            num_workers=number,
             use_gpu=use_gpu,
             resources_per_worker=None if use_gpu else {"CPU": 0.5},
         ),
@@ -370,7 +372,7 @@ def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
             name=name,
             **storage(work),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=3),
+            failure_config=ray.train.FailureConfig(max_failures=100 if isinstance(number, tuple) else 3),
         ),
     )
     threads = torch.get_num_threads()

@@ -41,12 +41,13 @@ class DistilConfig:
     """Stop after so many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
     num_workers: int | tuple[int, int] = 1
     """Ray Train workers (data parallel), each with batches of its own; or the fewest and the most, where nodes come
-    and go: the training goes on from its last checkpoint with what is there; 0 trains in this process, for tests."""
+    and go: up to a hundred times the training goes on from its last checkpoint with what is left; 0 trains in this
+    process, for tests."""
     batch_makers: int = 0
     """Processes beside each worker, on any node, that make its batches; 0: a thread of the worker makes them. For GPUs
     that would wait for one thread; the batches are the same."""
     use_gpu: bool | None = None
-    """Train on GPUs; null: where the cluster has them."""
+    """Train on GPUs; null: where the cluster has them as the training begins."""
     threads_per_worker: int | None = None
     """CPU threads that learn; null: this machine's CPUs shared among the workers, less one that makes the batches."""
     seed: int = 0

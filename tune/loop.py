@@ -21,7 +21,7 @@ from engine.shards import write_tracks
 from engine.stages import PassConfig
 from engine.storage import Location, Name, differences, fingerprint, location, read_json, write_bytes, write_json
 from train.calibrate import CalibrationConfig
-from train.distil import Material, distil, training_identity
+from train.distil import HOW, Material, distil, training_identity
 from train.evaluate import Mixture, ValidationConfig, draw_mixtures, estimator, evaluate
 from train.student import DistilConfig
 from train.tagger import TaggerConfig
@@ -191,7 +191,10 @@ def _claim(config: RunConfig, out: Location) -> None:
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without those that say only how fast a pass is and when it gives up: they may change as a run goes."""
     kept = PassConfig().identity()
-    return settings | {"engine": {key: value for key, value in settings.get("engine", {}).items() if key in kept}}
+    found = settings | {"engine": {key: value for key, value in settings.get("engine", {}).items() if key in kept}}
+    for name in ("distil", "seed_training"):
+        found[name] = {key: value for key, value in settings.get(name, {}).items() if key not in HOW}
+    return found
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value

@@ -447,7 +447,8 @@ def _orphans_removed() -> Iterator[None]:
         while not done.wait(_TIDY_S):
             for data in state._connect_and_get_accessor().get_placement_group_table():
                 group = gcs_pb2.PlacementGroupTableData.FromString(data)
-                gone = group.creator_actor_dead and group.creator_actor_id not in (b"", nobody)
+                ours = group.creator_job_id == ray.get_runtime_context().job_id.binary()
+                gone = ours and group.creator_actor_dead and group.creator_actor_id not in (b"", nobody)
                 if gone and not group.is_detached and group.state != removed:
                     remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
