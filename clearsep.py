@@ -7,6 +7,7 @@ wrong; 130 interrupted and 143 terminated (start it again to go on).
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ Exit codes: 0 done, 1 failed on the way (what is done stays), 2 wrong command or
 terminated.""",
 )
 
+_LOG_COLUMNS = 200
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Set = Annotated[
     list[str] | None,
@@ -71,6 +73,10 @@ def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> Non
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
         return
     console = Console()
+    if (
+        not console.is_terminal and "COLUMNS" not in os.environ
+    ):  # a log, or a job's: of no width, so that cells stay whole
+        console = Console(width=_LOG_COLUMNS)
     for table in tables():
         shown = rich.table.Table(title=table.title, title_justify="left")
         for column in table.columns:

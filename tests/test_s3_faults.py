@@ -90,7 +90,7 @@ def test_connections_that_are_cut_in_the_middle_are_made_again(s3, bucket):
 
 def test_a_server_that_starts_again_in_the_middle_is_waited_for(s3, bucket):
     exercise(bucket, 0)
-    done, failed = itertools.count(), []
+    done, failed, alone = itertools.count(), [], len(s3.proxy.requests)
 
     def work(number):
         try:
@@ -102,7 +102,8 @@ def test_a_server_that_starts_again_in_the_middle_is_waited_for(s3, bucket):
     threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
     for thread in threads:
         thread.start()
-    time.sleep(0.1)
+    while len(s3.proxy.requests) < 2 * alone:  # of five times as many in all
+        time.sleep(0.001)
     s3.proxy.stop()
     time.sleep(1.5)
     before = len(s3.proxy.requests)

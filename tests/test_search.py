@@ -92,10 +92,16 @@ Found = tuple[Path, dict[str, Any], list[str]]
 @pytest.fixture(scope="module")
 def found(ray_session: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Found:
     out, said = tmp_path_factory.mktemp("searches") / "search", list[str]()
+    with beside_the_corpus(settings) as relative:  # trials are in folders of their own
+        return out, search(build(SearchConfig, relative), out, say=said.append), said
+
+
+@contextlib.contextmanager
+def beside_the_corpus(settings: Settings) -> Iterator[Settings]:
+    """The settings as a user in the corpus' folder would write them, in that folder."""
     folder = Path(settings["set"]["corpus"]).parent
-    beneath = json.loads(json.dumps(settings).replace(f"{folder}/", ""))  # trials are in folders of their own
     with contextlib.chdir(folder):
-        return out, search(build(SearchConfig, beneath), out, say=said.append), said
+        yield json.loads(json.dumps(settings).replace(f"{folder}/", ""))
 
 
 def beside(found: Found, out: Path, *names: str) -> Path:
@@ -121,7 +127,7 @@ def test_a_search_tries_the_baselines_and_what_it_draws_and_repeats_the_best(fou
     assert any("SDRi" in line for line in said)
 
 
-def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_in_the_end(tmp_path: Path) -> None:
+def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_does_not(tmp_path: Path) -> None:
     best, loser = (Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
     for trial, sdri_db in ((best, 5.0), (loser, 4.0)):
         pieces = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")]
@@ -136,10 +142,16 @@ def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_in_the_end(t
         return {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
 
     keep.on_trial_complete(trials=[best, loser], trial=loser)
-    of_the_best = {"passes/first", "passes/best", "tracks/best", "separators/best"}
-    assert left() == of_the_best | {"tracks/loser", "separators/loser"}
-    keep.on_experiment_end(trials=[best, loser])
-    assert left() == of_the_best
+    separators = {f"{kind}/{name}" for kind in ("tracks", "separators") for name in ("best", "loser")}
+    assert left() == {"passes/first", "passes/best"} | separators
+
+
+def test_in_the_end_the_pieces_of_baselines_and_finalists_are_left(found: Found) -> None:
+    out, values, _ = found
+    kept = {piece for kind in ("baseline", "repeat") for row in rows_of(values, kind) for piece in row["pieces"]}
+    left = {path.relative_to(out / "pieces").as_posix() for path in (out / "pieces").glob("*/*") if path.is_dir()}
+    assert left == kept
+    assert kept < {piece for row in values["rows"] for piece in row["pieces"]}
 
 
 def test_what_trials_have_in_common_is_made_once(found: Found) -> None:
@@ -170,13 +182,14 @@ def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
 def test_the_same_search_again_makes_nothing_new_and_another_is_refused(found: Found, settings: Settings) -> None:
     out, values, _ = found
     before = {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")}
-    again = search(build(SearchConfig, settings), out, say=lambda _: None)
-    assert again["rows"] == values["rows"]
-    assert {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")} == before
-    with pytest.raises(ValueError, match="another trials"):
-        search(build(SearchConfig, settings | {"trials": 4}), out)
-    with held(out, "search"), pytest.raises(ValueError, match="in use"):
-        search(build(SearchConfig, settings), out)
+    with beside_the_corpus(settings) as same:
+        again = search(build(SearchConfig, same), out, say=lambda _: None)
+        assert again["rows"] == values["rows"]
+        assert {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")} == before
+        with pytest.raises(ValueError, match="another trials"):
+            search(build(SearchConfig, same | {"trials": 4}), out)
+        with held(out, "search"), pytest.raises(ValueError, match="in use"):
+            search(build(SearchConfig, same), out)
 
 
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(

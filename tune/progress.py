@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -95,10 +95,10 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
 
 
 class Keep(ray.tune.Callback):  # type: ignore[misc]
-    """Removes what losing trials leave, while no other is at work on the shared pieces.
+    """Removes the stems of losing trials as these end, while no other is at work on the shared pieces.
 
-    Stems are gigabytes and go as a trial ends. Separators and selections are megabytes, and what a later trial may have
-    in common with this one: they go when all have ended.
+    Stems are gigabytes. Separators and selections are megabytes, and what a later trial may have in common with this
+    one: they go when the search is over.
     """
 
     def __init__(self, pieces: Location, needed: Sequence[str], number: int) -> None:
@@ -107,26 +107,27 @@ class Keep(ray.tune.Callback):  # type: ignore[misc]
 
     def on_trial_complete(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A trial is done, or was stopped."""
-        self._prune(trials, trial, ("passes",))
+        self._prune(trials, trial)
 
     def on_trial_error(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
         """A trial failed."""
-        self._prune(trials, trial, ("passes",))
+        self._prune(trials, trial)
 
-    def on_experiment_end(self, *, trials: list[Trial], **_: object) -> None:
-        """All are done."""
-        self._prune(trials, None, ("passes", "tracks", "separators"))
-
-    def _prune(self, trials: list[Trial], ended: Trial | None, kinds: tuple[str, ...]) -> None:
+    def _prune(self, trials: list[Trial], ended: Trial) -> None:
         if any(one.status in (Trial.RUNNING, Trial.PAUSED) and one is not ended for one in trials):
             return
         told = [one.last_result for one in trials if one.last_result and "pieces" in one.last_result]
         told.sort(key=lambda result: (-result["iteration"], -result["sdri_db"]))
         kept = self._needed | {name for result in told[: self._number] for name in json.loads(result["pieces"])}
         used = {name for result in told for name in json.loads(result["pieces"])}
-        for name in sorted(name for name in used - kept if name.startswith(kinds)):
-            with suppress(FileNotFoundError):
-                remove_tree(self._pieces / name)
+        remove_pieces(self._pieces, {name for name in used - kept if name.startswith("passes/")})
+
+
+def remove_pieces(pieces: Location, names: Iterable[str]) -> None:
+    """Delete shared pieces that nobody will use again."""
+    for name in sorted(names):
+        with suppress(FileNotFoundError):
+            remove_tree(pieces / name)
 
 
 def loggers(names: Sequence[str], project: str) -> list[ray.tune.Callback]:

@@ -35,7 +35,7 @@ from train.distil import storage
 from train.evaluate import ValidationConfig
 from tune.findings import Candidate, write_report
 from tune.loop import RunConfig, absolute, begin, check
-from tune.progress import Keep, Progress, loggers
+from tune.progress import Keep, Progress, loggers, remove_pieces
 from tune.recipes import build, merged, override, tree
 from tune.space import Recorded, Space, describe, read_space
 from tune.trial import (
@@ -168,6 +168,9 @@ def search(config: SearchConfig, out: Name, *, max_hours: float | None = None, s
         needed = sorted({name for row in first for name in row["pieces"]})
         found = stages.searched(deadline, needed)
         repeats = stages.finalists(baselines, found)
+        if config.keep == "best":
+            used, kept = ({piece for row in rows for piece in row["pieces"]} for rows in (found, [*first, *repeats]))
+            remove_pieces(out / "pieces", used - kept)
         candidates = _candidates(repeats, baselines)
         settings = _plain(asdict(run_config))
         return write_report(out, [*first, *found, *repeats], candidates, settings=settings, title="Search")
