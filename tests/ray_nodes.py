@@ -70,6 +70,7 @@ class StartedCluster:
         """Environment of nodes and of commands that speak to them."""
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "1000"}
+        quiet["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # as the README says for nodes of few CPUs
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
         return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | quiet | token
 
