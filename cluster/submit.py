@@ -362,7 +362,7 @@ def describe(info: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
         "started": dt.datetime.fromtimestamp(started, dt.UTC).isoformat(timespec="seconds") if started else None,
         "wall_s": round((ended or time.time()) - started, 1) if started else None,
         "exit_code": exit_code(info) if info.status.is_terminal() else None,
-        "message": info.message or "",
+        "message": (info.message or "").partition(", last available logs")[0],  # they are the log's end again
         "metadata": dict(metadata),
     }
 

@@ -211,6 +211,7 @@ def test_the_jobs_exit_code_and_words_are_the_commands(cli: Cli) -> None:
     said = cli("submit", "--no-preflight", "--metadata", "team=birds", "run", "no-such-recipe", "-o", "out")
     assert said.returncode == 2, said.stderr
     assert "no-such-recipe" in said.stdout
+    assert said.stderr.splitlines()[-1].endswith("failed: Job entrypoint command failed with exit code 2")
     (job,) = [job for job in shown(cli("jobs", "list", "--json")) if job["metadata"].get("team") == "birds"]
     assert (job["status"], job["exit_code"], job["command"], job["out"]) == ("FAILED", 2, "run", "out")
     assert shown(cli("jobs", "status", job["job"], "--json"))["exit_code"] == 2
