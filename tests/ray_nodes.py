@@ -111,6 +111,16 @@ class StartedCluster:
                 return found
             time.sleep(0.5)
 
+    def preempt(self, node: subprocess.Popen[bytes], notice_s: int) -> None:
+        """Take away the only node beside the head as a cloud does: with some seconds' notice, of which Ray is told."""
+        (other,) = [one for one in self._nodes() if one["state"] == "ALIVE" and not one["is_head_node"]]
+        words = ["--address", self.gcs_address, "--node-id", other["node_id"]]
+        words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+        words += ["--deadline-remaining-seconds", str(notice_s)]
+        subprocess.run([str(BIN / "ray"), "drain-node", *words], env=self.env, check=True, capture_output=True)
+        time.sleep(notice_s)
+        self.kill(node)
+
     def close(self) -> None:
         """End all nodes."""
         for node in [*self.nodes, self.head]:

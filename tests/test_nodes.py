@@ -81,7 +81,7 @@ def test_a_run_goes_on_as_nodes_are_lost_in_each_step_and_uses_those_that_come(
     run = Submitted(cluster, "run", undisturbed.config, "-o", out)
     iteration = out / "iterations" / "1"
     run.until(lambda: done_names(iteration) and at_work(first, "actor"), "the first node at work on the pass")
-    cluster.kill(first)
+    cluster.preempt(first, notice_s=3)
     second = cluster.add()
     run.until((iteration / "tracks" / "manifest.json").exists, "the end of the pass")
     run.until(lambda: at_work(second, "trainer") or at_work(cluster.head, "trainer"), "a training")
