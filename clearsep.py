@@ -73,9 +73,7 @@ def _print(tables: Callable[[], list[Any]], value: object, as_json: bool) -> Non
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
         return
     console = Console()
-    if (
-        not console.is_terminal and "COLUMNS" not in os.environ
-    ):  # a log, or a job's: of no width, so that cells stay whole
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a log has no width: cells stay whole
         console = Console(width=_LOG_COLUMNS)
     for table in tables():
         shown = rich.table.Table(title=table.title, title_justify="left")

@@ -26,13 +26,16 @@ from prometheus_client.parser import text_string_to_metric_families
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 _START_S = 90.0
+_AGENT_PORT = 52365
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    """A port that nobody listens on, nor will the agent of Ray's dashboard."""
+    port = _AGENT_PORT
+    while port == _AGENT_PORT:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     return port
 
 
