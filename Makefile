@@ -25,7 +25,7 @@ test: setup ## all tests, slow ones too
 	$(BIN)/python -m pytest
 
 chaos: setup ## a run on two Ray nodes, interrupted 60 times at seeded moments, against an undisturbed one
-	$(BIN)/python tests/chaos.py --points 60 --seed 0 --report benchmarks/chaos.md
+	$(BIN)/python -m tests.support.chaos --points 60 --seed 0 --report benchmarks/chaos.md
 
 check: setup ## formatting, lint, types
 	$(BIN)/ruff format --check .

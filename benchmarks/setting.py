@@ -18,25 +18,25 @@ import pyarrow as pa
 import soundfile
 import torch
 
-from engine.assess import Assessor
-from engine.batched import Asker
-from engine.corpus import read_sources
-from engine.metrics import si_sdr_db
-from engine.quality import Quality, load_quality, save_quality
+from engine.corpus.sources import part_of, read_sources
+from engine.passes.shards import read_audio
 from engine.schema import ESTIMATES
+from engine.scoring.estimator import SiSdrEstimator, load_estimator, save_estimator
+from engine.scoring.metrics import si_sdr_db
+from engine.scoring.model_scores import Scorer
+from engine.selection.thresholds import Thresholds
 from engine.separators import NetworkConfig, load, save
-from engine.shards import read_audio
-from engine.thresholds import Thresholds
-from train.calibrate import CalibrationConfig, calibrate_on
-from train.evaluate import ValidationConfig
-from train.items import part_of
-from train.material import Material, make_mixer
-from train.mix import MixConfig
+from engine.separators.batching import BatchedSeparator
+from engine.settings import build
+from train.data.config import MixConfig
+from train.data.training_data import TrainingData, make_mixer
+from train.evaluation.mixtures import ValidationConfig
+from train.judges.calibrate import CalibrationConfig, calibrate_on
+from train.judges.tagger import TaggerConfig, train_tagger
 from train.student import DistilConfig, Student
-from train.tagger import TaggerConfig, train_tagger
-from tune.demo import write_natural
-from tune.loop import RunConfig
-from tune.recipes import FIRST_GATE, GATE, RECIPES, build
+from tune.config import RunConfig
+from tune.demo.corpus import write_natural
+from tune.recipes import FIRST_GATE, GATE, RECIPES
 
 _HERE = Path(__file__).parent
 
@@ -135,9 +135,9 @@ class Setting:
         """The loop with the default gate."""
         return self.out / "run"
 
-    def quality(self) -> Quality:
+    def quality(self) -> SiSdrEstimator:
         """The estimator, calibrated on fold 1."""
-        return load_quality(self.out / "quality")
+        return load_estimator(self.out / "quality")
 
     @property
     def gate(self) -> Thresholds:
@@ -163,7 +163,7 @@ class Setting:
 def train(
     work: Setting,
     folder: Path,
-    material: Material,
+    training_data: TrainingData,
     *,
     steps: int,
     mix: MixConfig | None = None,
@@ -175,7 +175,7 @@ def train(
         return folder
     config = DistilConfig(steps=steps, mix=mix or MixConfig(), seed=seed, warmup_steps=min(50, steps // 4))
     began = str(start) if start else None
-    mixer = make_mixer(material, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began)
+    mixer = make_mixer(training_data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began)
     student = Student(config, mixer.labels, start=began, network=work.size.network, device=torch.device("cpu"))
     for step in range(steps):
         student.learn(student.separator, mixer.batch(step), torch.device("cpu"))
@@ -186,7 +186,7 @@ def train(
 def prepare(work: Setting) -> None:
     """Seed, tagger and estimator, all of fold 1: the estimator on stems of clips that their separator did not learn."""
     say("seed, tagger and estimator of fold 1")
-    train(work, work.seed, Material(clean=work.clips, clean_folds=(1,)), steps=work.size.seed_steps)
+    train(work, work.seed, TrainingData(clean=work.clips, clean_folds=(1,)), steps=work.size.seed_steps)
     tagger = TaggerConfig(steps=work.size.tagger_steps)
     train_tagger(work.tagger, clean=work.clips, clean_folds=(1,), config=tagger)
     if (work.out / "quality" / "quality.json").is_file():
@@ -194,11 +194,11 @@ def prepare(work: Setting) -> None:
     sources = read_sources(work.clips, folds=(1,))
     held_out = []
     for part in range(2):
-        material = Material(clean=work.clips, clean_folds=(1,), clean_without=(part, 2))
-        separator = train(work, work.out / f"without-{part}", material, steps=work.size.half_steps, seed=part)
-        asker = Asker(separator=load(separator), batch_s=80.0)
-        held_out.append((Assessor(asker=asker, reseparate=False), part_of(sources, part, 2)))
-    save_quality(calibrate_on(held_out, CalibrationConfig(), about={"clean": "fold 1"}), work.out / "quality")
+        training_data = TrainingData(clean=work.clips, clean_folds=(1,), clean_without=(part, 2))
+        separator = train(work, work.out / f"without-{part}", training_data, steps=work.size.half_steps, seed=part)
+        batched = BatchedSeparator(separator=load(separator), batch_s=80.0)
+        held_out.append((Scorer(batched=batched, reseparate=False), part_of(sources, part, 2)))
+    save_estimator(calibrate_on(held_out, CalibrationConfig(), about={"clean": "fold 1"}), work.out / "quality")
 
 
 def true_si_sdr(work: Setting, stems: Path | None = None) -> Callable[[pa.Table], pa.Table]:

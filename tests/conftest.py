@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import chaos
 import numpy as np
 import pytest
 import torch
 
-from engine.account import write_done
-from engine.audio import write_wav
-from engine.flac24 import encode_flac24
+from engine.audio.decode import write_wav
+from engine.audio.flac import encode_flac24
+from engine.passes.records import write_done
+from engine.passes.shards import write_part
 from engine.separators import NetworkConfig, QuerySeparator, save
-from engine.shards import write_part
-from engine.storage import write_json
-from tests.remixes import clean, natural, recordings, tracks  # noqa: F401 - fixtures
+from engine.storage.files import write_json
+from tests.support import chaos
+from tests.support.remixes import clean, natural, recordings, tracks  # noqa: F401 - fixtures
 
 RATE_HZ = 8000
 TINY = NetworkConfig(

@@ -3,128 +3,42 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray._private.utils import get_num_cpus  # of a container, where it has fewer than its machine
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray._private.utils import get_num_cpus
 from torch import nn
 
-from engine.corpus import read_sources, source_root
-from engine.lock import held
 from engine.separators import NetworkConfig, load, read_description, save
-from engine.shards import read_tracks
-from engine.storage import Location, Name, fingerprint, location, read_json, remove_tree
-from train.batches import Batch, Mixer
-from train.evaluate import ValidationConfig, draw_mixtures, estimator, evaluate
-from train.material import Material, make_mixer
+from engine.storage.files import remove_tree
+from engine.storage.lock import lock
+from engine.storage.paths import Location, Name, location
+from train.batch_feed import _batches, _made_elsewhere
+from train.data.training_data import TrainingData
+from train.evaluation.evaluate import estimator, evaluate
+from train.evaluation.mixtures import ValidationConfig, draw_mixtures
 from train.student import DistilConfig, Student
+from train.task import TrainingTask, _check, _identity, _mixer, _task
 
-_MAKER_S = 900.0  # in which an autoscaler adds a node
-HOW = ("use_gpu", "threads_per_worker", "batch_makers")
-"""Settings that decide how a training is run, not what it is."""
-__all__ = ["HOW", "Material", "Task", "distil", "storage", "training_identity"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """All that a worker needs, as plain data."""
-
-    config: DistilConfig
-    material: Material
-    network: NetworkConfig
-    start: str | None
-    validation: ValidationConfig | None
-    progress: str = ""
-    """File to which the first worker adds a line of JSON at every validation and when it goes on after a stop."""
-
-
-def _mixer(task: Task, *, sample_rate_hz: int, rank: int, num_ranks: int) -> Mixer:
-    """What a worker draws its batches from."""
-    return make_mixer(
-        task.material,
-        task.config.mix,
-        seed=task.config.seed,
-        sample_rate_hz=sample_rate_hz,
-        rank=rank,
-        num_ranks=num_ranks,
-        start=task.start,
-    )
-
-
-class _Maker:
-    """Actor that makes batches of a worker; they are what the worker would make, for they depend on the step alone."""
-
-    def __init__(self, task: Task, **place: int) -> None:
-        torch.set_num_threads(1)
-        self.mixer = _mixer(task, **place)
-
-    def batch(self, step: int) -> tuple[Batch, int]:
-        """The batch of a step, and how many sounds were unusable so far."""
-        return self.mixer.batch(step), self.mixer.num_unusable
-
-
-def _made_elsewhere(task: Task, place: dict[str, int], first: int, end: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of steps ``first`` to ``end``, made by actors, some steps ahead."""
-    number = task.config.batch_makers
-    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # not in the worker's own, which has no room
-    maker = ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy=anywhere)(_Maker)
-    makers = [maker.remote(task, **place) for _ in range(number)]
-    try:
-        coming: deque[ray.ObjectRef] = deque()
-        for step in range(first, end + 2 * number):
-            if step < end:
-                coming.append(makers[step % number].batch.remote(step))
-            if step >= first + 2 * number and coming:
-                yield _waited_for(coming.popleft())
-    finally:
-        for one in makers:
-            ray.kill(one)
-
-
-def _waited_for(batch: ray.ObjectRef) -> tuple[Batch, int]:
-    try:
-        made: tuple[Batch, int] = ray.get(batch, timeout=_MAKER_S)
-        return made
-    except ray.exceptions.GetTimeoutError:
-        raise RuntimeError(
-            f"no batch for {_MAKER_S:.0f} s: the cluster has no CPU left for the processes that make them; set "
-            "distil.batch_makers lower, or to 0"
-        ) from None
-
-
-def _batches(mixer: Mixer, first: int, end: int) -> Iterator[tuple[Batch, int]]:
-    """Batches of steps ``first`` to ``end``, the next one made while this one is learned from.
-
-    It is made on one thread: two pools of OpenMP threads on the same cores wait for each other, which trebles a step.
-    """
-    with ThreadPoolExecutor(max_workers=1, initializer=torch.set_num_threads, initargs=(1,)) as maker:
-        coming = maker.submit(mixer.batch, first)
-        for step in range(first, end):
-            batch = coming.result()
-            if step + 1 < end:
-                coming = maker.submit(mixer.batch, step + 1)
-            yield batch, mixer.num_unusable
+_LOGGER = logging.getLogger(__name__)
 
 
 def _train_loop(values: dict[str, Any]) -> None:
     """What every worker runs."""
-    task: Task = values["task"]
+    task: TrainingTask = values["task"]
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -163,7 +77,7 @@ def _train_loop(values: dict[str, Any]) -> None:
                 break
 
 
-def _tell(task: Task, values: Mapping[str, float]) -> None:
+def _tell(task: TrainingTask, values: Mapping[str, float]) -> None:
     """A line for the driver, who does not see it from a machine that shares no disk with its own."""
     Path(task.progress).parent.mkdir(parents=True, exist_ok=True)
     with open(task.progress, "a") as file:
@@ -193,12 +107,11 @@ def _checkpoint(student: Student, rank: int, folder: Path, *, last: bool) -> ray
 def distil(
     out: Name,
     *,
-    material: Material,
+    training_data: TrainingData,
     config: DistilConfig | None = None,
     start: Name | None = None,
     network: NetworkConfig | None = None,
     validation: ValidationConfig | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train a student into the checkpoint folder ``out``; returns its history entry, with the learning curve.
 
@@ -209,7 +122,7 @@ def distil(
     out, config = location(out), config or DistilConfig()
     started = time.perf_counter()
     work = out.parent / f".{out.name}-training"
-    task = _task(material=material, config=config, start=start, network=network, validation=validation)
+    task = _task(training_data=training_data, config=config, start=start, network=network, validation=validation)
     identity = _identity(task)
     if (out / "separator.json").is_file():
         entry: dict[str, Any] = read_description(out)["history"][-1]
@@ -217,10 +130,10 @@ def distil(
             raise ValueError(f"{out} holds a separator of another training; give another folder, or delete this one")
         return entry
     _check(task)
-    with held(work, "training"):
+    with lock(work, "training"):
         history = list(read_description(task.start)["history"]) if task.start else []
         with _progress_file(work) as progress:
-            with _told(progress, say):
+            with _told(progress):
                 checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
             with checkpoint.as_directory() as folder:  # beside the progress still, where it was made in this process
                 trained = Path(folder)
@@ -230,7 +143,7 @@ def distil(
                     "start": read_description(task.start)["fingerprint"] if task.start else None,
                     "steps": state["counters"]["step"],
                     "config": asdict(config),
-                    "material": asdict(material),
+                    "material": asdict(training_data),
                     "curve": state["curve"],
                     "wall_s": time.perf_counter() - started,
                 }
@@ -251,7 +164,7 @@ def _progress_file(work: Location) -> Iterator[Path]:
 
 
 @contextmanager
-def _told(progress: Path, say: Callable[[str], None] | None) -> Iterator[None]:
+def _told(progress: Path) -> Iterator[None]:
     """Say every line that the workers add to the progress file while the block runs."""
     progress.touch()
     done = threading.Event()
@@ -261,8 +174,7 @@ def _told(progress: Path, say: Callable[[str], None] | None) -> Iterator[None]:
             file.seek(0, os.SEEK_END)
             while not done.wait(1.0):
                 for line in file:
-                    if say is not None:
-                        say("  " + ", ".join(f"{key} {value:.5g}" for key, value in json.loads(line).items()))
+                    _LOGGER.info("  " + ", ".join(f"{key} {value:.5g}" for key, value in json.loads(line).items()))
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -273,88 +185,7 @@ def _told(progress: Path, say: Callable[[str], None] | None) -> Iterator[None]:
         follower.join()
 
 
-def _task(
-    *,
-    material: Material,
-    config: DistilConfig,
-    start: Name | None,
-    network: NetworkConfig | None,
-    validation: ValidationConfig | None,
-) -> Task:
-    def named(path: str | None) -> str | None:  # absolute: workers are not in our folder
-        return str(location(path)) if path else None
-
-    return Task(
-        config=config,
-        material=replace(material, clean=named(material.clean), tracks=named(material.tracks)),
-        network=network or NetworkConfig(),
-        start=str(location(start)) if start else None,
-        validation=validation and replace(validation, clips=str(location(validation.clips))),
-    )
-
-
-def training_identity(
-    *,
-    material: Material,
-    config: DistilConfig,
-    start: Name | None = None,
-    network: NetworkConfig | None = None,
-    validation: ValidationConfig | None = None,
-) -> str:
-    """A fingerprint of what a training is made of; trainings of which it is the same give the same separator."""
-    return _identity(_task(material=material, config=config, start=start, network=network, validation=validation))
-
-
-def _identity(task: Task) -> str:
-    """What a training is: settings, material and start; not where it ran or where its files lie."""
-    material = task.material
-    config = {key: value for key, value in asdict(task.config).items() if key not in HOW}
-    chosen_by = task.validation if task.config.patience is not None else None
-    return fingerprint(
-        {
-            "config": config,
-            "network": None if task.start else asdict(task.network),
-            "start": read_description(task.start)["fingerprint"] if task.start else None,
-            "clean": _sources(material.clean, material.clean_folds),
-            "clean_without": material.clean_without,
-            "tracks": _selection(task) if material.tracks is not None else None,
-            "chosen_by": chosen_by and asdict(replace(chosen_by, clips="")),
-            "chosen_by_clips": _sources(chosen_by.clips, chosen_by.folds) if chosen_by else None,
-        }
-    )
-
-
-def _selection(task: Task) -> str:
-    """The tracks that a training learns from, whatever rules kept them; ``ValueError`` where they are not whole."""
-    assert task.material.tracks is not None
-    read_tracks(task.material.tracks)
-    mix, manifest = task.config.mix, read_json(location(task.material.tracks) / "manifest.json")
-    learns_absence = mix.silence_rate * mix.absent_fraction > 0.0  # from stems that one of the rules rejected
-    return str(manifest["fingerprint" if learns_absence else "kept_fingerprint"])
-
-
-def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str, str]] | None:
-    """The single-source clips of a list by name: a list that has changed is noticed, one that moved is not."""
-    if path is None:
-        return None
-    root = source_root(path)
-    rows = read_sources(path, folds=folds).to_pylist()
-    return [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
-
-
-def _check(task: Task) -> None:
-    """Fail on the driver, in words, before workers are started."""
-    rate = read_description(task.start)["sample_rate_hz"] if task.start else task.network.sample_rate_hz
-    labels = list(_mixer(task, sample_rate_hz=rate, rank=0, num_ranks=1).labels)
-    if len(labels) < 2:
-        raise ValueError(f"training needs sounds of two labels at least, found {labels}; give more clips or tracks")
-    if task.config.patience is not None and task.validation is None:
-        raise ValueError("patience chooses by validation; name its clips, or leave patience null to run all steps")
-    if task.validation is not None:
-        read_sources(task.validation.clips, folds=task.validation.folds)
-
-
-def _fit(task: Task, work: Location, *, name: str) -> ray.train.Checkpoint:
+def _fit(task: TrainingTask, work: Location, *, name: str) -> ray.train.Checkpoint:
     """Run the workers and return the last checkpoint."""
     use_gpu, number = task.config.use_gpu, task.config.num_workers
     if use_gpu is None:
@@ -415,6 +246,6 @@ def storage(work: Location) -> dict[str, Any]:
     """Where Ray Train keeps its checkpoints."""
     if isinstance(work, Path):
         return {"storage_path": str(work)}
-    from engine.s3 import arrow_filesystem
+    from engine.storage.s3_client import arrow_filesystem
 
     return {"storage_path": f"{work.bucket}/{work.key}", "storage_filesystem": arrow_filesystem()}

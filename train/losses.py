@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.batches import Batch
-from train.mix import MAX_QUERIES, MixConfig
+from train.data.config import MAX_QUERIES, MixConfig
+from train.data.mixer import Batch
 
 _FLOOR = 1e-3  # of the mixture's energy: errors more than 30 dB below the mixture stop counting
 

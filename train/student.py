@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.separators import NetworkConfig, QuerySeparator, load
-from train.batches import Batch
+from train.data.config import MixConfig
+from train.data.mixer import Batch
 from train.losses import batch_loss
-from train.mix import MixConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
 
-import pydantic
 import yaml
 
-from engine.separators import NetworkConfig
-from engine.storage import nearest
-from train.evaluate import ValidationConfig
-from train.student import DistilConfig
-from tune.loop import RunConfig
-from tune.schedule import resolve
-
-Tree = dict[str, Any]
-T = TypeVar("T")
-_LIMIT_KINDS = ("float", "Quantile")  # what pydantic adds to the place of an error in a threshold
-
+from engine.errors import nearest
+from engine.settings import Tree, build, merged, override
+from tune.config import RunConfig
 
 GATE: Tree = {
     "min_remix_snr_db": 7.0,
@@ -90,98 +78,6 @@ def _from_yaml(path: Path) -> Tree:
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise ValueError(f"{path}: there is no recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
     return merged(RECIPES[recipe](), settings)
-
-
-def merged(base: Tree, over: Tree) -> Tree:
-    """Settings with some of them other; inner mappings are merged likewise, all else is replaced."""
-    both = dict(base)
-    for key, value in over.items():
-        inner = both.get(key)
-        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return both
-
-
-def override(settings: Tree, overrides: Iterable[str]) -> Tree:
-    """A copy of settings with each ``key.sub=value`` applied; the value is read as YAML, a list index is a number."""
-    settings = _copy(settings)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key.strip():
-            raise ValueError(f"--set takes key=value, such as distil.steps=200, not {text!r}")
-        try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {text}: the value is not YAML; quote it, such as 'key=\"a: b\"'") from None
-        _put(settings, key.strip().split("."), read, text)
-    return settings
-
-
-def _copy(node: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
-    """A copy in which nothing is shared, also where a recipe or a YAML anchor uses one mapping twice."""
-    if isinstance(node, dict):
-        return {key: _copy(value) for key, value in node.items()}
-    return [_copy(value) for value in node] if isinstance(node, (list, tuple)) else node
-
-
-def _put(node: Any, keys: list[str], value: object, text: str) -> None:  # noqa: ANN401 - walks any JSON-like value
-    for key in keys[:-1]:
-        if isinstance(node, dict) and not isinstance(node.get(key), (dict, list)):
-            node[key] = {}
-        node = node[_position(node, key, text)]
-    node[_position(node, keys[-1], text)] = value
-
-
-def _position(node: object, key: str, text: str) -> Any:  # noqa: ANN401 - a key or an index
-    if isinstance(node, dict):
-        return key
-    if not isinstance(node, list):
-        raise ValueError(f"--set {text}: there is nothing to set inside {node!r}; leave out .{key}")
-    if not key.isdigit() or int(key) >= len(node):
-        raise ValueError(f"--set {text}: {key!r} is not a position from 0 to {len(node) - 1}")
-    return int(key)
-
-
-def build(kind: type[T], settings: Tree) -> T:
-    """A config dataclass from plain settings; a wrong type, range or key is a ``ValueError`` that says which."""
-    if kind is RunConfig and isinstance(settings.get("schedule"), dict):
-        settings = settings | {"schedule": resolve(settings["schedule"])}
-    _check_keys(kind, settings, "")
-    try:
-        return pydantic.TypeAdapter(kind).validate_python(settings)
-    except pydantic.ValidationError as error:
-        told = max(error.errors(), key=lambda one: (one["type"] == "value_error", len(one["loc"])))
-        where = ".".join(str(part) for part in told["loc"] if part not in _LIMIT_KINDS)
-        reason = str(told["msg"]).removeprefix("Value error, ")
-        raise ValueError(f"{where}: {reason}" if where else reason) from None
-
-
-def _check_keys(kind: Any, settings: object, where: str) -> None:  # noqa: ANN401 - any type annotation
-    """Walk settings beside the annotations of the dataclasses they are for."""
-    for inner in typing.get_args(kind):
-        if typing.get_origin(kind) is tuple and isinstance(settings, (list, tuple)):
-            for number, item in enumerate(settings):
-                _check_keys(inner, item, f"{where}{number}.")
-        else:
-            _check_keys(inner, settings, where)
-    if not dataclasses.is_dataclass(kind) or not isinstance(settings, dict):
-        return
-    hints = typing.get_type_hints(kind)
-    for key, value in settings.items():
-        if key not in hints:
-            raise ValueError(f"there is no setting {where}{key}; {nearest(str(key), hints)}")
-        _check_keys(hints[key], value, f"{where}{key}.")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-    """Settings of a single training, named as in a run."""
-
-    distil: DistilConfig = dataclasses.field(default_factory=DistilConfig)
-    """How the student is trained."""
-    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    """Shape of a network that is trained from scratch."""
-    validation: ValidationConfig | None = None
-    """Mixtures on which it is validated as it learns."""
 
 
 def run_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:

@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from engine.filter import Quantile, Thresholds
-from engine.storage import nearest
+from engine.errors import nearest
+from engine.selection.thresholds import Quantile, Thresholds
 
 _SHAPES = ("constant", "linear", "cosine", "step", "free")
 _SETTINGS = tuple(field.name for field in fields(Thresholds))

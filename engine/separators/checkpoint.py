@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import Checkpoint
 from engine.separators.model import QuerySeparator
 from engine.separators.network import NetworkConfig
-from engine.storage import Name, fingerprint
+from engine.storage.fingerprints import fingerprint
+from engine.storage.paths import Name
+from engine.storage.weights import Checkpoint
 
 _CHECKPOINT = Checkpoint(kind="separator", architecture="band_split_tcn", config=NetworkConfig, make=QuerySeparator)
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from engine.errors import nearest
 from engine.schema import plain_label
 from engine.separators.base import overlap_add
 from engine.separators.network import MaskNetwork, NetworkConfig
-from engine.storage import nearest
 
 _CHUNK_S, _OVERLAP_S = 12.0, 1.0
 

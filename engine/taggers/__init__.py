@@ -1,8 +1,8 @@
 """Taggers: what says which labels a signal holds, independently of the separator that made it."""
 
-from engine.storage import Name, location
+from engine.storage.paths import Name, location
 from engine.taggers.base import Tagger, find_label, margin_db, rivals_of
-from engine.taggers.checkpoint import load_tagger, read_tagger, save_tagger
+from engine.taggers.folder import load_tagger, read_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
 
 __all__ = [

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.storage import fingerprint, nearest, sha256_file
+from engine.errors import nearest
+from engine.storage.files import sha256_file
+from engine.storage.fingerprints import fingerprint
 from engine.taggers.base import checked, find_label
 
 _WINDOW_S = 10.0  # what these models were trained on; longer inputs they cut off, some at random

@@ -49,10 +49,10 @@ def find_label(label: str, known: Iterable[str]) -> int | None:
     return next((i for i, name in enumerate(known) if plain_label(name) == wanted), None)
 
 
-def rivals_of(label: str, heard: Iterable[str], known: Sequence[str]) -> list[int]:
+def rivals_of(label: str, labels_present: Iterable[str], known: Sequence[str]) -> list[int]:
     """The rivals of a clip's label: the clip's other labels, or all others where it has none that are known."""
     own = find_label(label, known)
-    found = {find_label(other, known) for other in heard} - {own, None}
+    found = {find_label(other, known) for other in labels_present} - {own, None}
     return sorted(i for i in found if i is not None) or [i for i in range(len(known)) if i != own]
 
 

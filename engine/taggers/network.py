@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.schema import plain_label
-from engine.storage import fingerprint
+from engine.storage.fingerprints import fingerprint
 from engine.taggers.base import checked
 
 FRAMES_PER_TAG = 4

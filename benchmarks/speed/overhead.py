@@ -1,0 +1,169 @@
+"""What an engine pass costs beyond its separator, and whether its memory grows with the corpus.
+
+    python benchmarks/overhead.py [--repeats 3] [--only laptop]
+
+The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
+as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
+Start-up is excluded: the clock of a pass starts when a third of it is done, by when all processes of Ray have started,
+and ends with the pass. Memory is the peak of what Ray's workers, this process and the object store hold, over N and
+over 3N clips. Writes ``benchmarks/overhead.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import statistics
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from cluster.session import connected
+from engine.audio.decode import decode
+from engine.cli.tables import fill
+from engine.corpus.read import read_corpus
+from engine.passes.config import PassConfig
+from engine.passes.run import run_pass
+from engine.passes.separate import separate_clips
+from engine.schema import DecodedClip
+from engine.separators import NetworkConfig, QuerySeparator, load, save
+from engine.separators.batching import BatchedSeparator
+from engine.storage.files import read_json, write_bytes
+from tune.demo import sounds as synth
+
+_RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
+_LABELS = ("rain", "siren")
+_SIZES = {  # network, N, clips of a part
+    "laptop (256 channels, 10 blocks)": (NetworkConfig(), 250, 16),
+    "large (768 channels, 20 blocks)": (NetworkConfig(channels=768, num_blocks=20), 24, 4),
+}
+
+
+def write_corpus(folder: Path, num_clips: int) -> Path:
+    """Ten-second clips of two sounds each."""
+    sounds = {label: synth.sound(label, rng=np.random.default_rng(0), duration_s=60.0) for label in _LABELS}
+    lines = ["path,labels"]
+    rng = np.random.default_rng(1)
+    for number in range(num_clips):
+        firsts = rng.integers(0, int(50.0 * _RATE_HZ), len(_LABELS))
+        parts = [sounds[label][first : first + 160000] for label, first in zip(_LABELS, firsts, strict=True)]
+        soundfile.write(folder / f"{number}.flac", 0.5 * np.sum(parts, axis=0), _RATE_HZ)
+        lines.append(f"{number}.flac,{';'.join(_LABELS)}")
+    (folder / f"natural-{num_clips}.csv").write_text("\n".join(lines) + "\n")
+    return folder / f"natural-{num_clips}.csv"
+
+
+def plain_s_per_clip(checkpoint: Path, manifest: Path) -> float:
+    """Seconds a clip of separating decoded clips one batch after another in this process."""
+    corpus = read_corpus(manifest)
+    rows = corpus.clips.to_pylist()
+    clips = [
+        DecodedClip(row=row, samples_T=decode(Path(corpus.root) / row["path"], sample_rate_hz=_RATE_HZ)) for row in rows
+    ]
+    torch.set_num_threads(os.cpu_count() or 1)
+    batched = BatchedSeparator(separator=load(checkpoint), batch_s=_BATCH_S)
+    separate_clips(clips[:4], batched)
+    started = time.perf_counter()
+    for first in range(0, len(clips), 32):
+        separate_clips(clips[first : first + 32], batched)
+    return (time.perf_counter() - started) / len(clips)
+
+
+class Memory:
+    """Peak of the memory of Ray's workers, this process and the object store while a ``with`` block runs, in GiB."""
+
+    def __enter__(self) -> Memory:
+        self.peak_gib, self._stop = 0.0, threading.Event()
+        self._shared_before = _shared_bytes()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(1.0):
+            held = sum(map(_own_bytes, Path("/proc").glob("[0-9]*"))) + _shared_bytes() - self._shared_before
+            self.peak_gib = max(self.peak_gib, held / 2**30)
+
+
+def _shared_bytes() -> int:
+    """What lies in shared memory, where Ray keeps its objects."""
+    shared = os.statvfs("/dev/shm")
+    return (shared.f_blocks - shared.f_bfree) * shared.f_frsize
+
+
+def _own_bytes(process: Path) -> int:
+    """Memory that a process shares with no other, if it is a worker of Ray's or this one."""
+    try:
+        if not (process / "cmdline").read_bytes().startswith(b"ray::") and process.name != str(os.getpid()):
+            return 0
+        lines = (process / "status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_part: int) -> tuple[float, float, dict[str, float]]:
+    """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the time of its steps splits."""
+    config = PassConfig(batch_s=_BATCH_S, rows_per_task=clips_per_part, part_s=clips_per_part * _CLIP_S)
+    with tempfile.TemporaryDirectory() as out, Memory() as memory:
+        summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
+        ended = time.time()
+        done = sorted((path.stat().st_mtime, path) for path in (Path(out) / "stems").glob("*.done.json"))
+        first = len(done) // 3
+        started, _ = done[first - 1]
+        num_clips = sum(read_json(path)["num_clips"] for _, path in done[first:])
+        return (ended - started) / num_clips, memory.peak_gib, summary["step_fraction"]
+
+
+def measure(name: str, folder: Path, repeats: int) -> list[str]:
+    """A row of the table."""
+    network, num_clips, clips_per_part = _SIZES[name]
+    checkpoint = folder / name.split(maxsplit=1)[0]
+    save(QuerySeparator(network, _LABELS), checkpoint)
+    small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
+    ratios, memories, split = [], [], {}
+    for _ in range(repeats):
+        plain_s = plain_s_per_clip(checkpoint, small)
+        _, short_gib, _ = pass_s_per_clip(checkpoint, small, clips_per_part)
+        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large, clips_per_part)
+        plain_s = (plain_s + plain_s_per_clip(checkpoint, small)) / 2.0  # before and after: the machine drifts
+        ratios.append(pass_s / plain_s)
+        memories.append((short_gib, long_gib))
+        print(f"{name}: plain {plain_s:.3f}, pass {pass_s:.3f} s a clip, ratio {ratios[-1]:.2f}", flush=True)
+    shares = ", ".join(f"{step} {share:.0%}" for step, share in split.items())
+    gib = (f"{statistics.median(column):.2f}" for column in zip(*memories, strict=True))
+    return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", shares, *gib]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", help="word that the size's name starts with")
+    arguments = parser.parse_args()
+    columns = ["separator", "pass / plain loop", "range", "time of the steps", "GiB at N", "GiB at 3N"]
+    rows = []
+    with connected(), tempfile.TemporaryDirectory() as folder:
+        for name in _SIZES:
+            if name.startswith(arguments.only or ""):
+                rows.append(measure(name, Path(folder), arguments.repeats))
+    lines = [columns, ["---"] * len(columns), *rows]
+    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."
+    text = f"# Engine pass against a plain loop\n\n{table}\n\n{about}\n"
+    write_bytes(Path(__file__).with_name("overhead.md"), text.encode())
+    fill(Path(__file__).parent.parent / "README.md", "overhead", f"{table}\n\n{about}")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Queries to stems in batches measured in seconds of audio; a batch that does not fit, or fails, is halved."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.separators import Separator
+from engine.storage.retry import ATTEMPTS, is_transient, retried
+
+_GROWTH = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What a separator is asked: a label's sound in samples ``[T]`` (float32)."""
+
+    samples_T: np.ndarray
+    label: str
+
+
+@dataclass(kw_only=True)
+class BatchedSeparator:
+    """A separator and what it runs on; learns how much fits, so that GPUs of several kinds serve one pass."""
+
+    separator: Separator
+    batch_s: float
+    """Audio in one call of the separator, in seconds, padding included."""
+    device: str = "cpu"
+    autocast: bool = False
+    """Separate in 16 bits."""
+    fits_s: float = math.inf
+    """Audio of a batch that fitted after a larger one had not; a little more is tried at every turn."""
+
+    def ask(self, queries: Sequence[Query]) -> list[np.ndarray | Exception]:
+        """The stem ``[T]`` of every query, or what went wrong with it: a fault costs its query alone."""
+        self.fits_s *= _GROWTH
+        batch_samples = self._batch_samples
+        answers: list[np.ndarray | Exception] = [RuntimeError("not asked")] * len(queries)
+        for positions in pack((len(query.samples_T) for query in queries), batch_samples=batch_samples):
+            for position, answer in zip(positions, self._run([queries[i] for i in positions]), strict=True):
+                answers[position] = answer
+        return answers
+
+    @property
+    def _batch_samples(self) -> int:
+        return max(1, int(min(self.batch_s, self.fits_s) * self.separator.sample_rate_hz))
+
+    def fill_fraction(self, num_samples: Sequence[int]) -> float:
+        """Share of the batches for queries of these lengths that is audio, neither padding nor room left over."""
+        batch_samples = self._batch_samples
+        batches = list(pack(num_samples, batch_samples=batch_samples))
+        room = sum(max(batch_samples, num_samples[batch[0]]) for batch in batches)
+        return sum(num_samples) / room if room else 0.0
+
+    def _run(self, batch: list[Query]) -> list[np.ndarray | Exception]:
+        outcome = self._attempt(batch)
+        if not isinstance(outcome, Exception):
+            return list(outcome)
+        if len(batch) == 1:
+            return [self._patiently(batch[0], outcome)]
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        half = len(batch) // 2
+        if isinstance(outcome, (torch.OutOfMemoryError, MemoryError)):
+            longest = max(len(query.samples_T) for query in batch)
+            self.fits_s = min(self.fits_s, (len(batch) - half) * longest / self.separator.sample_rate_hz)
+        return self._run(batch[:half]) + self._run(batch[half:])
+
+    def _patiently(self, query: Query, outcome: Exception) -> np.ndarray | Exception:
+        """The stem of a query that failed for a reason that may pass, asked for again after a while."""
+        if not is_transient(outcome):
+            return outcome
+        time.sleep(1.0)
+
+        def again() -> np.ndarray:
+            answer = self._attempt([query])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer[0]
+
+        try:
+            return retried(again, attempts=ATTEMPTS - 1)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            return error.with_traceback(None)
+
+    def _attempt(self, batch: list[Query]) -> list[np.ndarray] | Exception:
+        """The stems of a batch, or what went wrong, without the traceback: that would keep the batch in memory."""
+        lengths = [len(query.samples_T) for query in batch]
+        try:
+            with torch.autocast(self.device, enabled=self.autocast):
+                stems_BT = self.separator.separate(_stack(batch), [query.label for query in batch], lengths=lengths)
+            stems = stems_BT.float().cpu().numpy()
+        except (RuntimeError, ValueError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            return error.with_traceback(None)
+        return [stem_T[:length] for stem_T, length in zip(stems, lengths, strict=True)]
+
+
+def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int]]:
+    """Positions packed into batches: longest first, ``rows x longest <= batch_samples`` (at least one row each)."""
+    sizes = list(num_samples)
+    order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * sizes[batch[0]] > batch_samples:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _stack(batch: list[Query]) -> Tensor:
+    mix_BT = np.zeros((len(batch), max(len(query.samples_T) for query in batch)), dtype=np.float32)
+    for row, query in enumerate(batch):
+        mix_BT[row, : len(query.samples_T)] = query.samples_T
+    return torch.from_numpy(mix_BT)

@@ -1,0 +1,338 @@
+"""Settings: frozen config classes whose ranges pydantic checks, and how YAML and ``--set`` fill them.
+
+A config class stands next to the code that it configures::
+
+    @config
+    class PassConfig:
+        clip_s: Positive = 10.0
+        \"\"\"Longer recordings are cut into clips of this length.\"\"\"
+        batch_s: Annotated[Positive, RUNTIME] = 80.0
+        \"\"\"Audio in one call of the separator, in seconds.\"\"\"
+
+A field marked ``RUNTIME`` changes how fast the work goes, not its result; :func:`deciding` leaves it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import annotated_types
+import pydantic
+import pydantic.dataclasses
+import yaml
+from pydantic import BeforeValidator, Field
+
+from engine.errors import nearest
+
+Tree = dict[str, Any]
+"""Settings as YAML has them: mappings, lists, text, numbers, true, false and null."""
+T = TypeVar("T")
+
+
+class Runtime:
+    """Marks a setting that does not decide a result; see :data:`RUNTIME`."""
+
+    def __repr__(self) -> str:
+        return "RUNTIME"
+
+
+RUNTIME = Runtime()
+"""``Annotated[int, RUNTIME]``: the result is the same whatever the value, so a resumed run may change it."""
+
+
+def _not_a_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"must be a number, got {str(value).lower()}; give a number")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_not_a_bool), Field(allow_inf_nan=False)]
+"""A finite number."""
+Positive = Annotated[Number, Field(gt=0)]
+"""A finite number above 0."""
+NonNegative = Annotated[Number, Field(ge=0)]
+"""A finite number from 0 on."""
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+"""A number from 0 to 1."""
+Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
+"""A whole number from 1 on."""
+CountOrNone = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
+"""A whole number from 0 on."""
+Seed = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
+"""A whole number from 0 on that seeds random draws."""
+
+_OPTIONS = pydantic.ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def config(kind: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only config class, checked as it is made.
+
+    It is a dataclass: ``dataclasses.replace``, ``asdict`` and ``fields`` work, and ``replace`` checks again. A wrong
+    type, range or name raises ``ValueError`` in the form "X must be …, got …; remedy".
+    """
+    checked = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=_OPTIONS)(kind)
+    init = checked.__init__
+
+    @functools.wraps(init)
+    def in_words(self: object, *args: Any, **values: Any) -> None:  # noqa: ANN401 - any setting's value
+        try:
+            init(self, *args, **values)
+        except pydantic.ValidationError as error:
+            raise ValueError(_explain(checked, error)) from None
+
+    checked.__init__ = in_words  # type: ignore[method-assign]
+    found: type[T] = checked  # type: ignore[assignment]
+    return found
+
+
+def build(kind: type[T], settings: Tree) -> T:
+    """A config object from plain settings; a wrong type, range or key is a ``ValueError`` that names the setting."""
+    if not _fields(kind):  # TRANSITION: not a config class yet
+        return pydantic.TypeAdapter(kind).validate_python(settings)
+    return kind(**{str(key): value for key, value in settings.items()})
+
+
+def plain(settings: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
+    """A config object, or any part of one, as JSON and YAML have it: mappings and lists."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        settings = dataclasses.asdict(settings)
+    if isinstance(settings, dict):
+        return {key: plain(value) for key, value in settings.items()}
+    return [plain(value) for value in settings] if isinstance(settings, (list, tuple)) else settings
+
+
+def deciding(settings: Any, kind: type | None = None) -> Tree:  # noqa: ANN401 - a config object or plain settings
+    """The settings that decide a result, as plain values: all but those that are marked :data:`RUNTIME`.
+
+    Takes a config object, or plain settings and their config class ``kind``.
+    """
+    kind = kind or type(settings)
+    found: Tree = {}
+    for key, value in plain(settings).items():
+        field = _fields(kind).get(key)
+        if field is None or not any(mark is RUNTIME for mark in field.metadata):
+            inner = _config_class(field.annotation) if field is not None else None
+            found[key] = deciding(value, inner) if inner is not None and isinstance(value, dict) else value
+    return found
+
+
+def read_yaml(path: str | Path, example: str) -> Tree:
+    """The mapping in a YAML file; ``ValueError`` where it is none, with ``example`` of what it should have."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); correct it") from None
+    if not isinstance(settings, dict):
+        kind = type(settings).__name__
+        raise ValueError(f"{path} must be a mapping of settings, got {kind}; write it like `{example}`")
+    return settings
+
+
+def merged(base: Tree, over: Tree) -> Tree:
+    """Settings ``base`` with those of ``over`` in their place; inner mappings are merged, all else is replaced."""
+    both = dict(base)
+    for key, value in over.items():
+        inner = both.get(key)
+        both[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return both
+
+
+def override(settings: Tree, overrides: Iterable[str]) -> Tree:
+    """A copy of settings with each ``key.sub=value`` applied; the value is read as YAML, a list index is a number."""
+    settings = plain(settings)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(f"--set must be key=value, got {text!r}; write it like distil.steps=200")
+        try:
+            read = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {text}: the value must be YAML; quote it, such as 'key=\"a: b\"'") from None
+        _put(settings, key.strip().split("."), read, text)
+    return settings
+
+
+def _put(node: Any, keys: list[str], value: object, text: str) -> None:  # noqa: ANN401 - walks any JSON-like value
+    for key in keys[:-1]:
+        if isinstance(node, dict) and not isinstance(node.get(key), (dict, list)):
+            node[key] = {}
+        node = node[_position(node, key, text)]
+    node[_position(node, keys[-1], text)] = value
+
+
+def _position(node: object, key: str, text: str) -> Any:  # noqa: ANN401 - a key or an index
+    if isinstance(node, dict):
+        return key
+    if not isinstance(node, list):
+        raise ValueError(f"--set {text}: cannot set .{key} inside {node!r} (it has no settings); leave out .{key}")
+    if not key.isdigit() or int(key) >= len(node):
+        raise ValueError(f"--set {text}: {key!r} must be a position from 0 to {len(node) - 1}; correct it")
+    return int(key)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One setting as the reference and ``clearsep settings`` show it."""
+
+    name: str
+    """Full name with dots, such as ``distil.mix.batch_size``."""
+    type: str
+    """Type in words."""
+    range: str
+    """Allowed values in words; empty where any value of the type is allowed."""
+    default: str
+    """Default as YAML writes it; ``required`` where there is none."""
+    meaning: str
+    """What the setting does."""
+    is_runtime: bool
+    """Whether it changes how fast the work goes and nothing else."""
+
+
+def describe_settings(kind: type, prefix: str = "") -> Iterator[Setting]:
+    """Every setting of a config class and of the config classes inside it, in order."""
+    for name, field in _fields(kind).items():
+        inner = _config_class(field.annotation)
+        if inner is not None:
+            yield from describe_settings(inner, f"{prefix}{name}.")
+            continue
+        yield Setting(
+            name=f"{prefix}{name}",
+            type=_type_words(field.annotation),
+            range=_range_words(field),
+            default=_default_words(field),
+            meaning=field.description or "",
+            is_runtime=any(mark is RUNTIME for mark in field.metadata),
+        )
+
+
+def _fields(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
+    found: dict[str, Any] = getattr(kind, "__pydantic_fields__", {})
+    return found
+
+
+def _config_class(annotation: Any) -> type | None:  # noqa: ANN401 - any type annotation
+    """The config class that a field's annotation is, or is when it is not null."""
+    inside = [one for one in typing.get_args(annotation) if one is not type(None)]
+    kind = inside[0] if len(inside) == 1 and typing.get_origin(annotation) is not tuple else annotation
+    return kind if isinstance(kind, type) and _fields(kind) else None
+
+
+_TYPE_WORDS = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def _type_words(annotation: Any) -> str:  # noqa: ANN401 - any type annotation
+    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _type_words(inside[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in inside)
+    if origin is tuple:
+        return f"list of {_type_words(inside[0])}"
+    if origin is dict:
+        return "mapping"
+    if inside:
+        return ", ".join(dict.fromkeys(_type_words(one) for one in inside)).replace(", null", " or null")
+    return _TYPE_WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _range_words(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
+    words = {annotated_types.Gt: "above", annotated_types.Ge: "at least"}
+    words |= {annotated_types.Lt: "below", annotated_types.Le: "at most"}
+    marks = [*field.metadata, *_marks(field.annotation)]
+    flat = [part for mark in marks for part in (mark.metadata if hasattr(mark, "metadata") else [mark])]
+    found = {
+        f"{words[type(part)]} {next(iter(dataclasses.asdict(part).values())):g}" for part in flat if type(part) in words
+    }
+    return ", ".join(sorted(found))
+
+
+def _marks(annotation: Any) -> list[Any]:  # noqa: ANN401 - any type annotation
+    own = list(getattr(annotation, "__metadata__", ()))
+    return own + [mark for inside in typing.get_args(annotation) for mark in _marks(inside)]
+
+
+def _default_words(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
+    if field.is_required():
+        return "required"
+    value = plain(field.get_default(call_default_factory=True))
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
+    return text
+
+
+def _explain(kind: type, error: pydantic.ValidationError) -> str:
+    """The most specific of pydantic's errors, in the form "X must be …, got …; remedy"."""
+    errors = error.errors()
+    told = max(errors, key=lambda one: (one["type"] == "value_error", len(one["loc"]), one["type"] != "missing"))
+    names, field = _found_field(kind, told["loc"], has_unknown=told["type"] == "unexpected_keyword_argument")
+    where = ".".join(names) or kind.__name__
+    cause, kind_of_error = told.get("ctx", {}), told["type"]
+    if kind_of_error == "value_error":
+        reason = str(cause.get("error", told["msg"]))
+        return f"{where} {reason}" if reason.startswith("must ") else f"{where}: {reason}" if names else reason
+    if kind_of_error == "unexpected_keyword_argument":
+        parent = _found_field(kind, told["loc"][:-1])[1]
+        known = _fields(kind) if parent is None else _inner_fields(parent.annotation)
+        return f"there is no setting {where}; {nearest(names[-1], known)}"
+    if kind_of_error in ("missing", "missing_argument"):
+        return f"{where} must be set, got nothing; set {where}"
+    rule = _RULES.get(kind_of_error, told["msg"][:1].lower() + told["msg"][1:]).format(**cause)
+    return f"{where} must be {rule}, got {told['input']!r}; {_remedy(field)}"
+
+
+_RULES = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "finite_number": "finite",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "string_type": "text",
+    "literal_error": "one of {expected}",
+    "dataclass_type": "a mapping of settings",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+}
+
+
+def _found_field(kind: Any, loc: tuple[int | str, ...], *, has_unknown: bool = False) -> tuple[list[str], Any]:  # noqa: ANN401 - any config class
+    """The names of a setting on the way to an error, and the field; types of a union that pydantic adds are left out.
+
+    ``has_unknown``: the last name is one that the config class does not have.
+    """
+    names: list[str] = []
+    field, known = None, _fields(kind)
+    for number, part in enumerate(loc):
+        if part in known:
+            field = known[str(part)]
+            known = _inner_fields(field.annotation)
+        elif not isinstance(part, int) and not (has_unknown and number == len(loc) - 1):
+            continue
+        names.append(str(part))
+    return names, field
+
+
+def _inner_fields(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - any type annotation
+    found = dict(_fields(annotation))
+    for inside in typing.get_args(annotation):
+        found |= _inner_fields(inside)
+    return found
+
+
+def _remedy(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
+    default = None if field is None or field.is_required() else plain(field.get_default(call_default_factory=True))
+    return "correct it" if default is None or isinstance(default, (dict, list)) else f"choose one such as {default}"

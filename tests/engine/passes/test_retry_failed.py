@@ -1,0 +1,356 @@
+"""A pass that too much fails in, as its user meets it on a real Ray: stopped, looked into, mended, taken to its end."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import ray
+import soundfile
+
+import clearsep
+from cluster.session import connected
+from engine.corpus.read import read_corpus
+from engine.passes.config import PassConfig
+from engine.passes.records import done_names
+from engine.passes.run import run_pass
+from engine.passes.shards import read_failures, stem_shards, verify
+from engine.selection.thresholds import Thresholds
+from engine.selection.tracks import read_tracks
+from tests.support.signals import RATE_HZ, TINY, mixture, tiny_checkpoint, write_clips
+from train.data.config import MixConfig
+from train.student import DistilConfig
+from tune.config import RunConfig
+from tune.run import run
+
+pytestmark = pytest.mark.slow
+NUM_CLIPS, NUM_TASKS = 200, 20
+MISSING = [number for number in range(NUM_CLIPS) if number % 5 < 3]  # 60 % of them, in every task
+SETTINGS = (
+    *("rows_per_task=10", "part_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0"),
+    "batch_s=0.5",  # a clip at a time: what is beside it in a batch moves the last bit of its stems
+)
+Files = dict[str, Any]
+Command = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A Ray that the commands of this module share."""
+    with connected(num_cpus=2):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def files() -> Files:
+    return {f"{number:03d}.wav": mixture(RATE_HZ // 2, seed=number) for number in range(NUM_CLIPS)}
+
+
+@pytest.fixture(scope="module")
+def corpus(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a corpus of which 60 % are missing."""
+    folder = tmp_path_factory.mktemp("corpus")
+    manifest = write_clips(folder, files)
+    for number in MISSING:
+        (folder / f"{number:03d}.wav").unlink()
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("separator"))
+
+
+def mend(corpus: Path, files: Files) -> None:
+    for number in MISSING:
+        soundfile.write(corpus.parent / f"{number:03d}.wav", files[f"{number:03d}.wav"], RATE_HZ, subtype="FLOAT")
+
+
+def words(corpus: Path, checkpoint: Path, out: Path, *more: str, settings: tuple[str, ...] = SETTINGS) -> list[str]:
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    return ["separate-corpus", str(corpus), "--separator", str(checkpoint), "-o", str(out), *overrides, *more]
+
+
+def spawned(words: list[str], address: str) -> subprocess.CompletedProcess[str]:
+    """What a command says in a process of its own."""
+    command, env = [sys.executable, "-m", "clearsep", *words], os.environ | {"RAY_ADDRESS": address}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """What a command says in this process, on the Ray that it is connected to."""
+
+    def call(words: list[str]) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["clearsep", *words])
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            clearsep.main()
+        except SystemExit as left:
+            code = left.code or 0
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return call
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    return str(done.stderr).strip().splitlines()[-1]
+
+
+def contents(out: Path) -> set[tuple[Any, ...]]:
+    """Clip, label, audio and scores of every stem of a closed pass."""
+    rows = [row for shard in stem_shards(out / "stems") for row in pq.read_table(shard).to_pylist()]
+    found = {tuple(value for name, value in row.items() if name != "labels") for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    address: str, corpus: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A pass over the broken corpus, and what the command said."""
+    out = tmp_path_factory.mktemp("stopped") / "out"
+    return out, spawned(words(corpus, checkpoint, out), address)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    address: str, files: Files, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """Manifest and pass of a corpus of which nothing is missing."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    manifest = write_clips(folder / "corpus", files)
+    config = PassConfig(rows_per_task=10, part_s=15.0, clip_s=3.0, num_gpus_per_actor=0.0, batch_s=0.5)
+    run_pass(read_corpus(manifest), folder / "out", separator=checkpoint, config=config)
+    return manifest, folder / "out"
+
+
+def test_a_pass_in_which_too_much_fails_stops_early_and_says_why_and_what_helps(
+    stopped: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    out, done = stopped
+    assert (done.returncode, done.stdout) == (1, "")
+    said = last_line(done)
+    num_failed, num_queries = map(int, re.findall(r"error: (\d+) of (\d+) queries failed, more than max_fail", said)[0])
+    assert 200 <= num_queries < 2 * NUM_CLIPS and 0.5 < num_failed / num_queries < 0.7
+    assert "in decode, " in said and "cannot be opened" in said
+    assert f"`clearsep failures {out}` lists them" in said
+    assert "when the cause is mended, --retry-failed tries them again" in said
+    assert "start the same command again" not in said  # it would stop again
+    assert len(read_failures(out)) < len(MISSING) and not (out / "stems" / "manifest.json").exists()
+
+
+def test_its_failures_are_listed_each_with_its_reason(stopped: tuple[Path, Any], command: Command) -> None:
+    out, _ = stopped
+    done = command(["failures", str(out), "--json"])
+    value = json.loads(done.stdout)
+    rows = read_failures(out).to_pylist()
+    assert done.returncode == 0 and value["failures"] == rows and value["num_rows"] == len(rows) >= 50
+    assert value["num_queries"] == sum(row["num_queries"] for row in rows) == 2 * len(rows)
+    assert sum(reason["num_queries"] for reason in value["reasons"]) == value["num_queries"]
+    assert {int(row["path"][:3]) for row in rows} <= set(MISSING)
+    table = command(["failures", str(out)])
+    assert "Reasons" in table.stdout and f"the first 50 of {len(rows)}" in table.stdout
+
+
+def test_the_same_command_stops_again_and_a_higher_limit_lets_it_pass(
+    stopped: tuple[Path, Any], corpus: Path, checkpoint: Path, command: Command, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(stopped[0], out)
+    again = command(words(corpus, checkpoint, out))
+    assert again.returncode == 1 and "more than max_failed_fraction 0.5 lets" in last_line(again)
+    done = command(words(corpus, checkpoint, out, "--set", "max_failed_fraction=1", "--json"))
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["num_failed"] == 2 * len(MISSING) and summary["num_stems"] == 2 * (NUM_CLIPS - len(MISSING))
+    assert summary["num_queries"] == 2 * NUM_CLIPS and len(read_failures(out)) == len(MISSING)
+
+
+def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set_is_the_undisturbed_one(
+    address: str,
+    stopped: tuple[Path, Any],
+    undisturbed: tuple[Path, Path],
+    corpus: Path,
+    checkpoint: Path,
+    files: Files,
+    command: Command,
+    tmp_path: Path,
+) -> None:
+    """Also where the pass was at its end: only failed clips are then separated, and no shard that was there changes."""
+    mended, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpus.parent, mended)
+    shutil.copytree(stopped[0], out)
+    mend(mended / corpus.name, files)
+    untouched = {path: path.stat().st_mtime_ns for path in (out / "stems").glob("[!.]*")}
+    retry = words(mended / corpus.name, checkpoint, out, "--retry-failed", "--json")
+    done = spawned(retry, address)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+    assert contents(out) == contents(undisturbed[1])
+    assert len(read_failures(out)) == 0 and verify(out / "stems") == []
+    summary = json.loads(done.stdout)
+    wanted = json.loads((undisturbed[1] / "summary.json").read_text())
+    for name in ("num_clips", "num_queries", "num_stems", "num_failed", "num_set_aside"):
+        assert summary[name] == wanted[name], name
+    assert summary["audio_h"] == pytest.approx(wanted["audio_h"])
+    times = {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()}
+    assert json.loads(command(retry).stdout) == summary
+    assert {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()} == times
+    assert list((out / "stems").glob("retry-*")) == [out / "stems" / "retry-1.parquet"]
+
+
+def test_a_pass_with_other_settings_is_refused_and_told_what_differs(
+    undisturbed: tuple[Path, Path], checkpoint: Path, command: Command
+) -> None:
+    manifest, out = undisturbed
+    settings = tuple(setting.replace("clip_s=3.0", "clip_s=2.0") for setting in SETTINGS)
+    done = command(words(manifest, checkpoint, out, settings=settings))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds a pass of another settings (clip_s 3.0, not 2.0);" in last_line(done)
+
+
+def begun(words: list[str], out: Path) -> subprocess.Popen[str]:
+    """A command on a Ray of its own, of which some parts are done and most are not."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clearsep", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )
+    while not done_names(out) and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()
+    return process
+
+
+def test_a_folder_in_use_is_refused_and_a_pass_that_is_terminated_ends_in_words_and_goes_on(
+    undisturbed: tuple[Path, Path], checkpoint: Path, command: Command, tmp_path: Path
+) -> None:
+    """The first command is frozen for as long as the second takes to find that it cannot have the folder."""
+    manifest, out = undisturbed[0], tmp_path / "out"
+    asked = words(manifest, checkpoint, out)
+    process = begun(asked, out)
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGSTOP)
+        second = command(asked)
+        assert (second.returncode, second.stdout) == (2, "")
+        assert f"{out} is in use by process {process.pid} on " in last_line(second)
+        process.send_signal(signal.SIGCONT)
+        terminated = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, stdout) == (143, "")
+    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to go on"
+    assert "Traceback" not in stderr and time.monotonic() - terminated < 60
+    _, alive = psutil.wait_procs(started, timeout=30)
+    assert alive == []
+    before = set(done_names(out))
+    assert 0 < len(before) < len(done_names(undisturbed[1]))
+    done = command(asked)
+    assert done.returncode == 0, done.stderr
+    shards = stem_shards(undisturbed[1] / "stems")
+    assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(out / "stems")]
+    assert all(shard.read_bytes() == (out / "stems" / shard.name).read_bytes() for shard in shards)
+
+
+def test_terminating_a_command_before_it_has_begun_is_the_same(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """While Ray starts, which puts a handler of its own in the place of the command's."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clearsep", *words(corpus, checkpoint, tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"},
+    )
+    try:
+        while not psutil.Process(process.pid).children() and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143
+    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to go on"
+
+
+@pytest.fixture
+def run_config(tmp_path: Path) -> RunConfig:
+    """A run of one iteration over ten clips of which six are missing."""
+    clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) if number < 4 else None for number in range(10)}
+    training = DistilConfig(
+        steps=2,
+        mix=MixConfig(batch_size=2, segment_s=0.25),
+        validate_every_steps=2,
+        num_workers=0,
+        threads_per_worker=1,
+    )
+    return RunConfig(
+        corpus=str(write_clips(tmp_path / "corpus", clips)),
+        separator=str(tiny_checkpoint(tmp_path / "separator")),
+        network=TINY,
+        engine=PassConfig(rows_per_task=4, num_gpus_per_actor=0.0),
+        schedule=(Thresholds(min_re_sdr_db=-99.0),),
+        distil=training,
+    )
+
+
+def quiet(text: str) -> None:
+    """Says nothing."""
+
+
+def test_a_run_that_too_much_failed_in_finishes_when_it_is_told_to_try_again(
+    address: str, run_config: RunConfig, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match=r"12 of 20 queries failed, more than max_failed_fraction 0\.5 lets"):
+        run(run_config, out, say=quiet)
+    with pytest.raises(RuntimeError, match=r"12 of 20 queries failed"):
+        run(run_config, out, say=quiet)
+    for number in range(4, 9):  # one stays missing
+        path = Path(run_config.corpus).parent / f"{number}.wav"
+        soundfile.write(path, mixture(RATE_HZ, seed=number), RATE_HZ, subtype="FLOAT")
+    summary = run(run_config, out, retry_failed=True, say=quiet)
+    entry = summary["iterations"][1]
+    assert (entry["num_clips"], entry["num_queries"], entry["num_stems"], entry["num_failed"]) == (10, 20, 18, 2)
+    assert entry["num_kept"] == 18 == len(read_tracks(out / "iterations" / "1" / "tracks")[0])
+    with pytest.raises(ValueError, match=r"all iterations of .* are done and their students have learned"):
+        run(run_config, out, retry_failed=True, say=quiet)
+    assert run(run_config, out, say=quiet) == summary
+
+
+def test_a_run_whose_student_has_learned_is_not_given_other_tracks(
+    address: str, run_config: RunConfig, tmp_path: Path
+) -> None:
+    """As after a stop between learning and the iteration's last record: without a second try it goes on."""
+    out = tmp_path / "run"
+    config = dataclasses.replace(run_config, engine=dataclasses.replace(run_config.engine, max_failed_fraction=1.0))
+    summary = run(config, out, say=quiet)
+    (out / "iterations" / "1" / "iteration.json").unlink()
+    with pytest.raises(ValueError, match=r"student of iteration 1 .* has learned already.*without --retry-failed"):
+        run(config, out, retry_failed=True, say=quiet)
+    again = run(config, out, say=quiet)["iterations"][1]
+    assert again | {"wall_s": 0.0} == summary["iterations"][1] | {"wall_s": 0.0}

@@ -1,0 +1,409 @@
+"""A pass without Ray over real files: what goes in comes out as stems or failures, and a redo does what is missing."""
+
+import io
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+import torch
+
+from engine.corpus.read import read_corpus
+from engine.passes.config import PassConfig
+from engine.passes.decode import Decode
+from engine.passes.parts import Source
+from engine.passes.records import done_parts
+from engine.passes.separate import Separate
+from engine.passes.shards import read_failures, stem_shards, verify
+from engine.passes.tasks import Tasks
+from engine.passes.write import SeparateScoreAndWrite
+from engine.schema import FAILURES, SCORES, STEMS
+from engine.scoring.scores import score_clip
+from engine.separators import load
+from engine.storage.files import sha256_file
+from tests.support.signals import (
+    RATE_HZ,
+    BandSeparator,
+    BandTagger,
+    NanSeparator,
+    close_pass,
+    marked,
+    mixture,
+    run_stages,
+    snr_db,
+    tiny_checkpoint,
+    two_bands,
+    write_clips,
+)
+
+CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, part_s=4.0, batch_s=8.0, rows_per_task=3)
+DURATIONS_S = {"short.wav": 1.0, "long.wav": 5.2, "tail.wav": 4.3, "strange.wav": 1.5, "single.wav": 1.0}
+SAMPLES = {name: mixture(round(s * RATE_HZ), seed=i) for i, (name, s) in enumerate(DURATIONS_S.items())}
+SAMPLES["silent.wav"] = np.zeros(RATE_HZ, np.float32)
+FILES = {**SAMPLES, "broken.wav": b"RIFF, but nothing that follows is a WAV file", "missing.wav": None}
+LABELS = {"strange.wav": ("low", "whale", "high"), "single.wav": ("low",)}
+CLIPS_S = {  # what becomes of the recordings, in seconds: the last 0.3 s of tail.wav are too short to keep
+    "short.wav": [(None, None)],
+    "long.wav": [(0.0, 2.0), (2.0, 4.0), (4.0, 5.2)],
+    "tail.wav": [(0.0, 2.0), (2.0, 4.0)],
+    "strange.wav": [(None, None)],
+    "silent.wav": [(None, None)],
+}
+BY_MODEL = ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")
+NUM_CLIPS, NUM_QUERIES = 10, 21  # with one clip and two queries each of broken.wav and missing.wav
+
+
+def rows_of(corpus, min_labels=2):
+    rows = corpus.clips.sort_by("clip_id").to_pylist()
+    return [row for row in rows if len(row["labels"]) >= min_labels]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return read_corpus(write_clips(tmp_path_factory.mktemp("corpus"), FILES, labels=LABELS))
+
+
+@pytest.fixture(scope="module")
+def finished(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pass")
+    run_stages(rows_of(corpus), corpus.root, out, config=CONFIG)
+    return out
+
+
+@pytest.fixture
+def rerun(corpus, tmp_path):
+    def run(**changes):
+        return run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG, **changes)
+
+    return run
+
+
+def stems_of(out):
+    return [row for path in sorted((out / "stems").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def stored_audio(row, what="audio"):
+    """The stem by soundfile and the schema's comment alone: 24-bit FLAC of stem / 2**audio_exponent."""
+    if not row["num_samples"]:
+        return np.zeros(0)
+    samples_T, rate_hz = soundfile.read(io.BytesIO(row[f"{what}_flac"]), dtype="float64")
+    assert rate_hz == row["sample_rate_hz"] and len(samples_T) == row["num_samples"]
+    return samples_T * 2.0 ** row[f"{what}_exponent"]
+
+
+def mixture_of(row):
+    start_s, end_s = row["start_s"] or 0.0, row["end_s"]
+    samples_T = SAMPLES[row["path"]]
+    return samples_T[round(start_s * RATE_HZ) : None if end_s is None else round(end_s * RATE_HZ)]
+
+
+def test_recordings_become_clips_of_bounded_length(finished):
+    found = {}
+    for row in stems_of(finished):
+        found.setdefault(row["path"], set()).add((row["start_s"], row["end_s"]))
+    assert found == {path: set(times) for path, times in CLIPS_S.items()}
+
+
+def test_pieces_of_a_recording_have_ids_of_their_own(finished):
+    ids = {(row["path"], row["start_s"]): row["clip_id"] for row in stems_of(finished)}
+    assert len(set(ids.values())) == len(ids) == 8
+
+
+def test_every_query_is_a_stem_or_a_failure(finished):
+    records, failures = done_parts(finished).values(), read_failures(finished).to_pylist()
+    assert sum(record["num_clips"] for record in records) == NUM_CLIPS
+    assert sum(record["num_queries"] for record in records) == NUM_QUERIES
+    assert sum(record["num_stems"] for record in records) == len(stems_of(finished)) == 16
+    assert sum(row["num_queries"] for row in failures) == NUM_QUERIES - 16
+    assert sum(record["num_failed"] for record in records) == NUM_QUERIES - 16
+    assert sum(record["audio_s"] for record in records) == pytest.approx(1.0 + 5.2 + 4.0 + 1.5 + 1.0)
+
+
+def test_failures_say_where_and_why(finished):
+    rows = {row["path"]: row for row in read_failures(finished).to_pylist()}
+    assert {path: (row["step"], row["label"], row["num_queries"]) for path, row in rows.items()} == {
+        "broken.wav": ("decode", None, 2),
+        "missing.wav": ("decode", None, 2),
+        "strange.wav": ("separate", "whale", 1),
+    }
+    assert "no audio that libsndfile or FFmpeg can read" in rows["broken.wav"]["message"]
+    assert "cannot be opened" in rows["missing.wav"]["message"]
+    assert "does not know 'whale'" in rows["strange.wav"]["message"]
+
+
+def test_shards_are_plain_parquet_with_the_columns_of_the_schema(finished):
+    paths = sorted((finished / "stems").glob("*.parquet"))
+    assert len(paths) >= 4
+    for path in paths:
+        assert pq.read_schema(path).equals(STEMS)
+        assert (
+            2 * CONFIG.clip_s <= CONFIG.part_s and len({row["clip_id"] for row in pq.read_table(path).to_pylist()}) <= 2
+        )
+    failures = list((finished / "failures").glob("*.parquet"))
+    assert failures and all(pq.read_schema(path).equals(FAILURES) for path in failures)
+
+
+def test_done_records_are_of_what_is_on_disk(finished):
+    records = done_parts(finished)
+    assert {path.stem for path in (finished / "stems").glob("*.parquet")} == set(records)
+    for part, record in records.items():
+        assert record["sha256"] == sha256_file(finished / "stems" / f"{part}.parquet")
+        assert record["num_parts"] == sum(other.startswith(part[:11]) for other in records)
+        assert all(record[f"{step}_s"] >= 0 for step in ("decode", "separate", "assess", "score", "write"))
+
+
+def test_stored_stems_are_the_separators_to_24_bits(finished):
+    for row in stems_of(finished):
+        mix_T = mixture_of(row)
+        (expected_T,) = BandSeparator().separate(torch.from_numpy(mix_T)[None], [row["label"]]).numpy()
+        error = np.abs(stored_audio(row) - expected_T).max()
+        assert error <= 2.0 ** (row["audio_exponent"] - 24), (row["path"], row["label"])
+        assert row["num_samples"] == len(mix_T) and row["sample_rate_hz"] == RATE_HZ
+
+
+def assert_mixtures_are_stored_once(out):
+    """To 24 bits with the first of a clip's stems, which stand one after another, and with no other."""
+    for path in (out / "stems").glob("*.parquet"):
+        rows = pq.read_table(path).to_pylist()
+        groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["clip_id"])]
+        assert len(groups) == len({row["clip_id"] for row in rows})
+        for first, *others in groups:
+            error = np.abs(stored_audio(first, "mixture") - mixture_of(first)).max()
+            assert error <= 2.0 ** (first["mixture_exponent"] - 24), first["path"]
+            assert all(row["mixture_flac"] is row["mixture_exponent"] is None for row in others)
+
+
+def test_the_mixture_is_stored_with_the_first_stem_of_a_clip_alone(finished):
+    assert_mixtures_are_stored_once(finished)
+    assert sum(row["mixture_flac"] is not None for row in stems_of(finished)) == 8
+
+
+@pytest.mark.parametrize(
+    ("labels", "stored"), [(("whale", "low", "high"), ["low", "high"]), (("whale", "high"), ["high"])]
+)
+def test_the_mixture_is_there_also_where_the_first_label_has_no_stem(tmp_path, labels, stored):
+    manifest = write_clips(tmp_path / "corpus", {"short.wav": SAMPLES["short.wav"]}, labels={"short.wav": labels})
+    corpus = read_corpus(manifest)
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
+    rows = stems_of(tmp_path / "out")
+    assert [row["label"] for row in rows] == stored and rows[0]["mixture_flac"]
+    assert_mixtures_are_stored_once(tmp_path / "out")
+
+
+def test_a_whole_recording_gives_its_sources(finished):
+    low_T, high_T = two_bands(RATE_HZ, seed=0)
+    short = {row["label"]: stored_audio(row) for row in stems_of(finished) if row["path"] == "short.wav"}
+    assert snr_db(estimate=short["low"], reference=low_T) > 100
+    assert snr_db(estimate=short["high"], reference=high_T) > 100
+
+
+def test_stored_scores_are_those_of_the_stored_audio(finished):
+    clips = {}
+    for row in stems_of(finished):
+        clips.setdefault(row["clip_id"], []).append(row)
+    for rows in clips.values():
+        assert [row["label"] for row in rows] == [label for label in rows[0]["labels"] if label != "whale"]
+        scores = score_clip(
+            mixture_T=torch.from_numpy(mixture_of(rows[0])),
+            stems_ST=torch.from_numpy(np.float32([stored_audio(row) for row in rows])),
+            sample_rate_hz=RATE_HZ,
+        )
+        assert [{name: row[name] for name in SCORES.names} for row in rows] == scores
+
+
+def test_scores_are_the_known_ones(finished):
+    for row in stems_of(finished):
+        if row["path"] == "silent.wav":
+            assert row["re_sdr_db"] == row["remix_snr_db"] == row["stem_level_db"] == -100
+        else:
+            assert row["remix_snr_db"] > 90 and row["re_si_sdr_db"] > 90
+            assert row["stem_level_db"] == pytest.approx(-3.0, abs=1.0)
+            assert row["coherence_fraction"] < 0.2
+
+
+def test_a_finished_pass_has_nothing_left_to_do(rerun):
+    assert len(rerun()) >= 4
+    assert rerun() == []
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_only_what_is_not_recorded_as_done_is_redone_with_the_same_bytes(rerun, tmp_path, which):
+    parts = rerun()
+    before = {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()}
+    shard = tmp_path / "out" / "stems" / f"{parts[which]}.parquet"
+    shard.with_suffix(".done.json").unlink()
+    shard.write_bytes(b"half a shard")
+    untouched = {path: path.stat().st_mtime_ns for path in shard.parent.iterdir() if path != shard}
+    assert rerun() == [parts[which]]
+    assert {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()} == before
+    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+    assert len(read_failures(tmp_path / "out")) == 3
+
+
+def test_a_part_in_which_all_fails_is_an_empty_shard(tmp_path):
+    files = {"broken.wav": b"x" * 100, "missing.wav": None}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    (part,) = run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
+    record = done_parts(tmp_path / "out")[part]
+    assert (record["num_clips"], record["num_queries"], record["num_stems"], record["num_failed"]) == (2, 4, 0, 4)
+    assert pq.read_table(tmp_path / "out" / "stems" / f"{part}.parquet").schema.equals(STEMS)
+
+
+def test_a_separator_that_returns_nan_costs_that_clip_alone(tmp_path):
+    files = {"good.wav": mixture(RATE_HZ), "overflow.wav": marked(mixture(RATE_HZ, seed=1))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda _: NanSeparator())
+    assert {row["path"] for row in stems_of(tmp_path / "out")} == {"good.wav"}
+    failures = read_failures(tmp_path / "out").to_pylist()
+    assert {row["path"] for row in failures} == {"overflow.wav"}
+    assert sum(row["num_queries"] for row in failures) == 2
+
+
+@pytest.fixture(scope="module")
+def judged(corpus, tmp_path_factory):
+    """The same pass with re-separation and a tagger."""
+    out = tmp_path_factory.mktemp("judged")
+    config = replace(CONFIG, reseparate=True)
+    run_stages(rows_of(corpus), corpus.root, out, config=config, open_tagger=lambda _: BandTagger())
+    return out
+
+
+def test_re_separation_and_a_tagger_change_no_other_column(finished, judged):
+    assert sorted(path.name for path in (judged / "stems").iterdir()) == sorted(
+        path.name for path in (finished / "stems").iterdir()
+    )
+    for row, plain in zip(stems_of(judged), stems_of(finished), strict=True):
+        assert {name for name in row if row[name] != plain[name]} <= set(BY_MODEL)
+        assert all(plain[name] is None for name in BY_MODEL)
+    assert read_failures(judged).equals(read_failures(finished))
+
+
+def test_what_the_models_say_is_stored_with_the_stem_it_is_of(judged):
+    rows = stems_of(judged)
+    for row in rows:
+        if row["path"] == "silent.wav":
+            assert [row[name] for name in BY_MODEL] == [-100, -100, 0]
+        else:
+            assert row["rival_leak_db"] < -80 and row["tagger_margin_db"] > 60
+            assert row["cycle_si_sdr_db"] is None, "no clip has other labels"
+    assert any(record["assess_s"] > 0 for record in done_parts(judged).values())
+
+
+def test_stems_are_remixed_with_those_of_other_clips_of_their_part(tmp_path):
+    files = {"low.wav": SAMPLES["short.wav"], "high.wav": SAMPLES["single.wav"]}
+    labels = {"low.wav": ("low",), "high.wav": ("high",)}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files, labels=labels))
+    config = replace(CONFIG, reseparate=True, min_labels=1)
+    run_stages(rows_of(corpus, min_labels=1), corpus.root, tmp_path / "out", config=config)
+    for row in stems_of(tmp_path / "out"):
+        assert row["cycle_si_sdr_db"] > 80
+        assert row["rival_leak_db"] is row["tagger_margin_db"] is None
+
+
+def test_one_actor_that_does_all_writes_the_same_shard(corpus, judged, tmp_path):
+    config, rows = replace(CONFIG, reseparate=True), rows_of(corpus)
+    out = tmp_path / "out"
+    Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
+    decode = Decode(Source(root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ), config)
+    arguments = (config, str(out), RATE_HZ, lambda _: BandTagger())
+    actor = SeparateScoreAndWrite(lambda _: BandSeparator(), *arguments)
+    for part in decode(pa.Table.from_pylist([{"task": 0, "round": 0, "group": 0}])):
+        actor(part)
+    written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
+    assert written
+    for path in written:
+        assert path.read_bytes() == (judged / "stems" / path.name).read_bytes()
+
+
+def test_a_separator_that_returns_nan_costs_that_clip_alone_with_judges_too(tmp_path):
+    files = {"good.wav": mixture(RATE_HZ), "overflow.wav": marked(mixture(RATE_HZ, seed=1))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", files))
+    judges = {"open_separator": lambda _: NanSeparator(), "open_tagger": lambda _: BandTagger()}
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=replace(CONFIG, reseparate=True), **judges)
+    assert {row["path"] for row in stems_of(tmp_path / "out")} == {"good.wav"}
+    assert all(row["rival_leak_db"] < -80 and row["tagger_margin_db"] > 60 for row in stems_of(tmp_path / "out"))
+    assert {row["path"] for row in read_failures(tmp_path / "out").to_pylist()} == {"overflow.wav"}
+
+
+def test_a_checkpoint_drives_the_pass(corpus, tmp_path):
+    folder = tiny_checkpoint(tmp_path / "separator")
+    rows = [row for row in rows_of(corpus) if row["path"] == "short.wav"]
+    run_stages(
+        rows, corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda device: load(folder, device=device)
+    )
+    expected_BT = load(folder).separate(torch.from_numpy(SAMPLES["short.wav"])[None].expand(2, -1), ["low", "high"])
+    for row, expected_T in zip(stems_of(tmp_path / "out"), expected_BT.numpy(), strict=True):
+        np.testing.assert_allclose(stored_audio(row), expected_T, rtol=0, atol=2e-7)
+
+
+def test_the_separator_is_opened_once_on_the_device():
+    opened = []
+    Separate(lambda device: opened.append(device) or BandSeparator(), CONFIG, False)
+    assert opened == ["cpu"]
+
+
+def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished, tmp_path):
+    """The two functions that start and end a pass around the stages; importing them imports Ray."""
+    from engine.passes.run import _close, require_clips
+
+    def chosen(min_labels):
+        tasks = Tasks(tmp_path / str(min_labels))
+        counts = tasks.write(corpus, rows_per_task=2, min_labels=min_labels)
+        assert counts["num_clips"] + counts["num_set_aside"] == len(FILES)
+        return [row for task in range(counts["num_tasks"]) for row in tasks.rows(task)]
+
+    def paths(min_labels):
+        return {row["path"] for row in chosen(min_labels)}
+
+    assert chosen(2) == rows_of(corpus)
+    assert (paths(1), paths(2), paths(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
+    with pytest.raises(ValueError, match=r"none of .* clips has 4 labels or more.*set min_labels"):
+        require_clips(corpus, PassConfig(min_labels=4))
+    identity = {"settings": CONFIG.identity(), "separator": "bands"}
+    counts = {"num_set_aside": 1}
+    _close(finished, corpus, counts, identity, wall_s=2.0, audio_s_before=0.0, limit=0.5)
+    manifest = json.loads((finished / "stems" / "manifest.json").read_text())
+    assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
+    missing = sum(read_failures(finished)["num_queries"].to_pylist())
+    assert manifest["num_queries"] == NUM_QUERIES == manifest["num_stems"] + missing
+    assert manifest["num_failed"] == missing and manifest["separator_fingerprint"] == "bands"
+    assert manifest["audio_h"] == pytest.approx(12.7 / 3600)
+    assert sum(manifest["step_fraction"].values()) == pytest.approx(1.0)
+    assert verify(finished / "stems") == []
+    shards = manifest["shards"]
+    close_pass(finished)
+    assert json.loads((finished / "stems" / "manifest.json").read_text())["shards"] == shards
+    assert [path.stem for path in stem_shards(finished / "stems")] == sorted(shards)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip_s": 0.0}, "clip_s is 0.0; give a number above 0"),
+        ({"batch_s": -1.0}, "batch_s is -1.0"),
+        ({"rows_per_task": 0}, "rows_per_task is 0"),
+        ({"clip_s": 900.0}, "clip_s is 900.0; .* give 600 s at most"),
+        ({"min_actors": 3, "max_actors": 2}, "max_actors 2 is below min_actors 3"),
+    ],
+)
+def test_settings_that_cannot_work_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PassConfig(**settings)
+
+
+def test_identity_holds_what_decides_and_not_what_only_speeds_up():
+    slow = PassConfig(batch_s=1.0, max_actors=1, num_cpus_per_actor=1.0, autocast=False)
+    assert slow.identity() == PassConfig().identity()
+    for change in (
+        {"clip_s": 5.0},
+        {"min_clip_s": 2.0},
+        {"min_labels": 1},
+        {"part_s": 9.0},
+        {"rows_per_task": 2},
+        {"reseparate": True},
+    ):
+        assert PassConfig(**change).identity() != PassConfig().identity()

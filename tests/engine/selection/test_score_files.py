@@ -1,0 +1,174 @@
+"""Stems in files, whoever made them: scores, what every rule says of them, and the verdict."""
+
+import numpy as np
+import pytest
+import soundfile
+
+from engine.schema import SCORES
+from engine.scoring.estimator import SiSdrEstimator
+from engine.selection.score_files import score_files
+from engine.selection.thresholds import Quantile, Thresholds
+from tests.support.signals import RATE_HZ, BandSeparator, BandTagger, two_bands, write_clips
+
+LOW_T, HIGH_T = two_bands(RATE_HZ)
+LEVEL_IS_ESTIMATE = SiSdrEstimator(
+    names=("stem_level_db",),
+    lowest=(-40.0,),
+    highest=(0.0,),
+    mean=(0.0,),
+    deviation=(1.0,),
+    weight=(1.0,),
+    bias=0.0,
+    error_at_db=(-100.0, 100.0),
+    error_db=(2.0, 2.0),
+    about={},
+)
+"""Says that a stem's SI-SDR is its level."""
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """Scores ``low.wav`` and ``high.wav`` beside their mixture, which is their sum unless told otherwise."""
+
+    def score(low_T=LOW_T, high_T=HIGH_T, *, mix_T=LOW_T + HIGH_T, labels=("low", "high"), thresholds=None, **judges):
+        write_clips(tmp_path, {"mix.wav": mix_T, "low.wav": low_T, "high.wav": high_T})
+        paths = {label: str(tmp_path / name) for label, name in zip(labels, ("low.wav", "high.wav"), strict=False)}
+        return score_files(tmp_path / "mix.wav", paths, thresholds or Thresholds(), **judges)
+
+    return score
+
+
+def test_stems_in_files_are_scored_and_judged(scored):
+    rows = scored(high_T=0.01 * HIGH_T[: RATE_HZ - 100], thresholds=Thresholds(min_stem_level_db=-30.0))
+    assert [(row["label"], row["kept"], row["rejected_by"]) for row in rows] == [
+        ("low", True, None),
+        ("high", False, "min_stem_level_db"),
+    ]
+    assert rows[0]["scores"]["stem_level_db"] == pytest.approx(-3.0, abs=0.2)
+    assert rows[1]["rejected_value"] == rows[1]["scores"]["stem_level_db"] == pytest.approx(-43.0, abs=0.2)
+    assert rows[0]["scores"]["remix_snr_db"] == pytest.approx(3.1, abs=0.2)
+
+
+def test_stems_of_another_length_than_the_mixture_are_refused(scored):
+    long_T = np.tile(LOW_T, 2)
+    with pytest.raises(ValueError, match=r"as long as their mixture.*high\.wav 1\.00 s"):
+        scored(long_T, mix_T=long_T)
+
+
+def test_every_rule_that_is_on_says_what_it_says_alone(scored):
+    limits = {"min_remix_snr_db": 10.0, "min_stem_level_db": -2.0, "max_coherence_fraction": 0.5}
+    rows = scored(thresholds=Thresholds(**limits))
+    for row in rows:
+        assert list(row["rules"]) == list(limits)
+        assert (row["kept"], row["rejected_by"]) == (False, "min_stem_level_db")
+        for name, said in row["rules"].items():
+            assert said == {
+                "passes": name != "min_stem_level_db",
+                "value": row["scores"][name.partition("_")[2]],
+                "limit": limits[name],
+            }
+
+
+def test_a_stem_that_several_rules_reject_is_told_so_by_each(scored):
+    limits = Thresholds(min_re_sdr_db=10.0, min_remix_snr_db=10.0, max_contested_db=-10.0)
+    for row in scored(HIGH_T, HIGH_T, thresholds=limits):
+        assert row["rejected_by"] == "min_re_sdr_db"
+        assert [said["passes"] for said in row["rules"].values()] == [False, False, False]
+
+
+def test_a_quantile_is_of_these_stems(scored):
+    rows = scored(
+        0.5 * LOW_T,
+        mix_T=0.5 * LOW_T + HIGH_T,
+        thresholds=Thresholds(min_active_fraction=Quantile(quantile=0.5), min_mask_snr_db=Quantile(quantile=0.5)),
+    )
+    values = [row["scores"]["mask_snr_db"] for row in rows]
+    assert [row["rules"]["min_mask_snr_db"]["passes"] for row in rows] == [value == max(values) for value in values]
+    assert rows[0]["rules"]["min_mask_snr_db"]["limit"] == {"quantile": 0.5, "by_label": False}
+
+
+def test_no_rule_keeps_all(scored):
+    assert [(row["kept"], row["rules"]) for row in scored(0 * LOW_T)] == [(True, {}), (True, {})]
+
+
+def test_what_takes_a_model_is_undefined_without_one(scored):
+    for row in scored():
+        assert list(row["scores"]) == SCORES.names
+        assert [row["scores"][name] for name in SCORES.names[-3:]] == [None, None, None]
+
+
+def test_a_separator_tells_what_rivals_find_and_has_nothing_to_remix_with(scored):
+    clean = scored(separator=BandSeparator())
+    leaking = scored(LOW_T + 0.5 * HIGH_T, 0.5 * HIGH_T, separator=BandSeparator())
+    for row in clean:
+        assert row["scores"]["rival_leak_db"] < -80
+        assert row["scores"]["cycle_si_sdr_db"] is None
+    assert leaking[0]["scores"]["rival_leak_db"] == pytest.approx(10 * np.log10(0.25 / 1.25), abs=0.1)
+    assert leaking[1]["scores"]["rival_leak_db"] < -80
+
+
+def test_files_of_another_rate_come_to_the_separator_at_its_own(tmp_path):
+    """At 16 kHz, with a sound above what the separator hears."""
+    seconds = np.arange(16000) / 16000
+    low_T, high_T = (0.2 * np.sin(2 * np.pi * hz * seconds) for hz in (400, 6000))
+    for name, samples_T in {"mix": low_T + high_T, "low": low_T, "high": high_T}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples_T, 16000, subtype="FLOAT")
+    stems = {name: str(tmp_path / f"{name}.wav") for name in ("low", "high")}
+    levels = [
+        [row["scores"]["stem_level_db"] for row in score_files(tmp_path / "mix.wav", stems, Thresholds(), **judges)]
+        for judges in ({}, {"separator": BandSeparator()})
+    ]
+    assert levels[0] == pytest.approx([-3.01, -3.01], abs=0.05)
+    assert levels[1][0] == pytest.approx(0.0, abs=0.1) and levels[1][1] < -30
+
+
+def test_a_label_that_the_separator_does_not_know_is_refused(scored):
+    with pytest.raises(ValueError, match="does not know 'whale'"):
+        scored(labels=("low", "whale"), separator=BandSeparator())
+    assert len(scored(labels=("low", "whale"))) == 2
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, 16000])
+def test_a_tagger_tells_whose_sound_a_stem_is(scored, rate_hz):
+    swapped = scored(HIGH_T, LOW_T, thresholds=Thresholds(min_tagger_margin_db=0.0), tagger=BandTagger(rate_hz))
+    assert [row["rejected_by"] for row in swapped] == ["min_tagger_margin_db"] * 2
+    right = scored(thresholds=Thresholds(min_tagger_margin_db=0.0), tagger=BandTagger(rate_hz))
+    assert [row["kept"] for row in right] == [True, True]
+    assert all(row["scores"]["rival_leak_db"] is None for row in right)
+
+
+def test_a_label_that_the_tagger_does_not_know_has_no_margin_and_passes_its_rule(scored):
+    rows = scored(labels=("low", "whale"), thresholds=Thresholds(min_tagger_margin_db=0.0), tagger=BandTagger())
+    assert rows[1]["scores"]["tagger_margin_db"] is None
+    assert rows[1]["rules"]["min_tagger_margin_db"] == {"passes": True, "value": None, "limit": 0.0}
+
+
+def test_an_estimator_adds_its_estimate_and_its_rule(scored):
+    thresholds = Thresholds(min_estimated_si_sdr_db=-5.0)
+    rows = scored(0.3 * LOW_T, thresholds=thresholds, quality=LEVEL_IS_ESTIMATE)
+    assert [row["kept"] for row in rows] == [False, True]
+    for row in rows:
+        assert list(row["scores"]) == [*SCORES.names, "estimated_si_sdr_db", "estimated_error_db"]
+        assert row["scores"]["estimated_si_sdr_db"] == pytest.approx(row["scores"]["stem_level_db"], abs=1e-4)
+        assert row["scores"]["estimated_error_db"] == 2.0
+        assert row["rules"]["min_estimated_si_sdr_db"]["value"] == row["scores"]["estimated_si_sdr_db"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "advice"),
+    [
+        ("max_rival_leak_db", "re-separation"),
+        ("min_cycle_si_sdr_db", "re-separation"),
+        ("min_tagger_margin_db", "with a tagger"),
+        ("min_estimated_si_sdr_db", "give an estimator"),
+    ],
+)
+def test_a_rule_without_what_makes_its_score_is_refused(scored, rule, advice):
+    with pytest.raises(ValueError, match=rf"{rule} asks for .*, which no stem has; .*{advice}"):
+        scored(thresholds=Thresholds(**{rule: 0.0}))
+
+
+def test_the_coherence_of_an_only_stem_passes_its_rule(scored):
+    (row,) = scored(labels=("low",), thresholds=Thresholds(max_coherence_fraction=0.1, max_contested_db=-50.0))
+    assert row["kept"]
+    assert [said["value"] for said in row["rules"].values()] == [None, None]

@@ -1,0 +1,160 @@
+"""Files whole or absent: after an error, after a kill; JSON and fingerprints that mean one thing."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.passes.records import done_parts
+from engine.passes.shards import read_failures
+from engine.storage.files import (
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    sha256_file,
+    write_bytes,
+    write_json,
+    write_parquet,
+)
+from engine.storage.fingerprints import fingerprint
+
+KILLED_WRITER = """
+import sys
+from engine.storage import atomic_path
+with atomic_path(sys.argv[1]) as aside:
+    with aside.open("wb") as file:
+        file.write(b"half of the n")
+        file.flush()
+        print("writing", flush=True)
+        sys.stdin.read()
+"""
+
+
+def test_a_block_that_ends_replaces_the_file(tmp_path):
+    target = tmp_path / "deep" / "er" / "a.txt"
+    with atomic_path(target) as aside:
+        assert aside.parent == target.parent
+        aside.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert os.listdir(target.parent) == ["a.txt"]
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_block_that_raises_leaves_the_old_file_and_no_litter(tmp_path, old, error):
+    target = tmp_path / "a.bin"
+    if old is not None:
+        target.write_bytes(old)
+    with pytest.raises(error), atomic_path(target) as aside:
+        aside.write_bytes(b"half of the n")
+        raise error
+    assert (target.read_bytes() if target.exists() else None) == old
+    assert os.listdir(tmp_path) == ([] if old is None else ["a.bin"])
+
+
+def test_a_killed_writer_leaves_the_old_file_and_nothing_that_a_reader_takes_for_one(tmp_path):
+    target = tmp_path / "stems" / "part-000000-0000.done.json"
+    write_json(target, {"num_stems": 3})
+    writer = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with writer:
+        assert writer.stdout.readline() == b"writing\n"
+        writer.kill()
+    assert writer.returncode == -signal.SIGKILL
+    assert len(os.listdir(target.parent)) == 2, "the writer was not in the middle of its file"
+    assert done_parts(tmp_path) == {"part-000000-0000": {"num_stems": 3}}
+    write_json(target, {"num_stems": 4})
+    assert read_json(target) == {"num_stems": 4}
+
+
+def test_what_was_left_aside_is_no_failure_table(tmp_path):
+    (tmp_path / "failures").mkdir()
+    (tmp_path / "failures" / ".part-000000-0000.parquet.x1y2z3").write_bytes(b"half")
+    assert len(read_failures(tmp_path)) == 0
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").stat().st_mode & 0o444 == 0o444
+
+
+def test_json_round_trip_and_the_last_write_wins(tmp_path):
+    value = {"b": [1, 2.5, None, "ü"], "a": {"x": True}}
+    write_json(tmp_path / "v.json", {"old": 1})
+    write_json(tmp_path / "v.json", value)
+    assert read_json(tmp_path / "v.json") == value
+    assert list(read_json(tmp_path / "v.json")) == ["b", "a"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_json_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_path, number):
+    write_json(tmp_path / "v.json", {"old": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "v.json", {"deep": [{"x": number}]})
+    assert read_json(tmp_path / "v.json") == {"old": 1}
+    assert os.listdir(tmp_path) == ["v.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{}", b"PAR1"])
+def test_a_file_that_is_not_json_is_named(tmp_path, content):
+    (tmp_path / "broken.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"broken\.json is not readable JSON"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.json"):
+        read_json(tmp_path / "gone.json")
+
+
+def test_parquet_is_cut_into_row_groups(tmp_path):
+    table = pa.table({"x": list(range(20))})
+    write_parquet(tmp_path / "t.parquet", table, rows_per_group=8)
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)
+    assert pq.ParquetFile(tmp_path / "t.parquet").num_row_groups == 3
+
+
+def test_sha256_is_the_known_one(tmp_path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_fingerprint_sees_values_but_not_the_order_of_keys():
+    value = {"a": 1, "b": {"c": [1, 2], "d": "ü"}}
+    assert fingerprint(value) == fingerprint({"b": {"d": "ü", "c": (1, 2)}, "a": 1})
+    others = [{**value, "a": 2}, {**value, "b": {"c": [2, 1], "d": "ü"}}, {**value, "a": "1"}, {"a": 1}]
+    assert len({fingerprint(other) for other in [value, *others]}) == 5
+
+
+def test_fingerprint_is_the_same_in_every_version():
+    """Checkpoints, passes and trainings on disk are recognised by it."""
+    assert fingerprint({"labels": ["dog", "cat"], "seed": 0}) == "cab82e4003a7fea8"
+    assert len(fingerprint(None)) == 16
+
+
+def test_fingerprint_refuses_nan():
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        fingerprint([float("nan")])
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    """A child dies by kill -9 in the middle of a write, as a worker does."""
+    code = (
+        "import os, signal, sys; from engine.storage import atomic_path\n"
+        "with atomic_path(sys.argv[1]) as aside:\n"
+        "    aside.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    for name in ("part.parquet", "part.done.json"):
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=False)
+    kept = {"part-1.parquet", "part-1.done.json", ".stems.lock", ".hidden", "notes.txt"}
+    for name in kept:
+        (tmp_path / name).write_bytes(b"whole")
+    assert len(list(tmp_path.iterdir())) == len(kept) + 2
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -1,0 +1,500 @@
+"""The command line as a user meets it: help, JSON alone on standard output, one line for an error, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+import clearsep
+from engine.schema import SCORES
+from engine.selection.tracks import read_tracks
+
+RATE_HZ = 8000
+LABELS = ("bell", "dog", "rain")
+COMMAND = Path(sys.executable).parent / "clearsep"
+PROMISES = {
+    "demo": "Synthesise a corpus, train a seed on little of it, run two iterations",
+    "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
+    "tune": "Search for the schedule of thresholds that gives the best separator",
+    "separate-corpus": "One engine pass: every stem of every clip, scored",
+    "filter": "Decide again from stored scores which stems become tracks",
+    "calibrate": "Calibrate the estimate of a stem's SI-SDR on mixtures",
+    "distil": "Train a separator from tracks and single-source clips",
+    "evaluate": "Measure a separator on seeded mixtures of single-source clips",
+    "score": "Score the stems of a mixture, and say what each rule of a gate says",
+    "inspect": "Say what is in a run, a pass",
+}
+GOOD = {
+    "re_sdr_db": 20.0,
+    "re_si_sdr_db": 20.0,
+    "remix_snr_db": 20.0,
+    "stem_level_db": -3.0,
+    "coherence_fraction": 0.1,
+}
+Write = Callable[..., Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    def document(self) -> Any:
+        """The one JSON document on standard output; nothing stands before or after it."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    def error(self) -> str:
+        """The one line of an error in the command or its input."""
+        assert (self.code, self.out) == (2, "")
+        (line,) = self.err.splitlines()
+        assert line.startswith("error: ")
+        assert "Traceback" not in line
+        return line
+
+
+Cli = Callable[..., Said]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Runs the entry point in this process, as on a wide terminal unless told otherwise."""
+
+    def call(*words: object, columns: int = 1000) -> Said:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setattr(sys, "argv", ["clearsep", *map(str, words)])
+        capsys.readouterr()
+        code: object = 0
+        try:
+            clearsep.main()
+        except SystemExit as left:
+            code = left.code or 0
+        said = capsys.readouterr()
+        assert isinstance(code, int)
+        return Said(code=code, out=said.out, err=said.err)
+
+    return call
+
+
+def spawn(*words: object) -> Said:
+    """Runs the installed command in a process of its own, its output a pipe."""
+    done = subprocess.run(
+        [COMMAND, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"NO_COLOR": "1"},
+    )
+    return Said(code=done.returncode, out=done.stdout, err=done.stderr)
+
+
+def tone(hz: float, *, gain: float = 0.3, duration_s: float = 0.5) -> np.ndarray:
+    return (gain * np.sin(2 * np.pi * hz * np.arange(round(duration_s * RATE_HZ)) / RATE_HZ)).astype(np.float32)
+
+
+@pytest.fixture
+def clips(write_sources: Write) -> Path:
+    rows = [
+        (f"{label}-{fold}-{i}", label, fold, tone(300 + 500 * k + 50 * i + 20 * fold))
+        for k, label in enumerate(LABELS)
+        for fold in (1, 2)
+        for i in range(2)
+    ]
+    return write_sources(rows)
+
+
+@pytest.fixture
+def finished_pass(write_pass: Write) -> Path:
+    return write_pass(
+        [
+            ("clip0", "bell", tone(300), GOOD),
+            ("clip0", "dog", tone(800), GOOD | {"stem_level_db": -45.0}),
+            ("clip1", "dog", tone(900), GOOD | {"re_sdr_db": 12.0}),
+        ]
+    )
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Files of a mixture and of its two true stems."""
+    dog_T, rain_T = tone(400), tone(1300, gain=0.1)
+    files = tmp_path / "mixture.wav", tmp_path / "dog.wav", tmp_path / "rain.wav"
+    for path, samples_T in zip(files, (dog_T + rain_T, dog_T, rain_T), strict=True):
+        soundfile.write(path, samples_T, RATE_HZ, subtype="FLOAT")
+    return files
+
+
+# Help.
+
+
+def test_help_says_what_the_tool_does_and_lists_every_command(cli: Cli) -> None:
+    said = cli("--help")
+    assert said.code == 0
+    assert "Turn natural recordings into clean separated tracks and a better separator" in said.out
+    assert "Exit codes: 0 done, 1 failed on the way" in said.out
+    for name, promise in PROMISES.items():
+        assert f" {name} " in said.out
+        assert promise in said.out
+
+
+def test_every_command_is_tested_here() -> None:
+    names = {command.name or str(command.callback.__name__) for command in clearsep.app.registered_commands}
+    assert names >= set(PROMISES)
+
+
+@pytest.mark.parametrize("command", PROMISES)
+def test_help_of_a_command_says_what_it_does_and_all_its_options(cli: Cli, command: str) -> None:
+    said = cli(command, "--help")
+    assert said.code == 0
+    assert PROMISES[command] in said.out
+    assert "--json" in said.out
+    assert "Print the result as JSON and nothing else" in said.out
+
+
+def test_nothing_at_all_shows_the_help(cli: Cli) -> None:
+    said = cli()
+    assert "Turn natural recordings" in said.out + said.err
+
+
+def test_help_in_a_process_of_its_own() -> None:
+    said = spawn("--help")
+    assert (said.code, said.err) == (0, "")
+    assert "separate-corpus" in said.out
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    """Both take seconds, and a user asks for help often."""
+    code = "import sys, clearsep; print([name for name in ('torch', 'ray', 'pyarrow') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# What is no command.
+
+
+def test_an_unknown_command_exits_2() -> None:
+    said = spawn("seperate")
+    assert (said.code, said.out) == (2, "")
+    assert "No such command 'seperate'" in said.err
+    assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["evaluate", "--clips", "clips.csv"], "CHECKPOINT"),
+        (["evaluate", "separator"], "--clips"),
+        (["filter", "pass"], "--out"),
+        (["run", "laptop"], "--out"),
+        (["distil", "-o", "out"], "--from"),
+        (["score", "mixture.wav"], "STEMS"),
+        (["inspect", "--jsno"], "--jsno"),
+        (["evaluate", "separator", "--clips", "c.csv", "--num-mixtures", "many"], "--num-mixtures"),
+    ],
+)
+def test_a_wrong_command_line_exits_2_and_names_what_is_wrong(cli: Cli, words: list[str], missing: str) -> None:
+    said = cli(*words)
+    assert (said.code, said.out) == (2, "")
+    assert missing.lower() in said.err.lower()
+
+
+# evaluate.
+
+
+def test_evaluate_prints_one_json_document(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    words = ["evaluate", write_checkpoint(LABELS), "--clips", clips, "--num-mixtures", 4, "--json"]
+    report = cli(*words, "--folds", 1, "--seed", 5).document()
+    assert (report["num_mixtures"], report["num_stems"]) == (4, 8)
+    assert set(report) >= {"sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db", "sdri_standard_error_db", "by_label"}
+    assert set(report["by_label"]) <= set(LABELS)
+    assert cli(*words, "--folds", 1, "--seed", 5).document() == report
+    assert cli(*words, "--folds", 1, "--seed", 6).document() != report
+    assert cli(*words, "--folds", 1, "--num-sources", 3).document()["num_stems"] == 12
+
+
+def test_evaluate_reads_a_published_list(cli: Cli, clips: Path, tmp_path: Path, write_checkpoint: Write) -> None:
+    """Three of the clips as CLAPSep's list would have them; one row's audio is missing and one's class unknown."""
+    rows = [
+        "source_file,positive_caption,noise_file,negative_caption",
+        "bell-1-0.wav,the sound of bell,dog-1-0.wav,the sound of dog",
+        "dog-1-1.wav,the sound of dog,rain-1-0.wav,the sound of rain",
+        "gone.wav,the sound of dog,rain-1-0.wav,the sound of rain",
+        "dog-1-1.wav,the sound of whale,rain-1-0.wav,the sound of rain",
+    ]
+    (tmp_path / "esc_eval.csv").write_text("\n".join(rows))
+    words = ["evaluate", write_checkpoint(LABELS), "--list", tmp_path / "esc_eval.csv", "--audio", clips.parent]
+    report = cli(*words, "--json").document()
+    assert (report["num_rows"], report["num_mixtures"], report["num_failed"]) == (4, 2, 2)
+    assert report["num_failed_by_reason"] == {"missing audio": 1, "refused by the separator": 1}
+    assert set(report["paper"]) == {"rule", "bss_sdri_db", "si_sdri_db", "confidence_95"}
+    assert report["num_absent_queries"] == 2
+    table = cli(*words).out
+    assert "2 mixtures of esc_eval.csv (CLAPSep), 2 failed" in table
+    assert "paper: mean" in table
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--clips", "c.csv", "--list", "l.csv", "--audio", "."], "either --clips, or --list with --audio"),
+        (["--list", "l.csv"], "either --clips, or --list with --audio"),
+        (["--clips", "c.csv", "--audio", "."], "either --clips, or --list with --audio"),
+        (["--list", "l.csv", "--audio", ".", "--num-mixtures", 3], "--num-mixtures and --num-sources go with --clips"),
+        (["--list", "nowhere.csv", "--audio", "."], "nowhere.csv"),
+    ],
+)
+def test_evaluate_takes_clips_or_a_list(cli: Cli, words: list[object], reason: str) -> None:
+    assert reason in cli("evaluate", "separator", *words).error()
+
+
+def test_evaluate_shows_a_table(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    said = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--num-mixtures", 2)
+    assert (said.code, said.err) == (0, "")
+    assert "2 mixtures" in said.out
+    assert all(column in said.out for column in ("BSS SDRi dB", "SI-SDRi dB", "absent dB", "all, median", "all, 95 %"))
+
+
+def test_evaluate_names_a_label_that_the_separator_does_not_know(
+    cli: Cli, clips: Path, write_checkpoint: Write
+) -> None:
+    said = cli("evaluate", write_checkpoint(("bell", "dog", "rainfall")), "--clips", clips, "--json")
+    assert "does not know 'rain'; did you mean 'rainfall'?" in said.error()
+
+
+def test_evaluate_of_a_folder_that_is_no_checkpoint(cli: Cli, clips: Path, tmp_path: Path) -> None:
+    assert "holds no separator" in cli("evaluate", tmp_path, "--clips", clips).error()
+
+
+def test_evaluate_of_damaged_weights(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    folder = write_checkpoint(LABELS)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    assert "weights.safetensors" in cli("evaluate", folder, "--clips", clips).error()
+
+
+def test_evaluate_of_clips_that_are_not_there(cli: Cli, tmp_path: Path, write_checkpoint: Write) -> None:
+    said = cli("evaluate", write_checkpoint(LABELS), "--clips", tmp_path / "nowhere.csv")
+    assert "nowhere.csv" in said.error()
+
+
+def test_evaluate_of_a_fold_that_is_not_there(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    said = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--folds", 7)
+    assert "has folds [1, 2]" in said.error()
+
+
+def test_evaluate_of_a_clip_that_is_missing(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    for file in clips.parent.glob("dog-*.wav"):
+        file.unlink()
+    assert "dog-" in cli("evaluate", write_checkpoint(LABELS), "--clips", clips).error()
+
+
+@pytest.mark.parametrize(("option", "name"), [("--num-mixtures", "num_mixtures"), ("--num-sources", "num_sources")])
+def test_evaluate_of_nothing(cli: Cli, clips: Path, write_checkpoint: Write, option: str, name: str) -> None:
+    assert name in cli("evaluate", write_checkpoint(LABELS), "--clips", clips, option, 0).error()
+
+
+# filter.
+
+
+def test_filter_prints_one_json_document_and_writes_the_tracks(cli: Cli, finished_pass: Path, tmp_path: Path) -> None:
+    words = ["--set", "min_re_sdr_db=15", "--set", "min_stem_level_db=-20", "--json"]
+    manifest = cli("filter", finished_pass, "-o", tmp_path / "strict", *words).document()
+    assert (manifest["num_stems"], manifest["num_kept"]) == (3, 1)
+    assert manifest["num_rejected"] == {"min_re_sdr_db": 1, "min_stem_level_db": 1}
+    assert manifest["thresholds"]["min_re_sdr_db"] == 15.0
+    assert json.loads((tmp_path / "strict" / "manifest.json").read_text()) == manifest
+    index, _ = read_tracks(tmp_path / "strict")
+    assert index.select(["clip_id", "label"]).to_pylist() == [{"clip_id": "clip0", "label": "bell"}]
+
+
+def test_filter_again_with_other_thresholds_replaces_the_selection(
+    cli: Cli, finished_pass: Path, tmp_path: Path
+) -> None:
+    out = ["-o", tmp_path / "tracks", "--json"]
+    assert cli("filter", finished_pass, *out).document()["num_kept"] == 3
+    manifest = cli("filter", finished_pass / "stems", *out, "--set", "min_re_sdr_db=30").document()
+    assert (manifest["num_kept"], manifest["num_rejected"]) == (0, {"min_re_sdr_db": 3})
+    assert len(read_tracks(tmp_path / "tracks")[0]) == 0
+
+
+def test_filter_shows_a_table(cli: Cli, finished_pass: Path, tmp_path: Path) -> None:
+    said = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr_db=15")
+    assert (said.code, said.err) == (0, "")
+    assert "3 stems" in said.out
+    assert "rejected by min_re_sdr_db" in said.out
+
+
+def test_filter_names_the_nearest_threshold(cli: Cli, finished_pass: Path, tmp_path: Path) -> None:
+    said = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr=15", "--json")
+    assert "there is no setting min_re_sdr; did you mean 'min_re_sdr_db'?" in said.error()
+    assert not (tmp_path / "tracks").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ("min_re_sdr_db=high", "min_re_sdr_db: "),
+        ("min_re_sdr_db", "--set takes key=value"),
+        ("min_re_sdr_db=.nan", "give a finite number"),
+        ("min_re_sdr_db=[1", "min_re_sdr_db"),
+    ],
+)
+def test_filter_by_what_is_no_threshold(
+    cli: Cli, finished_pass: Path, tmp_path: Path, setting: str, reason: str
+) -> None:
+    assert reason in cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", setting).error()
+
+
+def test_filter_of_what_is_no_pass(cli: Cli, tmp_path: Path) -> None:
+    assert "is not a finished pass" in cli("filter", tmp_path / "nowhere", "-o", tmp_path / "tracks").error()
+    assert not (tmp_path / "tracks").exists()
+
+
+# score.
+
+
+def test_score_of_the_true_stems(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    stems = cli("score", *mixed, "--json").document()["stems"]
+    assert [stem["label"] for stem in stems] == ["dog", "rain"]
+    for stem, level_db in zip(stems, (-0.458, -10.0), strict=True):
+        assert set(stem) >= {"label", "kept", "rejected_by", "scores"}
+        assert (stem["kept"], stem["rejected_by"]) == (True, None)
+        assert list(stem["scores"]) == SCORES.names
+        assert stem["scores"]["remix_snr_db"] > 80
+        assert stem["scores"]["re_sdr_db"] > 80
+        assert stem["scores"]["stem_level_db"] == pytest.approx(level_db, abs=0.05)
+        assert stem["scores"]["coherence_fraction"] < 0.2
+
+
+def test_score_rejects_by_thresholds_and_takes_labels(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    words = ["--labels", "dog bark, heavy rain", "--set", "min_remix_snr_db=60", "--set", "min_stem_level_db=-5"]
+    stems = cli("score", *mixed, *words, "--json").document()["stems"]
+    assert [(stem["label"], stem["kept"], stem["rejected_by"]) for stem in stems] == [
+        ("dog bark", True, None),
+        ("heavy rain", False, "min_stem_level_db"),
+    ]
+
+
+def test_score_of_half_the_mixture_in_every_stem(cli: Cli, mixed: tuple[Path, ...], tmp_path: Path) -> None:
+    """Remix scores are perfect; coherence sees it."""
+    half_T, halves = 0.5 * soundfile.read(mixed[0], dtype="float32")[0], [tmp_path / "a.wav", tmp_path / "b.wav"]
+    for path in halves:
+        soundfile.write(path, half_T, RATE_HZ, subtype="FLOAT")
+    stems = cli("score", mixed[0], *halves, "--set", "max_coherence_fraction=0.8", "--json").document()["stems"]
+    assert all(stem["scores"]["remix_snr_db"] > 80 for stem in stems)
+    assert [stem["rejected_by"] for stem in stems] == ["max_coherence_fraction"] * 2
+
+
+def test_score_of_one_stem_has_no_coherence(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    (stem,) = cli("score", mixed[0], mixed[1], "--set", "max_coherence_fraction=0.1", "--json").document()["stems"]
+    assert (stem["scores"]["coherence_fraction"], stem["kept"]) == (None, True)
+    assert stem["scores"]["remix_snr_db"] == pytest.approx(10.0, abs=0.1)
+
+
+def test_score_shows_a_table(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    said = cli("score", *mixed, "--set", "min_stem_level_db=-5")
+    assert (said.code, said.err) == (0, "")
+    assert "no: min_stem_level_db" in said.out
+    assert "remix_snr_db" in said.out
+
+
+@pytest.mark.parametrize("labels", ["dog", "dog,dog", "dog,rain,wind", "dog,rain,rain"])
+def test_score_needs_as_many_different_labels_as_stems(cli: Cli, mixed: tuple[Path, ...], labels: str) -> None:
+    assert "--labels" in cli("score", *mixed, "--labels", labels).error()
+
+
+def test_score_of_a_file_that_is_missing_or_no_audio(cli: Cli, mixed: tuple[Path, ...], tmp_path: Path) -> None:
+    assert "nowhere.wav" in cli("score", tmp_path / "nowhere.wav", *mixed[1:]).error()
+    assert "nowhere.wav" in cli("score", *mixed, tmp_path / "nowhere.wav").error()
+    (tmp_path / "notes.wav").write_text("these are notes")
+    assert "notes.wav" in cli("score", *mixed, tmp_path / "notes.wav").error()
+
+
+def test_score_names_the_nearest_threshold(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    said = cli("score", *mixed, "--set", "min_remix_sdr_db=5")
+    assert "there is no setting min_remix_sdr_db; did you mean 'min_remix_snr_db'?" in said.error()
+
+
+# inspect.
+
+
+def test_inspect_prints_one_json_document(
+    cli: Cli, finished_pass: Path, clips: Path, write_checkpoint: Write, tmp_path: Path
+) -> None:
+    cli("filter", finished_pass, "-o", tmp_path / "tracks")
+    shard = finished_pass / "stems" / "part-000000-0000.parquet"
+    things = {
+        "pass": finished_pass,
+        "tracks": tmp_path / "tracks",
+        "stems": shard,
+        "checkpoint": write_checkpoint(LABELS),
+        "corpus": clips,
+    }
+    for kind, path in things.items():
+        assert cli("inspect", path, "--json").document()["kind"] == kind
+        said = cli("inspect", path)
+        assert (said.code, said.err) == (0, "")
+        assert said.out.strip()
+
+
+def test_inspect_of_nothing_in_a_process_of_its_own(tmp_path: Path) -> None:
+    said = spawn("inspect", tmp_path / "nowhere", "--json")
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("error: ")
+    assert "Traceback" not in said.err
+
+
+# run, separate-corpus and distil check their settings before anything is started.
+
+
+def test_run_names_the_nearest_recipe_and_setting(cli: Cli, tmp_path: Path) -> None:
+    out = ["-o", tmp_path / "run"]
+    assert "did you mean 'laptop'?" in cli("run", "labtop", *out).error()
+    words = ["--set", "corpus=a.csv", "--set", "clean=b.csv", "--set", "distil.step=4"]
+    assert "there is no setting distil.step; did you mean 'steps'?" in cli("run", "laptop", *out, *words).error()
+    assert "corpus is missing" in cli("run", "laptop", *out).error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_of_a_file_that_is_not_yaml(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("corpus: [1, 2\nclean: x")
+    assert "run.yaml is not YAML" in cli("run", tmp_path / "run.yaml", "-o", tmp_path / "run").error()
+
+
+def test_separate_corpus_names_what_is_wrong(cli: Cli, tmp_path: Path, write_checkpoint: Write) -> None:
+    out = ["--separator", write_checkpoint(LABELS), "-o", tmp_path / "pass"]
+    assert "nowhere.csv" in cli("separate-corpus", tmp_path / "nowhere.csv", *out).error()
+    said = cli("separate-corpus", tmp_path / "nowhere.csv", *out, "--set", "clip=5")
+    assert "there is no setting clip; did you mean 'clip_s'?" in said.error()
+    assert not (tmp_path / "pass").exists()
+
+
+def test_distil_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
+    out = ["-o", tmp_path / "student", "--from", "scratch"]
+    assert "nothing to learn from" in cli("distil", *out).error()
+    said = cli("distil", *out, "--clean", "clips.csv", "--set", "distil.lerning_rate=1")
+    assert "there is no setting distil.lerning_rate; did you mean 'learning_rate'?" in said.error()
+
+
+# Errors.
+
+
+def test_an_error_is_one_line_on_a_narrow_terminal_too(cli: Cli, tmp_path: Path) -> None:
+    """A script that reads the last line of standard error gets all of it, and a path can be copied."""
+    path = tmp_path / "a folder with a long name" / "and another in it whose name is long as well" / "nowhere.csv"
+    assert str(path) in cli("inspect", path, columns=80).error()

@@ -1,0 +1,269 @@
+"""Clips of tones of their own pitch, so that the spectrum of a mixture tells which are in it and how loud."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.selection.thresholds import Thresholds
+from engine.selection.tracks import write_tracks
+from train.data.config import MixConfig
+from train.data.items import Item, clean_items, natural_items, track_items
+from train.data.mixer import Batch, Mixer
+from train.data.pools import Pool
+from train.data.sharing import share_mixture
+from train.losses import clearsep_loss
+
+RATE_HZ = 8000
+
+
+LABELS = ("bell", "dog", "rain", "siren", "train", "wind")
+
+
+CLIPS_PER_LABEL = 4
+
+
+SCORES = {
+    "re_sdr_db": 20.0,
+    "re_si_sdr_db": 20.0,
+    "remix_snr_db": 20.0,
+    "stem_level_db": -3.0,
+    "coherence_fraction": None,
+}
+
+
+Write = Callable[..., Path]
+
+
+def pitch_hz(label: str, number: int) -> int:
+    """The tone of a label's clip; all fall on bins of a 0.25 s spectrum."""
+    return 400 + 600 * LABELS.index(label) + 40 * number
+
+
+def tone(hz: float, *, duration_s: float = 1.0) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(round(duration_s * RATE_HZ)) / RATE_HZ)).astype(np.float32)
+
+
+def tones(labels: Sequence[str] = LABELS, num: int = CLIPS_PER_LABEL) -> list[tuple[str, str, int, np.ndarray]]:
+    return [(f"{label}-{i}", label, 1, tone(pitch_hz(label, i))) for label in labels for i in range(num)]
+
+
+def contents(samples_T: torch.Tensor) -> dict[tuple[str, int], float]:
+    """Which clips sound in a segment, ``(label, number)``, and the RMS of each."""
+    rms_F = np.abs(np.fft.rfft(samples_T.double().numpy())) * 2**0.5 / len(samples_T)
+    step_hz = RATE_HZ / len(samples_T)
+    found = {}
+    for bin_number in np.flatnonzero(rms_F > 0.005):
+        above_hz = round(bin_number * step_hz) - 400
+        found[(LABELS[above_hz // 600], above_hz % 600 // 40)] = float(rms_F[bin_number])
+    return found
+
+
+CLIPS = {  # natural recordings: what sounds in them, above the pitches of the clean clips
+    **{f"clip{i}": ((label, 8), (LABELS[(i + 1) % len(LABELS)], 9)) for i, label in enumerate(LABELS)},
+    "trio": (("train", 10), ("bell", 11), ("rain", 12)),
+}
+
+
+def config(**changes: object) -> MixConfig:
+    return MixConfig(**{"batch_size": 4, "segment_s": 0.25, "augment": False, "silence_rate": 0.0, **changes})
+
+
+def pool(items: Sequence[Item], mix: MixConfig, *, seed: int = 0, rank: int = 0, num_ranks: int = 1) -> Pool:
+    return Pool(items, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, num_ranks=num_ranks)
+
+
+def mixer(
+    clean: Sequence[Item],
+    mix: MixConfig,
+    *,
+    tracks: Sequence[Item] = (),
+    natural: Sequence[Item] = (),
+    pairs: Sequence[Item] = (),
+    absent: Sequence[Item] = (),
+    seed: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> Mixer:
+    items = {"clean": clean, "tracks": tracks, "natural": natural, "pairs": pairs, "absent": absent}
+    pools = {name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks) for name, some in items.items()}
+    labels = sorted({label for some in items.values() for item in some for label in item.labels})
+    return Mixer(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
+
+
+def sounds(held: Pool) -> set[str]:
+    return {Path(sound.clip).stem for group in held.by_label.values() for sound in group}
+
+
+def raw(batch: Batch) -> tuple[bytes, bytes, bytes, list[int], list[int]]:
+    signals = (tensor.numpy().tobytes() for tensor in (batch.mix_BT, batch.target_GT, batch.weight_G))
+    return *signals, batch.index_B.tolist(), batch.group_B.tolist()
+
+
+def mixtures(made: Mixer, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
+    """Mixture, target and query of every row of some steps of single-label material: every group has one query."""
+    batches = [made.batch(step) for step in range(num_steps)]
+    assert all(batch.group_B.tolist() == list(range(made.config.batch_size)) for batch in batches)
+    return [
+        (mix_T, target_T, made.labels[int(index)])
+        for batch in batches
+        for mix_T, target_T, index in zip(batch.mix_BT, batch.target_GT, batch.index_B, strict=True)
+    ]
+
+
+@pytest.fixture
+def clean(write_sources: Write) -> list[Item]:
+    return clean_items(write_sources(tones()), folds=None, sample_rate_hz=RATE_HZ, max_s=1.0)
+
+
+def burst(hz: float, *, at_s: float, length_s: float, duration_s: float = 2.0) -> np.ndarray:
+    """Digital silence but for a tone somewhere."""
+    clip_T = np.zeros(round(duration_s * RATE_HZ), np.float32)
+    sound_T = tone(hz, duration_s=length_s)
+    first = round(at_s * RATE_HZ)
+    clip_T[first : first + len(sound_T)] = sound_T
+    return clip_T
+
+
+@pytest.fixture(params=[False, True], ids=["stems", "shares"])
+def tracks(write_pass: Write, tmp_path: Path, request: pytest.FixtureRequest) -> list[Item]:
+    """Two tracks of each of six clips, of neighbouring labels; their pitches lie above those of the clean clips."""
+    stems = []
+    for number in range(6):
+        for offset in (0, 1):
+            label = LABELS[(number + offset) % 6]
+            stems.append((f"clip{number}", label, tone(pitch_hz(label, 8 + offset)), SCORES))
+    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    return track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=request.param)
+
+
+def together(rows: list[tuple[torch.Tensor, torch.Tensor, str]]) -> int:
+    """How many mixtures hold two tracks of one clip."""
+    num = 0
+    for mix_T, *_ in rows:
+        clips = [(LABELS.index(label) - (number - 8)) % 6 for label, number in contents(mix_T) if number >= 8]
+        num += len(clips) != len(set(clips))
+    return num
+
+
+def named(contents_of: Iterable[tuple[str, int]]) -> list[set[str]]:
+    """What the clip of every sound in a mixture names."""
+    clips = {source: {label for label, _ in sources} for sources in CLIPS.values() for source in sources}
+    return [clips.get((label, number), {label}) for label, number in contents_of]
+
+
+def exact(num_samples: int, *, seed: int) -> np.ndarray:
+    """Noise that 24 bits hold exactly."""
+    noise_T = np.random.default_rng(seed).uniform(-1, 1, num_samples)
+    return np.round(noise_T * 2**20).astype(np.float32) / 2**20
+
+
+@dataclass(frozen=True)
+class Natural:
+    """A selection with clips of every kind: all noise, no mixture is the sum of its stems."""
+
+    tracks: Path
+    stems: dict[tuple[str, str], np.ndarray]
+    mixtures: dict[str, np.ndarray]
+
+    def shares(self, clip: str) -> dict[str, np.ndarray]:
+        """By label, straight from ``train.refine``."""
+        stems = {label: samples_T for (of, label), samples_T in self.stems.items() if of == clip}
+        mixture_T = torch.from_numpy(self.mixtures[clip])
+        stems_ST = torch.from_numpy(np.stack(list(stems.values())))
+        shared_ST = share_mixture(mixture_T=mixture_T, stems_ST=stems_ST, sample_rate_hz=RATE_HZ)
+        return dict(zip(stems, shared_ST.numpy(), strict=True))
+
+
+KINDS = {  # labels of a clip, and the stems it has: whether each is kept
+    "lone": (("dog",), {"dog": True}),
+    "pair": (("wind", "bell"), {"wind": True, "bell": True}),
+    "half": (("dog", "rain"), {"dog": False, "rain": True}),
+    "lost": (("train", "siren", "dog"), {"train": True, "siren": True}),
+    "trio": (("train", "bell", "rain"), {"train": True, "bell": False, "rain": True}),
+    "none": (("bell", "dog"), {"bell": False, "dog": False}),
+    "stub": (("rain", "bell"), {"bell": True}),
+}
+
+
+@pytest.fixture
+def natural(write_pass: Write, tmp_path: Path) -> Natural:
+    labels = {clip: names for clip, (names, _) in KINDS.items()}
+    num_samples = {clip: 6000 + 100 * i for i, clip in enumerate(KINDS)}
+    mixtures = {clip: exact(num_samples[clip], seed=i) for i, clip in enumerate(KINDS)}
+    audio, rows = {}, []
+    for clip, (_, kept) in KINDS.items():
+        for label, good in kept.items():
+            audio[clip, label] = exact(num_samples[clip], seed=100 + len(audio))
+            rows.append((clip, label, audio[clip, label], SCORES | {"stem_level_db": -3.0 if good else -30.0}))
+    folder = write_pass(rows, mixtures=mixtures, labels=labels)
+    write_tracks(folder / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
+    return Natural(tmp_path / "tracks", audio, mixtures)
+
+
+def kept_tracks() -> list[tuple[str, str]]:
+    return [(clip, label) for clip, (_, stems) in KINDS.items() for label, good in stems.items() if good]
+
+
+Group = tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]
+
+
+@pytest.fixture
+def recordings(write_pass: Write, tmp_path: Path) -> dict[str, list[Item]]:
+    """Tracks and whole clips of seven recordings whose every source has a pitch of its own."""
+    stems = [(clip, label, tone(pitch_hz(label, i)), SCORES) for clip, sources in CLIPS.items() for label, i in sources]
+    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    return {
+        "tracks": track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
+        "natural": natural_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
+    }
+
+
+def groups(made: Mixer, num_steps: int) -> list[Group]:
+    """Mixture, target and queries of every group of some steps; its queries are asked of one mixture."""
+    found = []
+    for step in range(num_steps):
+        batch = made.batch(step)
+        num_groups = made.config.batch_size
+        assert batch.group_B.unique().tolist() == list(range(num_groups))
+        assert len(batch.mix_BT) == len(batch.index_B) == len(batch.group_B)
+        assert len(batch.target_GT) == num_groups
+        for group, target_T in enumerate(batch.target_GT):
+            is_of_group_B = batch.group_B == group
+            mix_T, *others = batch.mix_BT[is_of_group_B]
+            assert all(torch.equal(mix_T, other_T) for other_T in others)
+            found.append((mix_T, target_T, tuple(made.labels[int(i)] for i in batch.index_B[is_of_group_B])))
+    return found
+
+
+def batch_of(mix_GT: torch.Tensor, target_GT: torch.Tensor, group_B: Sequence[int]) -> Batch:
+    """Groups of a mixture each, all of the same weight."""
+    groups_B = torch.tensor(group_B)
+    return Batch(
+        mix_BT=mix_GT[groups_B],
+        index_B=torch.arange(len(groups_B)) % 2,
+        group_B=groups_B,
+        target_GT=target_GT,
+        weight_G=torch.ones(len(target_GT)),
+        mixture_G=torch.arange(len(target_GT)),
+        whole_G=torch.zeros(len(target_GT), dtype=torch.bool),
+    )
+
+
+def split(batch: Batch, *, seed: int) -> torch.Tensor:
+    """Stems that are noise, but add up to the target of their group."""
+    stems_BT = 0.1 * torch.randn(batch.mix_BT.shape, generator=torch.Generator().manual_seed(seed))
+    summed_GT, _ = batch.regroup(stems_BT)
+    first_G = [batch.group_B.tolist().index(group) for group in range(len(batch.target_GT))]
+    stems_BT[first_G] += batch.target_GT - summed_GT
+    return stems_BT
+
+
+def loss_db(batch: Batch, stems_BT: torch.Tensor) -> float:
+    estimate_GT, mix_GT = batch.regroup(stems_BT)
+    return float(clearsep_loss(estimate=estimate_GT, reference=batch.target_GT, mixture=mix_GT))

@@ -1,0 +1,281 @@
+"""Distillation on real Ray Train workers and in process: learns, resumes, repeats, stops early."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cluster.session import connected
+from engine.separators import NetworkConfig, load, read_description
+from tests.support.remixes import batch_of
+from train.data.config import MixConfig
+from train.data.mixer import Batch
+from train.data.training_data import TrainingData
+from train.distil import distil
+from train.evaluation.mixtures import ValidationConfig
+from train.student import DistilConfig, Student
+from train.task import TrainingTask, _identity, _mixer
+from tune.demo import sounds as synth
+
+_NETWORK = NetworkConfig(channels=32, num_blocks=3, num_bands=24, num_fft=256, hop_samples=128, sample_rate_hz=8000)
+_CONFIG = DistilConfig(
+    steps=12,
+    mix=MixConfig(batch_size=4, segment_s=0.5),
+    validate_every_steps=4,
+    learning_rate=3e-3,
+    num_workers=0,
+    threads_per_worker=1,
+)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    return synth.write_corpus(folder, num_per_label={1: 2, 2: 2}, seed=0, duration_s=2.0)
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected(num_cpus=2):
+        yield
+
+
+def _material(clips: Path, *folds: int) -> TrainingData:
+    return TrainingData(clean=str(clips), clean_folds=folds)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load(folder).state_dict()
+
+
+@pytest.mark.slow
+def test_training_in_process_learns_and_repeats_to_the_bit(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(_CONFIG, steps=120, validate_every_steps=40)
+    validation = ValidationConfig(clips=str(clips), folds=(1,), num_mixtures=8)
+    said: list[str] = []
+    entries = [
+        distil(
+            tmp_path / name,
+            training_data=_material(clips, 1),
+            config=config,
+            network=_NETWORK,
+            validation=validation,
+            say=said.append,
+        )
+        for name in ("first", "second")
+    ]
+    curve = entries[0]["curve"]
+    assert [point["step"] for point in curve] == [40, 80, 120]
+    assert curve[-1]["si_sdri_db"] > 3.0  # an untrained network has -0.6
+    assert entries[1]["curve"] == curve
+    first, second = _weights(tmp_path / "first"), _weights(tmp_path / "second")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    history = read_description(tmp_path / "first")["history"]
+    assert [entry["steps"] for entry in history] == [120]
+
+
+@pytest.mark.slow
+def test_two_workers_train_together_and_the_student_knows_its_teacher(
+    ray_session: None, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(clips.parent)
+    clips, teacher = Path(clips.name), tmp_path / "teacher"  # workers are in folders of their own
+    distil(teacher, training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK)
+    config = dataclasses.replace(_CONFIG, num_workers=2, steps=8)
+    entry = distil(tmp_path / "student", training_data=_material(clips, 2), config=config, start=teacher)
+    assert entry["steps"] == 8
+    assert entry["start"] == read_description(teacher)["fingerprint"]
+    assert len(read_description(tmp_path / "student")["history"]) == 2
+    before, after = _weights(teacher), _weights(tmp_path / "student")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert not list(tmp_path.glob(".student-training"))
+
+
+@pytest.mark.slow
+def test_batches_made_elsewhere_are_the_same(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    trained = []
+    for number in (0, 2):
+        config = dataclasses.replace(_CONFIG, threads_per_worker=1, steps=8, batch_makers=number)
+        entry = distil(tmp_path / str(number), training_data=_material(clips, 1), config=config, network=_NETWORK)
+        assert entry["steps"] == 8
+        trained.append((entry["identity"], _weights(tmp_path / str(number))))
+    (one, before), (other, after) = trained
+    assert one == other
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.slow
+def test_done_is_not_done_again_and_another_training_is_refused(ray_session: None, clips: Path, tmp_path: Path) -> None:
+    first = distil(tmp_path / "out", training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK)
+    assert distil(tmp_path / "out", training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK) == first
+    other = dataclasses.replace(_CONFIG, seed=1)
+    with pytest.raises(ValueError, match="another training"):
+        distil(tmp_path / "out", training_data=_material(clips, 1), config=other, network=_NETWORK)
+
+
+def _command(clips: Path, out: Path) -> list[str]:
+    network = dataclasses.asdict(_NETWORK)
+    settings = [f"network.{name}={value}" for name, value in network.items()]
+    settings += ["distil.steps=400", "distil.validate_every_steps=20", "distil.threads_per_worker=1"]
+    settings += ["distil.mix.batch_size=4", "distil.mix.segment_s=0.5"]
+    overrides = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "clearsep", "distil", "-o", str(out), "--from", "scratch"]
+    return [*command, "--clean", str(clips), "--folds", "1", *overrides]
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_undisturbed(clips: Path, tmp_path: Path) -> None:
+    """kill -9 of the whole process group once a checkpoint is recorded; the same command then trains the rest."""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = subprocess.Popen(_command(clips, killed), start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob(".killed-training/distil-*/checkpoint_manager_snapshot*")):
+        time.sleep(0.05)
+    assert process.poll() is None, "the training was over before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = subprocess.run(_command(clips, killed), check=True, capture_output=True, text=True)
+    assert "resumed_after_step" in again.stderr
+    subprocess.run(_command(clips, whole), check=True, capture_output=True)
+    first, second = (read_description(folder)["history"][-1] for folder in (killed, whole))
+    assert [point["step"] for point in first["curve"]] == list(range(20, 401, 20))
+    assert first["curve"] == second["curve"]
+    ended, wanted = _weights(killed), _weights(whole)
+    assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path) -> None:
+    lines = [line for line in clips.read_text().splitlines() if "path" in line or "rain" in line]
+    (clips.parent / "rain.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="two labels"):
+        distil(tmp_path / "out", training_data=TrainingData(clean=str(clips.parent / "rain.csv")), config=_CONFIG)
+    with pytest.raises(ValueError, match="nothing to learn from"):
+        TrainingData()
+
+
+def test_labels_in_another_spelling_are_the_separators_own(
+    write_sources: Callable[..., Path], write_checkpoint: Callable[..., Path]
+) -> None:
+    rng = np.random.default_rng(0)
+    clips = write_sources([(name, name, 1, rng.standard_normal(8000)) for name in ("dog_bark", "Rain", "bell")])
+    task = TrainingTask(
+        config=_CONFIG,
+        training_data=TrainingData(clean=str(clips)),
+        network=_NETWORK,
+        start=str(write_checkpoint(["dog bark", "rain"])),
+        validation=None,
+        progress="",
+    )
+    mixer = _mixer(task, sample_rate_hz=8000, rank=0, num_ranks=1)
+    assert mixer.labels == ("dog bark", "rain", "bell")
+    assert {int(index) for step in range(8) for index in mixer.batch(step).index_B} == {0, 1, 2}
+
+
+def test_a_training_of_other_clips_is_another_training_and_one_of_moved_clips_is_not(
+    write_sources: Callable[..., Path], tmp_path: Path
+) -> None:
+    noise_T = np.random.default_rng(0).standard_normal(8000)
+    first = write_sources([(name, name, 1, noise_T) for name in ("dog", "rain")], folder="first")
+    moved = write_sources([(name, name, 1, noise_T) for name in ("dog", "rain")], folder="moved")
+    other = write_sources([(name, name, 1, noise_T) for name in ("dog", "bell")], folder="other")
+
+    def identity(clips: Path, **changes: Any) -> str:
+        validation = ValidationConfig(clips=str(clips), num_mixtures=5)
+        config = dataclasses.replace(_CONFIG, **changes)
+        training_data = TrainingData(clean=str(clips))
+        return _identity(
+            TrainingTask(
+                config=config,
+                training_data=training_data,
+                network=_NETWORK,
+                start=None,
+                validation=validation,
+                progress="",
+            )
+        )
+
+    assert identity(first) == identity(moved) == identity(first, threads_per_worker=2)
+    assert len({identity(first), identity(other), identity(first, patience=2), identity(first, seed=1)}) == 4
+
+
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, clips: Path) -> None:
+    config = dataclasses.replace(_CONFIG, patience=2)
+    with pytest.raises(ValueError, match="patience chooses by validation"):
+        distil(tmp_path / "out", training_data=_material(clips, 1), config=config, network=_NETWORK)
+    with pytest.raises(ValueError, match=r"nowhere is not a finished selection"):
+        distil(tmp_path / "out", training_data=TrainingData(tracks=str(tmp_path / "nowhere")), config=_CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def _student(config: DistilConfig) -> Student:
+    return Student(config, ["rain", "bell"], start=None, network=_NETWORK, device=torch.device("cpu"))
+
+
+def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> None:
+    def batch(step: int) -> Batch:
+        """A mixture with one query and one with two, whose stems should add up."""
+        generator = torch.Generator().manual_seed(step)
+        mix_GT = torch.randn(2, 4000, generator=generator)
+        return batch_of(mix_GT, 0.5 * mix_GT, [0, 1, 1])
+
+    whole, first = _student(_CONFIG), _student(_CONFIG)
+    for step in range(6):
+        whole.learn(whole.separator, batch(step), torch.device("cpu"))
+        if step < 3:
+            first.learn(first.separator, batch(step), torch.device("cpu"))
+    torch.save(first.state(), tmp_path / "student.pt")
+    second = _student(dataclasses.replace(_CONFIG, seed=9))
+    second.restore(torch.load(tmp_path / "student.pt", weights_only=True))
+    for step in range(3, 6):
+        second.learn(second.separator, batch(step), torch.device("cpu"))
+    ended, wanted = second.average.state_dict(), whole.average.state_dict()
+    assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+class _Split(torch.nn.Module):
+    """Knows the answer: stems that are noise but add up to the target of their group, and a weight that counts 0."""
+
+    def __init__(self, batch: Batch, seed: int) -> None:
+        super().__init__()
+        noise_BT = torch.randn(batch.mix_BT.shape, generator=torch.Generator().manual_seed(seed))
+        left_GT = batch.target_GT - batch.regroup(noise_BT)[0]
+        noise_BT += left_GT[batch.group_B] / batch.group_B.bincount()[batch.group_B, None]
+        self.stems_BT, self.weight = noise_BT, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, mix_BT: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
+        assert len(mix_BT) == len(index_B) == len(self.stems_BT)
+        return self.stems_BT + 0.0 * self.weight
+
+
+def test_a_student_is_judged_by_the_sum_of_the_stems_of_a_group() -> None:
+    """However a model divides the target of two queries: 30 dB with a target that is the whole mixture."""
+    mix_GT = torch.randn(2, 4000)
+    batch = batch_of(mix_GT, mix_GT, [0, 1, 1])
+    student = _student(_CONFIG)
+    losses_db = [student.learn(_Split(batch, seed), batch, torch.device("cpu")) for seed in range(3)]
+    assert losses_db == pytest.approx([-30.0] * 3, abs=0.01)
+    assert student.step == 3
+
+
+def test_patience_stops_early_and_returns_the_best() -> None:
+    student = _student(dataclasses.replace(_CONFIG, steps=1000, patience=2))
+    best = None
+    for sdri_db in (1.0, 3.0, 2.0, 2.9):
+        assert not student.finished
+        student.average.queries.vectors_LQ.data += 1.0
+        if sdri_db == 3.0:
+            best = student.average.queries.vectors_LQ.clone()
+        student.note(0.0, {"sdri_db": sdri_db, "si_sdri_db": 0.0})
+    assert student.finished
+    assert best is not None
+    assert torch.equal(student.result().queries.vectors_LQ, best)

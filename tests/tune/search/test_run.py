@@ -1,0 +1,333 @@
+"""A search for a schedule on a real Ray: what trials share, what becomes of one that fails or is killed, the report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from ray.tune.experiment import Trial
+
+from cluster.session import connected
+from engine.corpus.sources import read_sources
+from engine.settings import build
+from engine.storage.lock import lock
+from tune.config import RunConfig
+from tune.demo import sounds as synth
+from tune.demo.corpus import write_natural
+from tune.search.config import SearchConfig, read_search
+from tune.search.progress import PruneLosingTrials
+from tune.search.run import search
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+BASELINES = ["ClearSep 10 dB", "ClearSep 15 dB", "the run's own"]
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A search over what a separator that has learned little keeps: of a handful of clips, in seconds a trial."""
+    folder = tmp_path_factory.mktemp("corpus")
+    clips = synth.write_corpus(folder, num_per_label={1: 2, 2: 3, 3: 2}, seed=0, duration_s=2.0)
+    natural = write_natural(
+        read_sources(clips, folds=[2]), folder, num_clips=[(2, 8), (3, 2)], sample_rate_hz=8000, seed=0
+    )
+    training = {
+        "steps": 10,
+        "mix": {"batch_size": 4, "segment_s": 0.5},
+        "validate_every_steps": 10,
+        "num_workers": 0,
+    }
+    network = {
+        **{"channels": 32, "num_blocks": 2, "num_bands": 24, "num_fft": 256, "hop_samples": 128},
+        "sample_rate_hz": 8000,
+    }
+    run = {
+        "corpus": str(natural),
+        "clean": str(clips),
+        "clean_folds": [1],
+        "network": network,
+        "seed_training": training,
+        "distil": training,
+        "engine": {"num_gpus_per_actor": 0},
+        "schedule": [{"min_stem_level_db": -30.0}],
+        "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 4},
+    }
+    return {
+        "run": "clearsep",
+        "set": run,
+        "iterations": 2,
+        "schedule": {
+            "min_stem_level_db": {"choose": [-40.0, -30.0]},
+            "min_re_sdr_db": {"between": [0, 12], "step": 12, "shapes": ["free"]},
+        },
+        "trials": 3,
+        "searcher": "random",
+        "reduction_factor": 1,
+        "finalists": 1,
+        "repeats": 1,
+        "max_concurrent": 1,
+    }
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected(num_cpus=2):
+        yield
+
+
+Found = tuple[Path, dict[str, Any], list[str]]
+
+
+@pytest.fixture(scope="module")
+def found(ray_session: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    out, said = tmp_path_factory.mktemp("searches") / "search", list[str]()
+    with beside_the_corpus(settings) as relative:  # trials are in folders of their own
+        return out, search(build(SearchConfig, relative), out, say=said.append), said
+
+
+@contextlib.contextmanager
+def beside_the_corpus(settings: Settings) -> Iterator[Settings]:
+    """The settings as a user in the corpus' folder would write them, in that folder."""
+    folder = Path(settings["set"]["corpus"]).parent
+    with contextlib.chdir(folder):
+        yield json.loads(json.dumps(settings).replace(f"{folder}/", ""))
+
+
+def beside(found: Found, out: Path, *names: str) -> Path:
+    """A folder for another search, with the pieces of the first: what it has in common with that is not made again."""
+    for name in names or ("base", "pieces"):
+        shutil.copytree(found[0] / name, out / name)
+    return out
+
+
+def rows_of(values: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    return [row for row in values["rows"] if row["kind"] == kind]
+
+
+def test_a_search_tries_the_baselines_and_what_it_draws_and_repeats_the_best(found: Found) -> None:
+    _, values, said = found
+    baselines, searched = rows_of(values, "baseline"), rows_of(values, "searched")
+    assert sorted({row["name"] for row in baselines}) == sorted(BASELINES)
+    assert len({row["trial"] for row in searched}) == 3
+    assert {row["iteration"] for row in searched} == {1, 2}
+    assert all(row["sdri_db"] is not None and row["cost_s"] > 0 for row in searched if row["state"] == "finished")
+    names = {candidate["name"] for candidate in values["candidates"]}
+    assert names >= set(BASELINES) and len(names) == 4
+    assert any("SDRi" in line for line in said)
+
+
+def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_does_not(tmp_path: Path) -> None:
+    best, loser = (Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
+    for trial, sdri_db in ((best, 5.0), (loser, 4.0)):
+        pieces = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")]
+        for piece in (*pieces, "passes/first"):
+            (tmp_path / piece).mkdir(parents=True, exist_ok=True)
+        told = {"iteration": 2, "sdri_db": sdri_db, "pieces": json.dumps([*pieces, "passes/first"])}
+        trial.update_last_result(told | {"training_iteration": 2, "timestamp": 0, "time_total_s": 1.0})
+        trial.set_status(Trial.TERMINATED)
+    keep = PruneLosingTrials(tmp_path, ["passes/first"], 1)
+
+    def left() -> set[str]:
+        return {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
+
+    keep.on_trial_complete(trials=[best, loser], trial=loser)
+    separators = {f"{kind}/{name}" for kind in ("tracks", "separators") for name in ("best", "loser")}
+    assert left() == {"passes/first", "passes/best"} | separators
+
+
+def test_in_the_end_the_pieces_of_baselines_and_finalists_are_left(found: Found) -> None:
+    out, values, _ = found
+    kept = {piece for kind in ("baseline", "repeat") for row in rows_of(values, kind) for piece in row["pieces"]}
+    left = {path.relative_to(out / "pieces").as_posix() for path in (out / "pieces").glob("*/*") if path.is_dir()}
+    assert left == kept
+    assert kept < {piece for row in values["rows"] for piece in row["pieces"]}
+
+
+def test_what_trials_have_in_common_is_made_once(found: Found) -> None:
+    out, values, _ = found
+    first = {
+        piece
+        for row in rows_of(values, "searched") + rows_of(values, "baseline")
+        if row["iteration"] == 1
+        for piece in row["pieces"]
+        if piece.startswith("passes/")
+    }
+    assert len(first) == 1, "every trial begins with the same pass"
+    last = [row for row in values["rows"] if row["iteration"] == 2]
+    alone, made = sum(row["cost_s"] for row in last), sum(row["made_s"] for row in last)
+    assert made < alone
+    assert all((out / "pieces" / piece).is_dir() for piece in first)
+
+
+def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
+    out, _, _ = found
+    assert {"report.md", "report.html", "best.yaml", "trials.parquet"} <= {path.name for path in out.iterdir()}
+    best = build(RunConfig, yaml.safe_load((out / "best.yaml").read_text()))
+    assert len(best.schedule) == 2
+    assert "ClearSep 10 dB" in (out / "report.md").read_text()
+    assert list(out.rglob("events.out.tfevents*")), "TensorBoard's logs come with it"
+
+
+def test_the_same_search_again_makes_nothing_new_and_another_is_refused(found: Found, settings: Settings) -> None:
+    out, values, _ = found
+    before = {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")}
+    with beside_the_corpus(settings) as same:
+        again = search(build(SearchConfig, same), out, say=lambda _: None)
+        assert again["rows"] == values["rows"]
+        assert {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")} == before
+        with pytest.raises(ValueError, match="another trials"):
+            search(build(SearchConfig, same | {"trials": 4}), out)
+        with lock(out, "search"), pytest.raises(ValueError, match="in use"):
+            search(build(SearchConfig, same), out)
+
+
+def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
+    found: Found, settings: Settings, tmp_path: Path
+) -> None:
+    """A schedule that keeps nothing has nothing to learn from."""
+    schedule = {"min_re_sdr_db": {"choose": [10.0, 1000.0]}}
+    config = build(SearchConfig, settings | {"iterations": 1, "schedule": schedule, "trials": 4, "repeats": 2})
+    values = search(config, beside(found, tmp_path / "search"), say=lambda _: None)
+    states = {json.loads(row["schedule"])[0]["min_re_sdr_db"]: row for row in rows_of(values, "searched")}
+    assert set(states) == {10.0, 1000.0}, "both were drawn"
+    assert states[1000.0]["state"] == "failed"
+    assert "kept none of" in states[1000.0]["error"]
+    assert len({(row["name"], row["seed"]) for row in rows_of(values, "repeat")}) == (3 + 1) * 2
+    assert all(len(one["choice_sdri_db"]) == len(one["confirmed_sdri_db"]) == 2 for one in values["candidates"])
+
+
+@pytest.mark.parametrize("searcher", ["tpe", "pbt", "pb2"])
+def test_every_searcher_takes_its_trials_to_the_end(
+    found: Found, settings: Settings, tmp_path: Path, searcher: str
+) -> None:
+    more = {"searcher": searcher, "reduction_factor": 2, "trials": 2}
+    if searcher == "tpe":
+        more["objectives"] = ["sdri_db", "cost_s"]
+    values = search(build(SearchConfig, settings | more), beside(found, tmp_path / "search"), say=lambda _: None)
+    searched = rows_of(values, "searched")
+    assert len({row["trial"] for row in searched}) == 2
+    assert {"finished"} <= {row["state"] for row in searched} <= {"finished", "stopped"}
+    assert values["pareto"]
+
+
+def test_trials_at_once_wait_for_what_another_makes(found: Found, settings: Settings, tmp_path: Path) -> None:
+    out = beside(found, tmp_path / "search", "base")
+    config = build(SearchConfig, settings | {"max_concurrent": 3, "iterations": 1, "trials": 2})
+    values = search(config, out, say=lambda _: None)
+    assert {row["state"] for row in values["rows"]} == {"finished"}, "who finds a pass in the making waits for it"
+    assert len(list((tmp_path / "search" / "pieces" / "passes").iterdir())) == 1, "one pass for all"
+
+
+COMMAND = [sys.executable, "-m", "clearsep", "tune"]
+
+
+def started(space: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [*COMMAND, str(space), "-o", str(out)], stdout=file, stderr=file, start_new_session=True
+        )
+
+
+def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + 300
+    while not is_so():
+        assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stage", ["search", "finalists"])
+def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
+    found: Found, settings: Settings, tmp_path: Path, stage: str
+) -> None:
+    space, log = tmp_path / "space.yaml", tmp_path / "log"
+    out = beside(found, tmp_path / "search", "base")
+    space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
+    process = started(space, out, log)
+    wait_until(lambda: f"{stage}: " in log.read_text(), process, log)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("pieces/*/*/separator/weights.safetensors")}
+    assert before
+    assert started(space, out, log).wait(timeout=600) == 0, log.read_text()[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in before if path.is_file()}.items() <= before.items()
+    rows = read_rows(out)
+    assert len({row["trial"] for row in rows if row["kind"] == "searched"}) == settings["trials"]
+    assert {row["state"] for row in rows} == {"finished"}
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.parametrize("step", ["separate", "distil", "evaluate"])
+def test_after_a_trial_was_killed_in_the_middle_of_a_step_the_next_one_runs(
+    found: Found, settings: Settings, tmp_path: Path, step: str
+) -> None:
+    """It leaves nothing held: not its actors, not its training's workers, not its locks."""
+    slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False, "steps": 60}
+    run, more = settings["set"] | {"distil": slow}, Settings()
+    if step == "evaluate":
+        more["confirmation"] = run["validation"]
+        run |= {"validation": run["validation"] | {"num_mixtures": 60}}
+    space, log = tmp_path / "space.yaml", tmp_path / "log"
+    out = beside(found, tmp_path / "search", "base")
+    space.write_text(yaml.safe_dump(settings | more | {"set": run, "iterations": 1, "trials": 1}))
+    process = started(space, out, log)
+    signs = {
+        "separate": lambda: any(out.glob("pieces/passes/*/stems/pass.json")),
+        "distil": lambda: bool(workers(process, "ray::RayTrainWorker")),
+        "evaluate": lambda: any(out.glob("pieces/separators/*/separator/separator.json")),
+    }
+    wait_until(signs[step], process, log)
+    (trial,) = workers(process, "ray::ImplicitFunc")
+    trial.kill()
+    assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
+    rows = read_rows(out)
+    assert [row["state"] for row in rows if row["kind"] == "baseline"].count("failed") == 1
+    assert all(row["state"] == "finished" for row in rows if row["kind"] == "searched")
+
+
+def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process]:
+    """Ray's workers of a command, by the beginning of what they call themselves."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if " ".join(child.cmdline()).startswith(title):
+                found.append(child)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def read_rows(out: Path) -> list[dict[str, Any]]:
+    from tune.search.verdict import read_trials
+
+    rows: list[dict[str, Any]] = read_trials(out / "trials.parquet")
+    return rows
+
+
+def test_a_space_that_cannot_work_says_what_to_change(settings: Settings, tmp_path: Path) -> None:
+    def refused(**changes: Any) -> str:
+        with pytest.raises(ValueError) as error:
+            search(build(SearchConfig, settings | changes), tmp_path / "search")
+        return str(error.value)
+
+    assert "sdri_db" in refused(objectives=["speed"])
+    assert "trials is 0" in refused(trials=0)
+    assert "one of tpe, random" in refused(searcher="grid")
+    assert "validation" in refused(set=settings["set"] | {"validation": None})
+    assert "min_re_sdr_db" in refused(schedule={"min_re_sdr": {"between": [0, 1]}})
+    with pytest.raises(ValueError, match="not YAML"):
+        (tmp_path / "space.yaml").write_text("a: [")
+        read_search(tmp_path / "space.yaml")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_search(tmp_path / "none.yaml")

@@ -1,0 +1,150 @@
+"""The space of schedules: what its words mean, what is drawn, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import tune.search.space
+from engine.selection.thresholds import Quantile, Thresholds
+from tune.schedule import resolve
+from tune.search.space import FixedChooser, RandomChooser, describe, read_space
+
+RICH = yaml.safe_load(str(tune.space.__doc__).partition("::")[2])["schedule"]
+
+
+def drawn(schedule: Mapping[str, Any], iterations: int, **params: Any) -> Sequence[Thresholds]:
+    return read_space(schedule, iterations).draw(
+        FixedChooser({name.replace("__", "."): value for name, value in params.items()})
+    )
+
+
+@pytest.mark.parametrize(
+    ("params", "values"),
+    [
+        ({"shape": "constant", "value": 4.0}, [4, 4, 4]),
+        ({"shape": "linear", "first": 2.0, "last": 8.0}, [2, 5, 8]),
+        ({"shape": "cosine", "first": 2.0, "last": 8.0}, [2, 5, 8]),
+        ({"shape": "step", "first": 2.0, "last": 8.0, "at": 2}, [2, 8, 8]),
+        ({"shape": "step", "first": 2.0, "last": 8.0, "at": 3}, [2, 2, 8]),
+        ({"shape": "free", "1": 9.0, "2": 1.0, "3": 5.0}, [9, 1, 5]),
+        ({"shape": "off"}, [None, None, None]),
+    ],
+)
+def test_a_shape_takes_its_own_parameters_alone(params: dict[str, Any], values: list[float | None]) -> None:
+    space = read_space({"min_re_sdr_db": {"between": [0, 10], "or": None}}, 3)
+    given = {f"min_re_sdr_db.{name}": value for name, value in params.items()}
+    assert [one.min_re_sdr_db for one in space.draw(FixedChooser(given))] == pytest.approx(values)
+
+
+def test_one_iteration_has_no_shapes() -> None:
+    (only,) = drawn({"min_re_sdr_db": {"between": [0, 10]}}, 1, min_re_sdr_db__value=7.0)
+    assert only == Thresholds(min_re_sdr_db=7.0)
+
+
+def test_what_is_fixed_stays_and_a_choice_holds_for_all_iterations() -> None:
+    schedule = {"min_stem_level_db": {"linear": [-30, -20]}, "label_floor_fraction": {"choose": [None, 0.5]}}
+    first, second = drawn(schedule, 2, label_floor_fraction__choice=0.5)
+    assert (first.min_stem_level_db, second.min_stem_level_db) == (-30.0, -20.0)
+    assert first.label_floor_fraction == second.label_floor_fraction == 0.5
+
+
+def test_of_a_quantile_the_number_is_drawn() -> None:
+    schedule = {"min_re_sdr_db": {"quantile": {"between": [0.2, 0.8], "shapes": ["linear"]}, "by_label": True}}
+    first, second = drawn(schedule, 2, min_re_sdr_db__first=0.2, min_re_sdr_db__last=0.6)
+    assert first.min_re_sdr_db == Quantile(quantile=0.2, by_label=True)
+    assert second.min_re_sdr_db == Quantile(quantile=0.6, by_label=True)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_what_was_drawn_at_random_is_in_bounds_and_can_be_drawn_again(iterations: int) -> None:
+    space = read_space(RICH, iterations)
+    for seed in range(200):
+        draw = RandomChooser(np.random.default_rng(seed))
+        schedule = space.draw(draw)
+        assert len(schedule) == iterations
+        assert space.draw(FixedChooser(draw.params)) == schedule
+        assert space.draw(RandomChooser(np.random.default_rng(seed))) == schedule
+        for one in schedule:
+            assert one.min_re_sdr_db is not None and 0 <= one.min_re_sdr_db <= 20  # type: ignore[operator]
+            assert one.label_floor_fraction in (None, 0.3, 0.5)
+    shapes = {name for seed in range(200) for name in _params(space, seed)}
+    assert ("min_re_sdr_db.at" in shapes) == (iterations > 2)
+
+
+def _params(space: tune.space.Space, seed: int) -> dict[str, Any]:
+    draw = RandomChooser(np.random.default_rng(seed))
+    space.draw(draw)
+    return draw.params
+
+
+def test_a_step_is_a_grid_from_the_least_number_on() -> None:
+    space = read_space({"min_re_sdr_db": {"between": [1, 10], "step": 4, "shapes": ["constant"]}}, 2)
+    found = {space.draw(RandomChooser(np.random.default_rng(seed)))[0].min_re_sdr_db for seed in range(50)}
+    assert found == {1.0, 5.0, 9.0}
+    assert space.draw(FixedChooser({"min_re_sdr_db.value": 5.6}))[0].min_re_sdr_db == 5.0
+
+
+def test_only_what_is_always_free_may_change_on_the_way() -> None:
+    schedule = {
+        "min_re_sdr_db": {"between": [0, 20], "shapes": ["free"]},
+        "min_remix_snr_db": {"between": [0, 20], "shapes": ["free", "linear"]},
+        "min_stem_level_db": {"between": [-40, -20], "shapes": ["free"], "or": None},
+    }
+    assert read_space(schedule, 2).free_numbers() == {"min_re_sdr_db.1": (0.0, 20.0), "min_re_sdr_db.2": (0.0, 20.0)}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ({"min_re_sdr": {"between": [0, 1]}}, "did you mean 'min_re_sdr_db'"),
+        ({"min_re_sdr_db": {"between": [3, 0]}}, "the least and the greatest"),
+        ({"min_re_sdr_db": {"between": [0]}}, "the least and the greatest"),
+        ({"min_re_sdr_db": {"between": [0, float("inf")]}}, "the least and the greatest"),
+        ({"min_re_sdr_db": {"between": [0, 1], "step": 0}}, "step is 0"),
+        ({"min_re_sdr_db": {"between": [0, 1], "step": 2}}, "step is 2"),
+        ({"min_re_sdr_db": {"between": [0, 1], "shapes": []}}, "give a list of constant"),
+        ({"min_re_sdr_db": {"between": [0, 1], "shapes": ["liner"]}}, "did you mean 'linear'"),
+        ({"min_re_sdr_db": {"between": [0, 1], "or": 3}}, "choose"),
+        ({"min_re_sdr_db": {"between": [0, 1], "shape": "free"}}, "did you mean 'shapes'"),
+        ({"min_re_sdr_db": {"betwen": [0, 1]}}, "betwen"),
+        ({"min_re_sdr_db": {"choose": []}}, "give a list of values"),
+        ({"min_re_sdr_db": {"choose": [{"linear": [1, 2]}]}}, "give null, numbers"),
+        ({"label_floor_fraction": {"between": [0, 3]}}, "label_floor_fraction is 3"),
+        ({"label_floor_fraction": {"choose": [0.1, 3]}}, "label_floor_fraction is 3"),
+        ({"min_re_sdr_db": {"quantile": {"between": [0.5, 2]}}}, "quantile is 2"),
+        ({"min_re_sdr_db": 3.0}, "nothing to search"),
+        ({}, "nothing to search"),
+    ],
+)
+def test_a_space_that_is_none_is_refused_when_it_is_read(schedule: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError) as error:
+        read_space(schedule, 2)
+    assert says in str(error.value)
+
+
+def test_a_number_of_iterations_and_given_parameters_are_checked() -> None:
+    schedule = {"min_re_sdr_db": {"between": [0, 10], "shapes": ["constant"]}}
+    for iterations in (0, 1.5, True):
+        with pytest.raises(ValueError, match="iterations is"):
+            read_space(schedule, iterations)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="is missing"):
+        drawn(schedule, 2)
+    with pytest.raises(ValueError, match="its range is 0 to 10"):
+        drawn(schedule, 2, min_re_sdr_db__value=11.0)
+
+
+def test_a_schedule_in_words() -> None:
+    schedule = [
+        {"min_re_sdr_db": 10, "label_floor_fraction": 0.5, "max_rival_leak_db": {"quantile": 0.4}},
+        {"min_re_sdr_db": 15, "label_floor_fraction": 0.5},
+    ]
+    assert describe(resolve(schedule)) == "re_sdr 10 > 15, max_rival_leak q0.4 > off, label_floor 0.5"
+    assert describe(resolve(schedule), without=resolve([{"label_floor_fraction": 0.5}] * 2)) == (
+        "re_sdr 10 > 15, max_rival_leak q0.4 > off"
+    )
+    assert describe([Thresholds()]) == ""

@@ -1,0 +1,152 @@
+"""The whole loop on a real Ray, on sounds the code makes: from clips to a distilled separator, and again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.session import connected
+from engine.corpus.sources import read_sources
+from engine.selection.thresholds import Thresholds
+from engine.selection.tracks import read_tracks
+from engine.separators import NetworkConfig, load
+from engine.settings import build
+from train.data.config import MixConfig
+from train.evaluation.mixtures import ValidationConfig
+from train.student import DistilConfig
+from tune.config import RunConfig
+from tune.demo import sounds as synth
+from tune.demo.corpus import write_natural
+from tune.run import run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[None]:
+    with connected(num_cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    folder = tmp_path_factory.mktemp("corpus")
+    clips = synth.write_corpus(folder, num_per_label={1: 2, 2: 3, 3: 2}, seed=0, duration_s=2.0)
+    natural = write_natural(
+        read_sources(clips, folds=[2]), folder, num_clips=[(2, 8), (3, 2)], sample_rate_hz=16000, seed=0
+    )
+    with natural.open("a") as file:
+        file.write("audio/missing.flac,rain;bell\n")
+    training = DistilConfig(
+        steps=20, mix=MixConfig(batch_size=4, segment_s=0.5), validate_every_steps=10, num_workers=0
+    )
+    return RunConfig(
+        corpus=str(natural),
+        clean=str(clips),
+        clean_folds=(1,),
+        network=NetworkConfig(
+            channels=32, num_blocks=2, num_bands=24, num_fft=256, hop_samples=128, sample_rate_hz=8000
+        ),
+        seed_training=training,
+        distil=dataclasses.replace(training, num_workers=1),
+        schedule=(Thresholds(min_stem_level_db=-15.0), Thresholds(min_re_sdr_db=-30.0, min_stem_level_db=-12.0)),
+        validation=ValidationConfig(clips=str(clips), folds=(3,), num_mixtures=6),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(ray_session: None, config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, run(config, out)
+
+
+def test_a_run_leaves_what_others_build_on(finished: tuple[Path, Any], config: RunConfig) -> None:
+    out, summary = finished
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert build(RunConfig, yaml.safe_load((out / "config.yaml").read_text())) == config
+    assert [entry["iteration"] for entry in summary["iterations"]] == [0, 1, 2]
+    for number in (1, 2):
+        folder = out / "iterations" / str(number)
+        assert {"stems", "tracks", "failures", "separator"} <= {path.name for path in folder.iterdir()}
+        index, stems = read_tracks(folder / "tracks")
+        assert len(index) == summary["iterations"][number]["num_kept"] > 0
+        assert stems == (folder / "stems").resolve()
+    assert load(out / "iterations" / "2" / "separator").sample_rate_hz == 8000
+    assert not (out / "iterations" / "0" / "stems").exists()
+
+
+def test_kept_rejected_and_failed_add_up_at_every_step(finished: tuple[Path, Any]) -> None:
+    for entry in finished[1]["iterations"][1:]:
+        assert entry["num_kept"] + sum(entry["num_rejected"].values()) == entry["num_stems"]
+        assert entry["num_clips"] == 11
+        assert entry["num_failed"] == 2  # the missing file has two labels
+        assert entry["num_queries"] == entry["num_stems"] + entry["num_failed"]
+        assert entry["num_stems"] == 8 * 2 + 2 * 3
+        assert set(entry["validation"]) >= {"sdri_db", "si_sdri_db", "by_label"}
+        assert entry["wall_s"] > 0
+
+
+def test_the_same_call_again_does_nothing_and_another_config_is_refused(
+    finished: tuple[Path, Any], config: RunConfig
+) -> None:
+    out, summary = finished
+    assert run(config, out) == summary
+    with pytest.raises(ValueError, match="another distil"):
+        run(dataclasses.replace(config, distil=dataclasses.replace(config.distil, steps=21)), out)
+
+
+def test_a_run_that_lost_its_last_steps_makes_only_those_again(
+    finished: tuple[Path, Any], config: RunConfig, tmp_path: Path
+) -> None:
+    """As after a stop between the pass and the distillation of iteration 2: its stems stay, the rest is made again."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    folder = out / "iterations" / "2"
+    shutil.rmtree(folder / "separator")
+    shutil.rmtree(folder / "tracks")
+    (folder / "iteration.json").unlink()
+    stems = {path: path.stat().st_mtime_ns for path in (folder / "stems").glob("*.parquet")}
+    again = run(dataclasses.replace(config, distil=config.distil), out)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "stems").glob("*.parquet")} == stems
+    wanted = finished[1]["iterations"][2]
+    assert again["iterations"][2]["num_kept"] == wanted["num_kept"]
+    assert again["iterations"][2]["validation"]["sdri_db"] == pytest.approx(wanted["validation"]["sdri_db"], abs=0.05)
+
+
+def test_what_could_only_fail_hours_later_fails_before_anything_is_made(config: RunConfig, tmp_path: Path) -> None:
+    """And leaves nothing behind that would refuse the corrected settings."""
+    lines = Path(str(config.clean)).read_text().replace(",rain,", ",trombone,")
+    (tmp_path / "trombones.csv").write_text(lines)
+    (tmp_path / "single.csv").write_text("path,labels\na.wav,rain\nb.wav,bell\n")
+    (tmp_path / "empty.csv").write_text("path,labels\na.wav,\n")
+    trombones = ValidationConfig(clips=str(tmp_path / "trombones.csv"), folds=(3,))
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"clean": str(tmp_path / "gone.csv")}, "gone.csv"),
+        ({"clean_folds": (9,)}, "folds"),
+        ({"separator": str(tmp_path / "gone")}, "gone holds no separator"),
+        ({"corpus": str(tmp_path / "gone.csv")}, "gone.csv"),
+        ({"corpus": str(tmp_path / "single.csv")}, "none of 2 clips has 2 labels or more"),
+        ({"corpus": str(tmp_path / "empty.csv")}, "none of 1 rows is a clip.*at least one label"),
+        ({"validation": dataclasses.replace(trombones, folds=(8,))}, "folds"),
+        ({"validation": trombones}, "validation has clips of .*trombone.*, which the seed cannot know"),
+        ({"training_validation": trombones}, "training_validation has clips of .*trombone"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            run(dataclasses.replace(config, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="patience chooses by training_validation"):
+        dataclasses.replace(config, distil=dataclasses.replace(config.distil, patience=2))
+
+
+def test_thresholds_that_keep_nothing_say_so(ray_session: None, config: RunConfig, tmp_path: Path) -> None:
+    seedless = dataclasses.replace(config, schedule=(Thresholds(min_re_sdr_db=99.0),), validation=None)
+    with pytest.raises(ValueError, match=r"kept none of 22 stems.*min_re_sdr_db"):
+        run(seedless, tmp_path / "run")
