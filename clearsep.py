@@ -1,95 +1,101 @@
-"""The command line: every command calls one function of the engine, the trainer or the loop.
+"""The public Python API of ClearSep and the entry point of its command line.
 
-Exit codes: 0 done; 1 the work failed on the way (what is done stays; start it again); 2 the command or its input is
-wrong; 130 interrupted and 143 terminated (start it again to go on).
+    import clearsep as cs
+
+A name is imported when it is first used, so ``import clearsep`` alone loads neither torch nor Ray. Every function that
+works on a cluster (``run_pass``, ``distil``, ``run``, ``search``) needs a connection: ``with cs.connect():``.
 """
 
+# ruff: noqa: PLC0414 - the aliases tell type checkers that the names are public
 from __future__ import annotations
 
-import logging
-import signal
-import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import typer
+if TYPE_CHECKING:
+    import typer
 
-import cluster.cli
-import engine.cli.commands
-import train.cli
-import tune.cli
-from engine.cli.console import connected, print_result, show_progress
+    from cluster.session import connect as connect
+    from engine.corpus.read import read_corpus as read_corpus
+    from engine.passes.run import run_pass as run_pass
+    from engine.scoring import metrics as metrics
+    from engine.selection.score_files import score_files as score_files
+    from engine.selection.thresholds import Thresholds as Thresholds
+    from engine.selection.tracks import select_tracks as select_tracks
+    from engine.separators import Separator as Separator
+    from engine.separators import load_separator as load_separator
+    from train.api import distil as distil
+    from train.api import evaluate as evaluate
+    from tune.run import run as run
+    from tune.search.run import search as search
 
-_LOGGER = logging.getLogger("clearsep")
-
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help="""Turn natural recordings into clean separated tracks and a better separator.
-
-`clearsep demo` shows the whole loop on sounds it makes itself. `clearsep run` does it on yours: clips that name their
-sounds are separated, scored and filtered, and a better separator is distilled from the tracks, iteration after
-iteration. Every command can be stopped and started again; it goes on where it was.
-
-Exit codes: 0 done, 1 failed on the way (what is done stays), 2 wrong command or input, 130 interrupted, 143
-terminated.""",
-)
-
-
-for _package in (engine.cli.commands, train.cli, tune.cli):
-    _package.register(app)
-cluster.cli.register(app, show=print_result, connected=connected)
-
-
-@contextmanager
-def _exit_codes() -> Iterator[None]:
-    """Turn what went wrong into one line on standard error and an exit code."""
-    with _terminable() as terminated:
-        try:
-            yield
-        except SystemExit as stop:
-            if stop.code == signal.SIGTERM or terminated.is_set():  # the first: from Ray, while it starts
-                _LOGGER.info("terminated; start the same command again to go on")
-                sys.exit(143)
-            if stop.code == 130:  # what Typer makes of Ctrl-C
-                _LOGGER.info("interrupted; start the same command again to go on")
-            raise
-        except ValueError as error:
-            _LOGGER.info(f"error: {error}")
-            sys.exit(2)
-        except (OSError, RuntimeError) as error:
-            told = getattr(error, "says_how_to_go_on", False)
-            _LOGGER.info(
-                f"error: {error}" + ("" if told else "; what was done stays, start the same command again to go on")
-            )
-            sys.exit(1)
+_PUBLIC = {
+    "Separator": "engine.separators:Separator",
+    "Thresholds": "engine.selection.thresholds:Thresholds",
+    "connect": "cluster.session:connect",
+    "distil": "train.api:distil",
+    "evaluate": "train.api:evaluate",
+    "load_separator": "engine.separators:load_separator",
+    "metrics": "engine.scoring.metrics",
+    "read_corpus": "engine.corpus.read:read_corpus",
+    "run": "tune.run:run",
+    "run_pass": "engine.passes.run:run_pass",
+    "score_files": "engine.selection.score_files:score_files",
+    "search": "tune.search.run:search",
+    "select_tracks": "engine.selection.tracks:select_tracks",
+}
+"""Public name: ``module:attribute``, or a module."""
 
 
-@contextmanager
-def _terminable() -> Iterator[threading.Event]:
-    """SIGTERM, with which a machine's manager ends a process, does what Ctrl-C does; says whether it came."""
-    terminated = threading.Event()
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    imported = importlib.import_module(module)
+    globals()[name] = getattr(imported, attribute) if attribute else imported
+    return globals()[name]
 
-    def terminate(number: int, frame: object) -> None:
-        if not terminated.is_set():  # once, so that what ends in good order is not interrupted in it
-            terminated.set()
-            raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield terminated
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def __dir__() -> list[str]:
+    return [*_PUBLIC, "command_line", "main"]
+
+
+def command_line() -> typer.Typer:
+    """The command line with the commands of all packages."""
+    import typer
+
+    import cluster.cli
+    import engine.cli.commands
+    import train.cli
+    import tune.cli
+    from engine.cli.console import print_result
+
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        help="""Turn natural recordings into clean separated tracks and a better separator.
+
+`clearsep demo` shows the whole loop on synthetic sounds. `clearsep run` applies it to yours: it separates, scores and
+filters labelled clips and distils a better separator from the tracks, iteration after iteration. Every command can be
+stopped; start the same command again to resume.
+
+Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 130 interrupted, 143 terminated.""",
+    )
+    for package in (engine.cli.commands, train.cli, tune.cli):
+        package.register(app)
+    cluster.cli.register(app, show=print_result)
+    return app
 
 
 def main() -> None:
-    """Entry point of the ``clearsep`` command."""
+    """Run the ``clearsep`` command."""
+    from engine.cli.console import exit_codes, show_progress
+
     show_progress()
-    with _exit_codes():
-        app()
+    with exit_codes():
+        command_line()()
 
 
 if __name__ == "__main__":

@@ -1,81 +1,83 @@
-"""The commands of a cluster: ``submit``, ``jobs`` and ``preflight``."""
+"""Commands for clusters: ``submit``, ``jobs`` and ``preflight``."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Annotated, Any, NamedTuple
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from cluster import jobs
+from cluster.jobs import JobServer, JobState
 from cluster.submit import COMMANDS, Command, JobConfig
+from cluster.submit import submit as submit_job
+
+if TYPE_CHECKING:
+    from cluster.preflight import NodeReport
 
 _LOGGER = logging.getLogger(__name__)
 Server = Annotated[
     str | None,
     typer.Option("--address", help="The cluster's dashboard; default: RAY_API_SERVER_ADDRESS, else this machine's."),
 ]
-Job = Annotated[str, typer.Argument(help="A job's id, as `clearsep jobs list` shows it.")]
+Job = Annotated[str, typer.Argument(help="Id of a job, as `clearsep jobs list` shows it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Show = Callable[[Callable[[], list[Any]], object, bool], None]
-Connected = Callable[[str | None], AbstractContextManager[None]]
+"""Prints tables, or a value as JSON: ``show(tables, value, as_json)``."""
 _NODES = ("node", "cpus", "gpus", "torch sees", "python", "ray", "torch", "disk GiB", "clock s", "out ms", "separator")
 
 
 class ReportTable(NamedTuple):
-    """What the command line prints a table of."""
+    """Named columns of text, as the command line prints them."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
-def register(
-    app: typer.Typer,
-    *,
-    show: Show,
-    connected: Connected,
-) -> None:
-    """Add the commands to the command line, whose ways of speaking, printing and connecting they use."""
+def register(app: typer.Typer, *, show: Show) -> None:
+    """Add this package's commands to the command line; ``show`` prints their results."""
     _add_submit(app)
-    _add_preflight(app, show, connected)
+    _add_preflight(app, show)
     app.add_typer(_jobs(show), name="jobs")
 
 
 def _add_submit(app: typer.Typer) -> None:
     @app.command(context_settings={"allow_interspersed_args": False})
     def submit(
-        command: Annotated[str, typer.Argument(help=f"What to run there: {', '.join(COMMANDS)}.")],
+        command: Annotated[str, typer.Argument(help=f"Command to run on the cluster: {', '.join(COMMANDS)}.")],
         arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, as without `submit`.")] = None,
         address: Server = None,
         env: Annotated[
-            list[str] | None, typer.Option(metavar="NAME", help="Give the job this variable's value; repeatable.")
+            list[str] | None, typer.Option(metavar="NAME", help="Pass this variable's value to the job; repeatable.")
         ] = None,
         install: Annotated[
-            bool, typer.Option("--install", help="Install our dependencies, as pinned here, on nodes that lack them.")
+            bool, typer.Option("--install", help="Install the dependencies, pinned as here, on nodes that lack them.")
         ] = False,
-        preflight: Annotated[bool, typer.Option(help="Look at every node first; begin only where all are fit.")] = True,
-        wait: Annotated[bool, typer.Option(help="Follow the job's log and exit as it does.")] = True,
-        cpus: Annotated[float, typer.Option(help="CPUs to hold for the command itself.")] = 0.0,
-        gpus: Annotated[float, typer.Option(help="GPUs to hold for the command itself.")] = 0.0,
-        memory_gib: Annotated[float, typer.Option(help="Memory to hold for the command itself.")] = 0.0,
+        preflight: Annotated[
+            bool, typer.Option(help="Check every node first; start only if none has a problem.")
+        ] = True,
+        wait: Annotated[bool, typer.Option(help="Follow the job's log and exit with its exit code.")] = True,
+        cpus: Annotated[float, typer.Option(help="CPUs to reserve for the command's own process.")] = 0.0,
+        gpus: Annotated[float, typer.Option(help="GPUs to reserve for the command's own process.")] = 0.0,
+        memory_gib: Annotated[float, typer.Option(help="Memory to reserve for the command's own process.")] = 0.0,
         metadata: Annotated[
-            list[str] | None, typer.Option(metavar="KEY=VALUE", help="Kept with the job; repeatable.")
+            list[str] | None, typer.Option(metavar="KEY=VALUE", help="Stored with the job; repeatable.")
         ] = None,
     ) -> None:
-        """Run a command as a job of a Ray cluster. The same line again goes on: with the job, or where it stopped.
+        """Run a command as a job of a Ray cluster and follow its log.
+
+        Run the same command again to re-attach to a running job, or to resume one that stopped, failed or was lost.
 
         Example: `clearsep submit --address http://head:8265 run laptop -o s3://bucket/runs/first --set corpus=…`
 
-        With `RAY_AUTH_MODE=token`, the token of `RAY_AUTH_TOKEN` or `~/.ray/auth_token` is shown to the cluster. Ctrl-C
+        With `RAY_AUTH_MODE=token`, the cluster receives the token of `RAY_AUTH_TOKEN` or `~/.ray/auth_token`. Ctrl-C
         leaves the job running.
         """
-        from cluster import jobs
-        from cluster.submit import submit as submit_job
-
-        asked = _parsed(app, command, arguments or [])
+        parsed = parse_command(app, command, arguments or [])
         config = JobConfig(
             env=tuple(env or ()),
             install=install,
@@ -85,120 +87,123 @@ def _add_submit(app: typer.Typer) -> None:
             memory_gib=memory_gib,
             metadata=tuple(_pair(word) for word in metadata or ()),
         )
-        client = _client(address)
-        job = submit_job(client, asked, config)
-        if not wait:
-            sys.stdout.write(f"{job}\n")
-            return
-        _LOGGER.info(f"job {job} (Ctrl-C leaves it running; clearsep jobs stop {job} ends it)")
-        with _leaving(job):
-            code = jobs.follow(client, job, _write)
-        if code:
-            told = jobs.status(client, job)
-            _LOGGER.info(f"job {job} {told['status'].lower()}{': ' if told['message'] else ''}{told['message']}")
-        raise typer.Exit(code)
+        _submit(_server(address), parsed, config, wait=wait)
 
 
-def _add_preflight(app: typer.Typer, show: Show, connected: Connected) -> None:
+def _submit(server: JobServer, command: Command, config: JobConfig, *, wait: bool) -> None:
+    """Submit a job, then print its id, or follow it and exit with its exit code."""
+    job = submit_job(server, command, config)
+    if not wait:
+        sys.stdout.write(f"{job}\n")
+        return
+    _LOGGER.info(f"job {job} (Ctrl-C leaves it running; clearsep jobs stop {job} stops it)")
+    with _detachable(job):
+        code = jobs.follow(server, job, _write)
+    if code:
+        state = jobs.job_state(server, job)
+        _LOGGER.info(f"job {job} {state['status'].lower()}{': ' if state['message'] else ''}{state['message']}")
+    raise typer.Exit(code)
+
+
+def _add_preflight(app: typer.Typer, show: Show) -> None:
     @app.command()
     def preflight(
         out: Annotated[
-            str | None, typer.Option("-o", "--out", help="Where results will go; all must reach it.")
+            str | None, typer.Option("-o", "--out", help="Folder or s3:// address that every node must reach.")
         ] = None,
-        separator: Annotated[str | None, typer.Option(help="A separator's folder; all must be able to run it.")] = None,
-        min_disk_gib: Annotated[float, typer.Option(help="Room that all must have for temporary files.")] = 5.0,
+        separator: Annotated[
+            str | None, typer.Option(help="Separator that every node must run: folder or package.module:factory.")
+        ] = None,
+        min_disk_gib: Annotated[float, typer.Option(help="Free space that every node must have.")] = 5.0,
         as_json: Json = False,
         address: Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else Ray here.")] = None,
     ) -> None:
-        """Look at every node of a cluster before a long job; exit code 1 where there is a reason not to begin."""
-        with connected(address):
+        """Check every node of a cluster before a long job; exit code 1 if a node has a problem."""
+        from cluster.session import connect
+
+        with redirect_stdout(sys.stderr), connect(address):
             from cluster.preflight import PreflightConfig, preflight
 
-            rows = preflight(PreflightConfig(out=out, separator=separator, min_disk_gib=min_disk_gib))
-        show(lambda: _node_tables(rows), rows, as_json)
-        if any(row["problems"] for row in rows):
-            _LOGGER.info("do not begin like this; what is wrong is in the table of problems")
+            nodes = preflight(PreflightConfig(out=out, separator=separator, min_disk_gib=min_disk_gib))
+        show(lambda: _node_tables(nodes), nodes, as_json)
+        if any(node["problems"] for node in nodes):
+            _LOGGER.error("the cluster is not ready; solve the problems in the table, then start again")
             raise typer.Exit(1)
 
 
 def _jobs(show: Show) -> typer.Typer:
-    group = typer.Typer(no_args_is_help=True, help="The jobs that `clearsep submit` sent to a Ray cluster.")
+    group = typer.Typer(no_args_is_help=True, help="List, follow and stop the jobs that `clearsep submit` started.")
 
     @group.command("list")
     def list_(address: Server = None, as_json: Json = False) -> None:
-        """All that the cluster remembers, the newest first."""
-        from cluster import jobs
-
-        found = jobs.listed(_client(address))
-        show(lambda: [_job_table(found)], found, as_json)
+        """List all jobs that the cluster remembers, newest first."""
+        states = jobs.list_jobs(_server(address))
+        show(lambda: [_job_table(states)], states, as_json)
 
     @group.command()
     def status(job: Job, address: Server = None, as_json: Json = False) -> None:
-        """How a job stands."""
-        from cluster import jobs
-
-        found = jobs.status(_client(address), job)
-        show(lambda: [_job_table([found])], found, as_json)
+        """Show the state of a job."""
+        state = jobs.job_state(_server(address), job)
+        show(lambda: [_job_table([state])], state, as_json)
 
     @group.command()
     def logs(
         job: Job,
         address: Server = None,
-        follow: Annotated[bool, typer.Option("--follow", help="Go on until the job ends; exit as it does.")] = False,
+        follow: Annotated[
+            bool, typer.Option("--follow", help="Follow until the job ends; exit with its exit code.")
+        ] = False,
     ) -> None:
-        """What a job has said."""
-        from cluster import jobs
-
-        client = _client(address)
-        jobs.status(client, job)
+        """Print the log of a job."""
+        server = _server(address)
+        jobs.job_state(server, job)
         if not follow:
-            _write(client.get_job_logs(job))
+            _write(server.get_job_logs(job))
             return
-        with _leaving(job):
-            raise typer.Exit(jobs.follow(client, job, _write))
+        with _detachable(job):
+            raise typer.Exit(jobs.follow(server, job, _write))
 
     @group.command()
     def stop(job: Job, address: Server = None, as_json: Json = False) -> None:
-        """End a job; what it has done stays, and the same `clearsep submit` goes on with it."""
-        from cluster import jobs
-
-        found = jobs.stop(_client(address), job)
-        show(lambda: [_job_table([found])], found, as_json)
+        """Stop a job. Its results stay; the same `clearsep submit` resumes it."""
+        state = jobs.stop(_server(address), job)
+        show(lambda: [_job_table([state])], state, as_json)
 
     return group
 
 
-def _parsed(app: typer.Typer, name: str, arguments: Sequence[str]) -> Command:
-    """A command line of ours, checked here so that a misspelt option is not found out on the cluster."""
+def parse_command(app: typer.Typer, name: str, arguments: Sequence[str]) -> Command:
+    """A command line of this project, checked before it is sent; exits with code 2 for a wrong one."""
     if name not in COMMANDS:
-        raise ValueError(f"{name} is not submitted; those that are: {', '.join(COMMANDS)}")
+        raise ValueError(f"a submitted command must be one of {', '.join(COMMANDS)}, got {name}; run others locally")
     group: Any = typer.main.get_command(app)
-    given = group.commands[name].make_context(f"clearsep {name}", list(arguments)).params
-    if given.get("address"):
-        raise ValueError("a job uses the cluster that it runs on; give --address before the command's name")
-    separator = given.get("separator") or given.get("from_")
+    options = group.commands[name].make_context(f"clearsep {name}", list(arguments)).params
+    if options.get("address"):
+        raise ValueError(
+            "--address must come before the command's name, got it among its options; a job uses its own cluster"
+        )
+    separators = [options.get("separator") or options.get("from_")]
+    separators += [text.partition("=")[2] for text in options.get("set_") or [] if text.startswith("separator=")]
     return Command(
         name=name,
         arguments=tuple(arguments),
-        out=given["out"],
-        separator=separator if separator != "scratch" else None,
+        out=options["out"],
+        separator=separators[-1] if separators[-1] != "scratch" else None,
     )
 
 
 def _pair(word: str) -> tuple[str, str]:
     key, equals, value = word.partition("=")
     if not key or not equals:
-        raise ValueError(f"--metadata {word} is not KEY=VALUE")
+        raise ValueError(f"--metadata must be KEY=VALUE, got {word!r}; write it like team=birds")
     return key, value
 
 
-def _client(named: str | None) -> Any:  # noqa: ANN401 - Ray's client
-    from cluster import jobs
-
-    address = jobs.address_of(named)
-    if (told := jobs.exposure(address)) is not None:
-        _LOGGER.info(told)
-    return jobs.client(address)
+def _server(given: str | None) -> JobServer:
+    address = jobs.server_address(given)
+    if (warning := jobs.exposure_warning(address)) is not None:
+        _LOGGER.warning(warning)
+    return jobs.connect_to_server(address)
 
 
 def _write(text: str) -> None:
@@ -207,48 +212,50 @@ def _write(text: str) -> None:
 
 
 @contextmanager
-def _leaving(job: str) -> Iterator[None]:
-    """Ctrl-C ends the watching alone."""
+def _detachable(job: str) -> Iterator[None]:
+    """Let Ctrl-C end the following and leave the job running."""
     try:
         yield
     except KeyboardInterrupt:
         _LOGGER.info(
-            f"the job goes on; clearsep jobs logs --follow {job} watches it again, clearsep jobs stop {job} ends it"
+            f"the job keeps running; clearsep jobs logs --follow {job} follows it again, clearsep jobs stop {job} "
+            "stops it"
         )
         raise typer.Exit(130) from None
 
 
-def _job_table(found: Sequence[dict[str, Any]]) -> ReportTable:
+def _job_table(states: Sequence[JobState]) -> ReportTable:
     columns = ("job", "status", "command", "out", "started", "wall_s", "exit_code")
-    rows = [["" if job[name] is None else str(job[name]) for name in columns] for job in found]
+    rows = [["" if job[name] is None else str(job[name]) for name in columns] for job in map(dict, states)]
     return ReportTable(title="Jobs", columns=columns, rows=rows)
 
 
-def _node_tables(nodes: Sequence[dict[str, Any]]) -> list[ReportTable]:
+def _node_tables(nodes: Sequence[NodeReport]) -> list[ReportTable]:
     tables = [ReportTable(title="Nodes", columns=_NODES, rows=[_node_row(node) for node in nodes])]
-    for name in ("problems", "notes"):
-        rows = [[node["node"], told] for node in nodes for told in node[name]]
+    for title, rows in (
+        ("Problems", [[node["node"], text] for node in nodes for text in node["problems"]]),
+        ("Notes", [[node["node"], text] for node in nodes for text in node["notes"]]),
+    ):
         if rows:
-            tables.append(ReportTable(title=name.capitalize(), columns=("node", "what"), rows=rows))
+            tables.append(ReportTable(title=title, columns=("node", "what"), rows=rows))
     return tables
 
 
-def _node_row(node: dict[str, Any]) -> list[str]:
+def _node_row(node: NodeReport) -> list[str]:
     versions = node.get("versions", {})
-    seen = ", ".join(f"{gpu['name']} {gpu['memory_gib']:.0f} GiB" for gpu in node.get("gpus_seen", []))
     speed = node.get("separator_rtf")
 
-    def number(name: str, digits: int) -> str:
-        return "" if node.get(name) is None else f"{node[name]:.{digits}f}"
+    def number(value: float | None, digits: int) -> str:
+        return "" if value is None else f"{value:.{digits}f}"
 
     return [
         node["node"],
         f"{node['cpus']:g}",
         f"{node['gpus']:g}",
-        seen,
+        ", ".join(f"{gpu['name']} {gpu['memory_gib']:.0f} GiB" for gpu in node.get("gpus_seen", [])),
         *(str(versions.get(name) or "") for name in ("python", "ray", "torch")),
-        number("disk_gib", 0),
-        number("clock_offset_s", 2),
-        number("out_ms", 0),
+        number(node.get("disk_gib"), 0),
+        number(node["clock_offset_s"], 2),
+        number(node.get("out_ms"), 0),
         "" if speed is None else f"{1 / speed:.0f} × real time",
     ]

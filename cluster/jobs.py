@@ -1,4 +1,7 @@
-"""TODO cluster/jobs.py."""
+"""Jobs on a Ray cluster: connect to its job server, follow, list and stop jobs.
+
+Following is our own code: Ray's client neither survives a lost connection nor returns the job's exit code.
+"""
 
 from __future__ import annotations
 
@@ -10,32 +13,59 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
-DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+_DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+JobServer: TypeAlias = Any
+"""Ray's ``JobSubmissionClient``, which has no types."""
 _TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
-_AGAIN_S = 2.0
+_RETRY_S = 2.0
 
 
-def address_of(named: str | None) -> str:
-    """The job server's address: as named, ``RAY_API_SERVER_ADDRESS``, or the one on this machine.
+class JobState(TypedDict):
+    """The state of a job as commands print it; holds no values of environment variables."""
 
-    Raises:
-        ValueError: it is not one of HTTP, such as Ray's own ``ray://``.
+    job: str
+    """Id of the job."""
+    status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    command: str
+    """Name of the submitted command."""
+    out: str
+    """Folder or address of its results."""
+    started: str | None
+    """Start in ISO format, UTC; None before it."""
+    wall_s: float | None
+    """Seconds from the start to the end or to now."""
+    exit_code: int | None
+    """Exit code; None while the job is active."""
+    message: str
+    """Ray's message about the status."""
+    metadata: dict[str, str]
+    """Metadata that was given at submission."""
+
+
+def server_address(given: str | None) -> str:
+    """The job server's address: ``given``, else ``RAY_API_SERVER_ADDRESS``, else the one on this machine.
+
+    Raises ``ValueError`` for an address that is not HTTP (such as ``ray://``) or holds a password.
     """
-    address = named or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS
+    address = given or os.environ.get("RAY_API_SERVER_ADDRESS") or _DEFAULT_ADDRESS
     address = (address if "://" in address else f"http://{address}").rstrip("/")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"jobs are submitted to the cluster's dashboard, http://HOST:8265, not to {address}")
+        raise ValueError(
+            f"the address of a job server must be http(s)://HOST:PORT, got {address}; "
+            "give that of the cluster's dashboard, such as http://HOST:8265"
+        )
     if parts.username or parts.password:
-        raise ValueError("an address holds no password, for it is shown; " + _TOKEN_REMEDY)
+        raise ValueError(f"an address must hold no password, got one (addresses are displayed); {_TOKEN_REMEDY}")
     return address
 
 
-def exposure(address: str) -> str | None:
-    """Why an address should not be used like this, in words; None for one of this machine, or with token and TLS."""
+def exposure_warning(address: str) -> str | None:
+    """Warning about an unprotected connection to another machine; None for this machine, or with token and TLS."""
     parts = urlsplit(address)
     host = parts.hostname or ""
     with contextlib.suppress(ValueError):
@@ -45,116 +75,112 @@ def exposure(address: str) -> str | None:
         return None
     reasons = []
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        reasons.append(f"no token is used, so that whoever reaches it may run code on the cluster ({_TOKEN_REMEDY})")
+        reasons.append(f"without a token, anybody who reaches it can run code on the cluster ({_TOKEN_REMEDY})")
     if parts.scheme != "https":
         reasons.append(
-            "what is sent is not encrypted, so that whoever is on the way can read and change it, the token too "
+            "the connection is not encrypted, so anybody in between can read and change it, including the token "
             "(use an https:// address, or a tunnel to 127.0.0.1)"
         )
-    return f"warning: {address} is not this machine: {'; '.join(reasons)}" if reasons else None
+    return f"{address} is not this machine: {'; '.join(reasons)}" if reasons else None
 
 
-def client(address: str) -> Any:  # noqa: ANN401 - Ray's JobSubmissionClient, which has no types
-    """A connection to the job server at an address of :func:`address_of`.
+def connect_to_server(address: str) -> JobServer:
+    """A client of the job server at an address of :func:`server_address`.
 
-    Raises:
-        ValueError: it does not let us in.
-        ConnectionError: nobody answers there.
+    Raises ``ValueError`` if the server refuses the token, ``ConnectionError`` if no server answers.
     """
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # its words on connections
-    os.environ["RAY_API_SERVER_ADDRESS"] = address  # or Ray goes by RAY_ADDRESS, whatever it is told
-    with _answers(address):
+    logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # no messages about connections
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS to the given address
+    with translated_errors(address):
         return JobSubmissionClient(address)
 
 
 @contextlib.contextmanager
-def _answers(address: str) -> Iterator[None]:
-    """What Ray raises when it is not reached or does not let in, in words that say what to change."""
+def translated_errors(address: str) -> Iterator[None]:
+    """Turn Ray's errors of connection and authentication into errors that say what to change."""
     from ray.exceptions import AuthenticationError
     from ray.util.state.exception import RayStateApiException
     from requests.exceptions import RequestException
 
+    remedy = "start one (ray start --head), or give another address with --address"
     try:
         yield
     except RequestException as error:
-        raise ConnectionError(f"the cluster at {address} does not answer ({type(error).__name__})") from None
+        raise ConnectionError(f"cannot reach the cluster at {address} ({type(error).__name__}); {remedy}") from None
     except ConnectionError:
-        raise ConnectionError(
-            f"no Ray cluster answers at {address}; start one (ray start --head), or name another with --address"
-        ) from None
+        raise ConnectionError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
     except AuthenticationError:
-        raise ValueError(f"the cluster at {address} did not accept the token: {_TOKEN_REMEDY}") from None
+        raise ValueError(f"cannot use the cluster at {address} (it refused the token); {_TOKEN_REMEDY}") from None
     except RayStateApiException as error:
-        told = (str(error).splitlines() or [""])[0]
-        raise ConnectionError(f"the cluster at {address} does not say what nodes it has ({told})") from None
+        cause = (str(error).splitlines() or [""])[0]
+        raise ConnectionError(f"cannot list the nodes of the cluster at {address} ({cause}); try again") from None
 
 
-def follow(jobs: Any, job: str, write: Callable[[str], None]) -> int:  # noqa: ANN401 - Ray's client
-    """Pass a job's log on as it comes until the job ends; returns its exit code. A lost connection is made again."""
-    told = 0
+def follow(server: JobServer, job: str, write: Callable[[str], None]) -> int:
+    """Write a job's log as it grows until the job ends; returns its exit code. Reconnects after a lost connection."""
+    num_written = 0
     while True:
-        told = asyncio.run(_tail(jobs, job, told, write))
-        info = _patiently(lambda: jobs.get_job_info(job), job)
+        num_written = asyncio.run(_tail(server, job, num_written, write))
+        info = _retried(lambda: server.get_job_info(job), job)
         if info.status.is_terminal():
-            write(_patiently(lambda: jobs.get_job_logs(job), job)[told:])
+            write(_retried(lambda: server.get_job_logs(job), job)[num_written:])
             return exit_code(info)
-        time.sleep(_AGAIN_S)
+        time.sleep(_RETRY_S)
 
 
-async def _tail(jobs: Any, job: str, told: int, write: Callable[[str], None]) -> int:  # noqa: ANN401 - Ray's client
-    """Characters of the log that were passed on when the connection ended; a new one begins at the log's beginning."""
+async def _tail(server: JobServer, job: str, num_written: int, write: Callable[[str], None]) -> int:
+    """Follow one connection, which starts at the log's start, to its end; returns the characters written so far."""
     import aiohttp
 
-    at, chunks = 0, aiter(jobs.tail_job_logs(job))
+    position, chunks = 0, aiter(server.tail_job_logs(job))
     while True:
         try:
             chunk = await anext(chunks)
         except (StopAsyncIteration, RuntimeError, OSError, aiohttp.ClientError):  # the connection, not the job
-            return told
-        if at + len(chunk) > told:
-            write(chunk[max(0, told - at) :])
-            told = at + len(chunk)
-        at += len(chunk)
+            return num_written
+        if position + len(chunk) > num_written:
+            write(chunk[max(0, num_written - position) :])
+            num_written = position + len(chunk)
+        position += len(chunk)
 
 
-def _patiently(ask: Callable[[], Any], job: str, limit_s: float = 300.0) -> Any:  # noqa: ANN401 - what Ray's client answers
-    """The answer of a job server that may be away for some minutes, while its head node moves."""
-    until = time.monotonic() + limit_s
+def _retried(request: Callable[[], Any], job: str, limit_s: float = 300.0) -> Any:  # noqa: ANN401 - Ray's answers
+    """The answer of a job server that may be away for some minutes while its head node moves."""
+    deadline = time.monotonic() + limit_s
     while True:
         try:
-            return ask()
+            return request()
         except (OSError, RuntimeError) as error:
             if _is_unknown(error):
                 raise RuntimeError(
-                    f"the cluster does not know {job} any more, it was lost with its head node"
+                    f"cannot find job {job} (it was lost with the head node); submit the same command again"
                 ) from None
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise ConnectionError(
-                    f"the cluster has not answered for {limit_s:.0f} s ({type(error).__name__}); the job may go on: "
-                    "clearsep jobs list"
+                    f"cannot reach the cluster (no answer for {limit_s:.0f} s, {type(error).__name__}); the job may "
+                    "still run: see clearsep jobs list"
                 ) from None
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_S)
 
 
 def _is_unknown(error: Exception) -> bool:
-    """Whether the job server says that there is no such job."""
+    """True if the job server reports that it has no such job."""
     return isinstance(error, RuntimeError) and ("code 404" in str(error) or "does not exist" in str(error))
 
 
 def exit_code(info: Any) -> int:  # noqa: ANN401 - Ray's JobDetails
-    """A job's exit code: its command's own, 143 where it was stopped, 1 where it never got to a command."""
+    """A job's exit code: that of its command, 143 if it was stopped, 1 if its command never started."""
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":
         return 143
     code = info.driver_exit_code
-    return code % 256 if code else 1  # one that a signal ended is below 0
+    return code % 256 if code else 1  # negative if a signal ended it
 
 
-def describe(info: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
-    """What a user wants to know of a job; the values of its environment are not among it."""
+def _state(info: Any) -> JobState:  # noqa: ANN401 - Ray's JobDetails
     started, ended = (value / 1000 if value else None for value in (info.start_time, info.end_time))
     metadata: Mapping[str, str] = info.metadata or {}
     return {
@@ -165,41 +191,41 @@ def describe(info: Any) -> dict[str, Any]:  # noqa: ANN401 - Ray's JobDetails
         "started": dt.datetime.fromtimestamp(started, dt.UTC).isoformat(timespec="seconds") if started else None,
         "wall_s": round((ended or time.time()) - started, 1) if started else None,
         "exit_code": exit_code(info) if info.status.is_terminal() else None,
-        "message": (info.message or "").partition(", last available logs")[0],  # they are the log's end again
+        "message": (info.message or "").partition(", last available logs")[0],  # Ray repeats the end of the log
         "metadata": dict(metadata),
     }
 
 
-def listed(jobs: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - Ray's client
-    """All jobs of ours that the cluster remembers, the newest first."""
-    found = [describe(info) for info in jobs.list_jobs() if (info.metadata or {}).get("clearsep")]
-    return sorted(found, key=lambda job: job["started"] or "", reverse=True)
+def list_jobs(server: JobServer) -> list[JobState]:
+    """All jobs of this project that the cluster remembers, newest first."""
+    states = [_state(info) for info in server.list_jobs() if (info.metadata or {}).get("clearsep")]
+    return sorted(states, key=lambda job: job["started"] or "", reverse=True)
 
 
-def status(jobs: Any, job: str) -> dict[str, Any]:  # noqa: ANN401 - Ray's client
-    """One job; a ``ValueError`` where the cluster knows none of that name."""
-    return describe(_known(jobs, job))
+def job_state(server: JobServer, job: str) -> JobState:
+    """The state of one job; ``ValueError`` if the cluster has no job of that id."""
+    return _state(_known(server, job))
 
 
-def stop(jobs: Any, job: str, limit_s: float = 120.0) -> dict[str, Any]:  # noqa: ANN401 - Ray's client
-    """End a job in good order, wait until it has ended, and say how it stands."""
-    if not _known(jobs, job).status.is_terminal():
-        jobs.stop_job(job)
-    until = time.monotonic() + limit_s
-    while not (info := jobs.get_job_info(job)).status.is_terminal():
-        if time.monotonic() > until:
+def stop(server: JobServer, job: str, limit_s: float = 120.0) -> JobState:
+    """Stop a job, wait until it has ended and return its state; ``RuntimeError`` if it has not after ``limit_s``."""
+    if not _known(server, job).status.is_terminal():
+        server.stop_job(job)
+    deadline = time.monotonic() + limit_s
+    while not (info := server.get_job_info(job)).status.is_terminal():
+        if time.monotonic() > deadline:
             raise RuntimeError(
-                f"{job} has not ended {limit_s:.0f} s after it was told to; see clearsep jobs logs {job}"
+                f"cannot stop job {job} (still active after {limit_s:.0f} s); see clearsep jobs logs {job}"
             )
         time.sleep(0.5)
-    return describe(info)
+    return _state(info)
 
 
-def _known(jobs: Any, job: str) -> Any:  # noqa: ANN401 - Ray's client and its JobDetails
-    with _answers(jobs.get_address()):
+def _known(server: JobServer, job: str) -> Any:  # noqa: ANN401 - Ray's JobDetails
+    with translated_errors(server.get_address()):
         try:
-            return jobs.get_job_info(job)
+            return server.get_job_info(job)
         except RuntimeError as error:
             if not _is_unknown(error):
                 raise
-    raise ValueError(f"the cluster knows no job {job}; clearsep jobs list shows those it knows")
+    raise ValueError(f"there is no job {job} on the cluster; clearsep jobs list shows its jobs")

@@ -1,1 +1,1 @@
-"""One pass over a corpus: clips in, scored stems, tracks and failures out."""
+"""The engine: read a corpus, separate and score it in one pass, and select training tracks from its stems."""

@@ -1,4 +1,8 @@
-"""TODO engine/errors.py."""
+"""Every exception that this project defines, in one tree.
+
+A wrong argument or setting raises ``ValueError``, a failing network, disk or server ``OSError``. The classes here are
+for what a caller may want to tell apart; each is also one of Python's own.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,42 @@ import difflib
 from collections.abc import Iterable
 
 
-class AudioError(ValueError):
-    """A file or segment that cannot be used: the message says why and what to do."""
+class ClearsepError(Exception):
+    """Base class of the project's exceptions."""
+
+    has_remedy = True
+    """The message says what to do next, so that the command adds no advice of its own."""
 
 
-class TooManyFailuresError(RuntimeError):
-    """More of a pass's queries failed than it lets; the words say what to do."""
+class AudioError(ClearsepError, ValueError):
+    """A file or segment cannot be used."""
 
-    says_how_to_go_on = True
+
+class DecodeError(AudioError):
+    """The decoder process could not decode a file."""
+
+    def __init__(self, message: str, error_class: str = "DecodeError", transient: bool = False) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        """Class of the exception in the decoder process, or DecoderCrash, DecoderTimeout or DecoderStart."""
+        self.transient = transient
+        """The cause may pass by itself, so another attempt is worth its time."""
+
+
+class InUseError(ClearsepError, ValueError):
+    """Another process holds the lock of an output folder."""
+
+
+class LockLostError(ClearsepError, RuntimeError):
+    """Another process took over the lock of an output folder in S3 while this one was writing to it."""
+
+
+class TooManyFailuresError(ClearsepError, RuntimeError):
+    """More queries of a pass failed than ``max_failed_fraction`` allows."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: the known names, nearest first where one is near."""
+    """The end of an error message about an unknown name: the most similar known name, or the known names."""
     options = sorted(known)
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
     if close:

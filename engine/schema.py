@@ -1,10 +1,10 @@
-"""Arrow schemas: the columns in which the steps of the engine meet.
+"""Columns of the files that the steps of the engine exchange, as Arrow schemas and typed rows.
 
 Row types, in the order in which a pass makes them:
 
 * *clip*: one piece of natural audio with its labels;
 * *stem*: what the separator returned for one clip and one label, with every score;
-* *failure*: what could not be done, with its reason. Nothing is dropped without one.
+* *failure*: a clip, or one of its labels, that could not be processed, with the reason. No clip is dropped silently.
 
 Unit suffixes: ``_s`` seconds, ``_hz``, ``_db``, ``_dbfs``, ``_fraction`` (0 to 1), ``num_`` counts.
 """
@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 CLIPS = pa.schema(
     [
-        pa.field("clip_id", pa.string(), nullable=False),  # hash of path, segment and labels
-        pa.field("path", pa.string(), nullable=False),  # as the manifest wrote it
+        pa.field("clip_id", pa.string(), nullable=False),  # hash of path, labels and times
+        pa.field("path", pa.string(), nullable=False),  # as in the manifest
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("start_s", pa.float64()),  # null: from the beginning
         pa.field("end_s", pa.float64()),  # null: to the end
@@ -29,7 +29,7 @@ CLIPS = pa.schema(
 )
 
 SCORES_VERSION = 2
-"""Of what the scores mean: a pass made under another one is not gone on with, an estimator of another one not used."""
+"""Version of the score definitions; passes and estimators of another version are refused."""
 
 SCORES = pa.schema(
     [
@@ -37,21 +37,21 @@ SCORES = pa.schema(
         pa.field("re_si_sdr_db", pa.float32()),  # per clip
         pa.field("remix_snr_db", pa.float32()),  # per clip
         pa.field("stem_level_db", pa.float32()),  # stem energy relative to the mixture's
-        pa.field("active_fraction", pa.float32()),  # of the stem's time within reach of its loudest moment
-        pa.field("coherence_fraction", pa.float32()),  # with the most similar other stem; null for one stem
+        pa.field("active_fraction", pa.float32()),  # of the time, in which the stem is close to its loudest level
+        pa.field("coherence_fraction", pa.float32()),  # with the most similar other stem; null if it is the only stem
         pa.field("mixture_coherence_fraction", pa.float32()),  # with the mixture
-        pa.field("mask_snr_db", pa.float32()),  # what the masks that make the clip's stems expect of this one
-        pa.field("share_si_sdr_db", pa.float32()),  # against its share of the clip
-        pa.field("contested_db", pa.float32()),  # how much of the stem its clip's other stems claim too; null for one
-        pa.field("cycle_si_sdr_db", pa.float32()),  # remixed and separated again, against itself; null: switched off
-        pa.field("rival_leak_db", pa.float32()),  # what the rivals' queries pull out of the stem alone; likewise
+        pa.field("mask_snr_db", pa.float32()),  # expected from the masks that would make the clip's stems
+        pa.field("share_si_sdr_db", pa.float32()),  # of the stem against its share of the mixture
+        pa.field("contested_db", pa.float32()),  # part of the stem that other stems claim too; null if the only stem
+        pa.field("cycle_si_sdr_db", pa.float32()),  # remixed and separated again, against itself; null if switched off
+        pa.field("rival_leak_db", pa.float32()),  # separated from the stem by rivals' queries; null if switched off
         pa.field("tagger_margin_db", pa.float32()),  # own label over the strongest rival; null without a tagger
     ]
 )
 
 ESTIMATES = pa.schema(
     [
-        pa.field("estimated_si_sdr_db", pa.float32()),  # of the stem against the truth that nobody has
+        pa.field("estimated_si_sdr_db", pa.float32()),  # of the stem against its true source, which is unknown
         pa.field("estimated_error_db", pa.float32()),  # standard deviation of that estimate
     ]
 )
@@ -64,7 +64,7 @@ STEMS = pa.schema(
         pa.field("num_samples", pa.int64(), nullable=False),
         pa.field("audio_flac", pa.binary(), nullable=False),  # 24-bit FLAC of stem / 2**audio_exponent
         pa.field("audio_exponent", pa.int8(), nullable=False),
-        pa.field("mixture_flac", pa.binary()),  # the clip itself, likewise, with the first of its stems
+        pa.field("mixture_flac", pa.binary()),  # the clip itself, coded in the same way, with its first stem only
         pa.field("mixture_exponent", pa.int8()),
         *SCORES,
     ]
@@ -72,57 +72,95 @@ STEMS = pa.schema(
 
 FAILURES = pa.schema(
     [
-        pa.field("clip_id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
+        *CLIPS,  # path and labels may be empty in a failure of the step "manifest"
+        pa.field("is_cut", pa.bool_(), nullable=False),  # its times are those of a file that was cut: see cut_rows
         pa.field("label", pa.string()),  # null: the whole clip failed
-        pa.field("num_queries", pa.int32(), nullable=False),  # how many stems are missing because of it, 1 at least
+        pa.field("num_queries", pa.int32(), nullable=False),  # stems that are missing because of it, at least 1
         pa.field("step", pa.string(), nullable=False),  # manifest, decode, separate or score
         pa.field("error_class", pa.string(), nullable=False),
         pa.field("message", pa.string(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),  # more than 1 where the error was one that may pass
+        pa.field("attempts", pa.int32(), nullable=False),  # more than 1 if the error was one that may pass by itself
     ]
 )
+
+
+class ClipRow(TypedDict):
+    """One row of ``CLIPS``."""
+
+    clip_id: str
+    path: str
+    labels: list[str]
+    start_s: float | None
+    end_s: float | None
+
+
+class FailureRow(ClipRow):
+    """One row of ``FAILURES``."""
+
+    is_cut: bool
+    label: str | None
+    num_queries: int
+    step: str
+    error_class: str
+    message: str
+    attempts: int
 
 
 _SENTENCE = "the sound of "
 
 
 def plain_label(label: str) -> str:
-    """What makes two spellings one label: lower case, spaces for underscores, without ClearSep's "The sound of"."""
+    """The common spelling of a label: lower case, spaces for underscores, without ClearSep's "The sound of"."""
     words = label.strip().lower().replace("_", " ")
     return words.removeprefix(_SENTENCE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """A clip with its samples: what decoding hands to separating."""
+    """A clip with its samples, as decoding passes it to separation."""
 
-    row: dict[str, Any]
-    """Its row of ``CLIPS``."""
+    row: ClipRow
     samples_T: np.ndarray
     """Float32 mono samples at the separator's rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeparatedClip:
-    """A clip and the stems of those labels that the separator could be asked for: what scoring takes."""
+    """A clip and its stems, as separation passes them to scoring; labels that failed are absent."""
 
     clip: DecodedClip
     labels: list[str]
     stems_ST: np.ndarray
     extra: Sequence[Mapping[str, float | None]] = ()
-    """Of each stem the scores that take a separator or a tagger, where they were asked for."""
+    """For each stem, the scores that need a separator or a tagger; empty if none were computed."""
+
+
+def clip_columns(row: Mapping[str, object]) -> ClipRow:
+    """The columns of ``CLIPS`` in a row that may have more."""
+    return {name: row[name] for name in CLIPS.names}  # type: ignore[return-value]
 
 
 def failure(
-    *, clip_id: str, path: str, num_queries: int, step: str, error: Exception, label: str | None = None
-) -> dict[str, Any]:
-    """One row of ``FAILURES`` for an exception caught at a step; without a label it counts as one query."""
+    clip: Mapping[str, object],
+    *,
+    step: str,
+    error: Exception,
+    label: str | None = None,
+    num_queries: int | None = None,
+    is_cut: bool = True,
+) -> FailureRow:
+    """One row of ``FAILURES`` for an exception caught at a step.
+
+    ``num_queries`` is by default 1 for a failed label and the number of labels for a failed clip. ``is_cut`` is false
+    for a row of the manifest whose file could not be opened.
+    """
+    row = clip_columns(clip)
+    queries = len(row["labels"]) if label is None else 1
     return {
-        "clip_id": clip_id,
-        "path": path,
+        **row,
+        "is_cut": is_cut and row["end_s"] is not None,
         "label": label,
-        "num_queries": max(1, num_queries),
+        "num_queries": max(1, queries if num_queries is None else num_queries),
         "step": step,
         "error_class": getattr(error, "error_class", type(error).__name__),
         "message": str(error)[:2000],

@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import annotated_types
 import pydantic
 import pydantic.dataclasses
 import yaml
@@ -81,21 +79,26 @@ def config(kind: type[T]) -> type[T]:
     init = checked.__init__
 
     @functools.wraps(init)
-    def in_words(self: object, *args: Any, **values: Any) -> None:  # noqa: ANN401 - any setting's value
+    def checked_init(self: object, *args: Any, **values: Any) -> None:  # noqa: ANN401 - any setting's value
         try:
             init(self, *args, **values)
         except pydantic.ValidationError as error:
             raise ValueError(_explain(checked, error)) from None
 
-    checked.__init__ = in_words  # type: ignore[method-assign]
+    checked.__init__ = checked_init  # type: ignore[method-assign]
     found: type[T] = checked  # type: ignore[assignment]
     return found
 
 
-def build(kind: type[T], settings: Tree) -> T:
-    """A config object from plain settings; a wrong type, range or key is a ``ValueError`` that names the setting."""
-    if not _fields(kind):  # TRANSITION: not a config class yet
-        return pydantic.TypeAdapter(kind).validate_python(settings)
+def build(kind: type[T], settings: T | Mapping[str, Any]) -> T:
+    """A config object from plain settings; a wrong type, range or key is a ``ValueError`` that names the setting.
+
+    A config object is returned as it is.
+    """
+    if isinstance(settings, kind):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"settings must be a mapping of names to values, got {settings!r}; give {{name: value}}")
     return kind(**{str(key): value for key, value in settings.items()})
 
 
@@ -116,9 +119,9 @@ def deciding(settings: Any, kind: type | None = None) -> Tree:  # noqa: ANN401 -
     kind = kind or type(settings)
     found: Tree = {}
     for key, value in plain(settings).items():
-        field = _fields(kind).get(key)
-        if field is None or not any(mark is RUNTIME for mark in field.metadata):
-            inner = _config_class(field.annotation) if field is not None else None
+        field = fields_of(kind).get(key)
+        if field is None or RUNTIME not in field.metadata:
+            inner = config_class(field.annotation) if field is not None else None
             found[key] = deciding(value, inner) if inner is not None and isinstance(value, dict) else value
     return found
 
@@ -156,7 +159,7 @@ def override(settings: Tree, overrides: Iterable[str]) -> Tree:
         try:
             read = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise ValueError(f"--set {text}: the value must be YAML; quote it, such as 'key=\"a: b\"'") from None
+            raise ValueError(f"--set must have a YAML value, got {text!r}; quote it, such as 'key=\"a: b\"'") from None
         _put(settings, key.strip().split("."), read, text)
     return settings
 
@@ -173,119 +176,45 @@ def _position(node: object, key: str, text: str) -> Any:  # noqa: ANN401 - a key
     if isinstance(node, dict):
         return key
     if not isinstance(node, list):
-        raise ValueError(f"--set {text}: cannot set .{key} inside {node!r} (it has no settings); leave out .{key}")
+        raise ValueError(f"cannot set .{key} of {text} ({node!r} has no settings inside); leave out .{key}")
     if not key.isdigit() or int(key) >= len(node):
-        raise ValueError(f"--set {text}: {key!r} must be a position from 0 to {len(node) - 1}; correct it")
+        raise ValueError(f"--set must have a position from 0 to {len(node) - 1}, got {key!r} in {text}; correct it")
     return int(key)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
-    """One setting as the reference and ``clearsep settings`` show it."""
-
-    name: str
-    """Full name with dots, such as ``distil.mix.batch_size``."""
-    type: str
-    """Type in words."""
-    range: str
-    """Allowed values in words; empty where any value of the type is allowed."""
-    default: str
-    """Default as YAML writes it; ``required`` where there is none."""
-    meaning: str
-    """What the setting does."""
-    is_runtime: bool
-    """Whether it changes how fast the work goes and nothing else."""
-
-
-def describe_settings(kind: type, prefix: str = "") -> Iterator[Setting]:
-    """Every setting of a config class and of the config classes inside it, in order."""
-    for name, field in _fields(kind).items():
-        inner = _config_class(field.annotation)
-        if inner is not None:
-            yield from describe_settings(inner, f"{prefix}{name}.")
-            continue
-        yield Setting(
-            name=f"{prefix}{name}",
-            type=_type_words(field.annotation),
-            range=_range_words(field),
-            default=_default_words(field),
-            meaning=field.description or "",
-            is_runtime=any(mark is RUNTIME for mark in field.metadata),
-        )
-
-
-def _fields(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
+def fields_of(kind: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
+    """Fields of a config class by name, as pydantic describes them; empty for any other type."""
     found: dict[str, Any] = getattr(kind, "__pydantic_fields__", {})
     return found
 
 
-def _config_class(annotation: Any) -> type | None:  # noqa: ANN401 - any type annotation
-    """The config class that a field's annotation is, or is when it is not null."""
+def config_class(annotation: Any) -> type | None:  # noqa: ANN401 - any type annotation
+    """The config class that a field's annotation names, alone or with null; None for any other annotation."""
     inside = [one for one in typing.get_args(annotation) if one is not type(None)]
     kind = inside[0] if len(inside) == 1 and typing.get_origin(annotation) is not tuple else annotation
-    return kind if isinstance(kind, type) and _fields(kind) else None
-
-
-_TYPE_WORDS = {float: "number", int: "whole number", bool: "true or false", str: "text", type(None): "null"}
-
-
-def _type_words(annotation: Any) -> str:  # noqa: ANN401 - any type annotation
-    origin, inside = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return _type_words(inside[0])
-    if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in inside)
-    if origin is tuple:
-        return f"list of {_type_words(inside[0])}"
-    if origin is dict:
-        return "mapping"
-    if inside:
-        return ", ".join(dict.fromkeys(_type_words(one) for one in inside)).replace(", null", " or null")
-    return _TYPE_WORDS.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def _range_words(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
-    words = {annotated_types.Gt: "above", annotated_types.Ge: "at least"}
-    words |= {annotated_types.Lt: "below", annotated_types.Le: "at most"}
-    marks = [*field.metadata, *_marks(field.annotation)]
-    flat = [part for mark in marks for part in (mark.metadata if hasattr(mark, "metadata") else [mark])]
-    found = {
-        f"{words[type(part)]} {next(iter(dataclasses.asdict(part).values())):g}" for part in flat if type(part) in words
-    }
-    return ", ".join(sorted(found))
-
-
-def _marks(annotation: Any) -> list[Any]:  # noqa: ANN401 - any type annotation
-    own = list(getattr(annotation, "__metadata__", ()))
-    return own + [mark for inside in typing.get_args(annotation) for mark in _marks(inside)]
-
-
-def _default_words(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
-    if field.is_required():
-        return "required"
-    value = plain(field.get_default(call_default_factory=True))
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=math.inf).removesuffix("...\n").strip()
-    return text
+    return kind if isinstance(kind, type) and fields_of(kind) else None
 
 
 def _explain(kind: type, error: pydantic.ValidationError) -> str:
     """The most specific of pydantic's errors, in the form "X must be …, got …; remedy"."""
     errors = error.errors()
-    told = max(errors, key=lambda one: (one["type"] == "value_error", len(one["loc"]), one["type"] != "missing"))
-    names, field = _found_field(kind, told["loc"], has_unknown=told["type"] == "unexpected_keyword_argument")
+    worst = max(errors, key=lambda one: (one["type"] == "value_error", len(one["loc"]), one["type"] != "missing"))
+    names, field = _found_field(kind, worst["loc"], has_unknown=worst["type"] == "unexpected_keyword_argument")
     where = ".".join(names) or kind.__name__
-    cause, kind_of_error = told.get("ctx", {}), told["type"]
+    cause, kind_of_error = worst.get("ctx", {}), worst["type"]
     if kind_of_error == "value_error":
-        reason = str(cause.get("error", told["msg"]))
+        reason = str(cause.get("error", worst["msg"]))
+        if where in reason:
+            return reason
         return f"{where} {reason}" if reason.startswith("must ") else f"{where}: {reason}" if names else reason
     if kind_of_error == "unexpected_keyword_argument":
-        parent = _found_field(kind, told["loc"][:-1])[1]
-        known = _fields(kind) if parent is None else _inner_fields(parent.annotation)
+        parent = _found_field(kind, worst["loc"][:-1])[1]
+        known = fields_of(kind) if parent is None else _inner_fields(parent.annotation)
         return f"there is no setting {where}; {nearest(names[-1], known)}"
     if kind_of_error in ("missing", "missing_argument"):
         return f"{where} must be set, got nothing; set {where}"
-    rule = _RULES.get(kind_of_error, told["msg"][:1].lower() + told["msg"][1:]).format(**cause)
-    return f"{where} must be {rule}, got {told['input']!r}; {_remedy(field)}"
+    rule = _RULES.get(kind_of_error, worst["msg"][:1].lower() + worst["msg"][1:]).format(**cause)
+    return f"{where} must be {rule}, got {worst['input']!r}; {_remedy(field)}"
 
 
 _RULES = {
@@ -293,6 +222,7 @@ _RULES = {
     "greater_than_equal": "at least {ge}",
     "less_than": "below {lt}",
     "less_than_equal": "at most {le}",
+    "multiple_of": "a multiple of {multiple_of}",
     "finite_number": "finite",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
@@ -304,6 +234,7 @@ _RULES = {
     "string_type": "text",
     "literal_error": "one of {expected}",
     "dataclass_type": "a mapping of settings",
+    "unexpected_positional_argument": "given by name",
     "tuple_type": "a list",
     "dict_type": "a mapping",
 }
@@ -315,7 +246,7 @@ def _found_field(kind: Any, loc: tuple[int | str, ...], *, has_unknown: bool = F
     ``has_unknown``: the last name is one that the config class does not have.
     """
     names: list[str] = []
-    field, known = None, _fields(kind)
+    field, known = None, fields_of(kind)
     for number, part in enumerate(loc):
         if part in known:
             field = known[str(part)]
@@ -327,7 +258,7 @@ def _found_field(kind: Any, loc: tuple[int | str, ...], *, has_unknown: bool = F
 
 
 def _inner_fields(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - any type annotation
-    found = dict(_fields(annotation))
+    found = dict(fields_of(annotation))
     for inside in typing.get_args(annotation):
         found |= _inner_fields(inside)
     return found

@@ -1,23 +1,26 @@
-"""What every test shares: pinned threads and seeds, and small real folders made by the engine's own writers."""
+"""Fixtures of all tests: fixed threads and seeds, and small folders made by the engine's own writers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
-from engine.audio.decode import write_wav
 from engine.audio.flac import encode_flac24
-from engine.passes.records import write_done
-from engine.passes.shards import write_part
+from engine.passes.records import write_record
+from engine.passes.shards import write_shard
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.storage.files import write_json
-from tests.support import chaos
+from tests.support.command import cli  # noqa: F401 - a fixture
 from tests.support.remixes import clean, natural, recordings, tracks  # noqa: F401 - fixtures
+from tests.support.wav import write_wav
+
+if TYPE_CHECKING:
+    from tests.support.chaos import Undisturbed
 
 RATE_HZ = 8000
 TINY = NetworkConfig(
@@ -32,14 +35,16 @@ def pinned() -> None:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> chaos.Undisturbed:
-    """A small run of two iterations, whose data that of interrupted ones must be."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """A small run of two iterations; interrupted runs must end with the same data."""
+    from tests.support import chaos
+
     return chaos.run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture
 def write_sources(tmp_path: Path) -> Callable[..., Path]:
-    """Writes float WAV files and a CSV path,label,fold of them: ``(name, label, fold, samples)`` a clip."""
+    """Writes float WAV files and their CSV path,label,fold; each clip is ``(name, label, fold, samples)``."""
 
     def write(clips: Sequence[tuple[str, str, int, np.ndarray]], *, folder: str = "sources") -> Path:
         out = tmp_path / folder
@@ -56,10 +61,10 @@ def write_sources(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_pass(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a closed pass of one shard by hand: ``(clip_id, label, samples, scores)`` a stem; returns its folder.
+    """Writes a closed pass of one shard; each stem is ``(clip_id, label, samples, scores)``; returns its folder.
 
-    The stems of a clip stand one after another. Its mixture is their sum and its labels are theirs, unless
-    ``mixtures`` (None: not stored) or ``labels`` say otherwise.
+    The stems of a clip must be consecutive. Its mixture is their sum and its labels are theirs, unless ``mixtures``
+    (None: not stored) or ``labels`` has others.
     """
 
     def write(
@@ -71,10 +76,12 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
         mixtures: Mapping[str, np.ndarray | None] | None = None,
         labels: Mapping[str, Sequence[str]] | None = None,
     ) -> Path:
-        out, part = tmp_path / folder, "part-000000-0000"
+        out, shard = tmp_path / folder, "shard-000000-0000"
         order = [clip_id for clip_id, *_ in stems]
         clips = {clip_id: [stem for stem in stems if stem[0] == clip_id] for clip_id in order}
-        assert order == [clip_id for clip_id in clips for _ in clips[clip_id]], "the stems of a clip stand together"
+        assert order == [clip_id for clip_id in clips for _ in clips[clip_id]], (
+            "the stems of a clip must be consecutive"
+        )
         sums = {
             clip_id: np.sum([samples_T for _, _, samples_T, _ in group], axis=0, dtype=np.float32)
             for clip_id, group in clips.items()
@@ -106,8 +113,8 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
                     **scores,
                 }
             )
-        record = write_part(out, part, stems=rows, failures=list(failures))
-        write_done(out, part, record)
+        record = write_shard(out, shard, stems=rows, failures=list(failures))
+        write_record(out, shard, record)
         write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
         manifest = {
             "num_clips": len(clips),
@@ -123,7 +130,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
             "separator_fingerprint": "teacher",
             "config_fingerprint": "settings",
             "fingerprint": "hand-made",
-            "shards": {part: record["sha256"]},
+            "shards": {shard: record["sha256"]},
         }
         write_json(out / "stems" / "manifest.json", manifest)
         return out
@@ -133,7 +140,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def write_checkpoint(tmp_path: Path) -> Callable[..., Path]:
-    """Saves a tiny untrained separator that knows some labels; returns its folder."""
+    """Saves a tiny untrained separator for some labels; returns its folder."""
 
     def write(labels: Sequence[str], *, folder: str = "separator", history: Sequence[dict[str, Any]] = ()) -> Path:
         save(QuerySeparator(TINY, labels), tmp_path / folder, history=history)

@@ -1,1 +1,1 @@
-"""One distillation: tracks and single-source clips in, a better separator out."""
+"""Training: tracks and single-source clips in, a better separator out."""

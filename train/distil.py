@@ -1,188 +1,83 @@
-"""One distillation with Ray Train: a student learns from tracks and clips, its average is the next teacher."""
+"""Distillation with Ray Train: a student learns from tracks and clips; its averaged weights are the next teacher."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import joblib
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray._private.utils import get_num_cpus
 from torch import nn
 
 from engine.separators import NetworkConfig, load, read_description, save
+from engine.settings import plain
 from engine.storage.files import remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from train.batch_feed import _batches, _made_elsewhere
+from train.batch_feed import batches_from_actors, batches_from_thread
 from train.data.training_data import TrainingData
-from train.evaluation.evaluate import estimator, evaluate
-from train.evaluation.mixtures import ValidationConfig, draw_mixtures
+from train.evaluation.evaluate import SeparatorSystem, evaluate
+from train.evaluation.mixtures import ValidationSet, draw_mixtures
+from train.progress import logged_progress, report_progress
 from train.student import DistilConfig, Student
-from train.task import TrainingTask, _check, _identity, _mixer, _task
-
-_LOGGER = logging.getLogger(__name__)
-
-
-def _train_loop(values: dict[str, Any]) -> None:
-    """What every worker runs."""
-    task: TrainingTask = values["task"]
-    context = ray.train.get_context()
-    rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(task.config.threads_per_worker or max(1, get_num_cpus() // num_ranks - 1))
-    network = NetworkConfig(**read_description(task.start)["network"]) if task.start else task.network
-    place = {"sample_rate_hz": network.sample_rate_hz, "rank": rank, "num_ranks": num_ranks}
-    mixer = _mixer(task, **place)
-    student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            student.restore(torch.load(Path(folder) / "student.pt", map_location=device, weights_only=True))
-        if rank == 0:
-            _tell(task, {"resumed_after_step": student.step})
-    model: nn.Module = student.separator
-    if num_ranks > 1:
-        model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
-    mixtures = []
-    if rank == 0 and task.validation is not None:
-        mixtures = draw_mixtures(task.validation, sample_rate_hz=network.sample_rate_hz)
-    losses: list[float] = []
-    span = (student.step, task.config.steps)
-    batches = _made_elsewhere(task, place, *span) if task.config.batch_makers else _batches(mixer, *span)
-    for batch, num_unusable in batches:
-        losses.append(student.learn(model, batch, device))
-        if student.step % task.config.validate_every_steps == 0 or student.step == task.config.steps:
-            if rank == 0:
-                judged = evaluate(estimator(student.average), mixtures, quick=True) if mixtures else None
-                student.note(sum(losses) / len(losses), judged, num_unusable=num_unusable)
-                _tell(task, student.curve[-1])
-            losses.clear()
-            stop = _agree(student.finished, num_ranks)
-            saved = _checkpoint(student, rank, Path(task.progress).parent, last=stop)
-            ray.train.report({"step": student.step}, checkpoint=saved, delete_local_checkpoint_after_upload=True)
-            if stop:
-                break
-
-
-def _tell(task: TrainingTask, values: Mapping[str, float]) -> None:
-    """A line for the driver, who does not see it from a machine that shares no disk with its own."""
-    Path(task.progress).parent.mkdir(parents=True, exist_ok=True)
-    with open(task.progress, "a") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-def _agree(finished: bool, num_ranks: int) -> bool:
-    """Rank 0's word on whether to stop, for all ranks."""
-    if num_ranks == 1:
-        return finished
-    word = [finished]
-    torch.distributed.broadcast_object_list(word, src=0)
-    return word[0]
-
-
-def _checkpoint(student: Student, rank: int, folder: Path, *, last: bool) -> ray.train.Checkpoint | None:
-    """Rank 0's checkpoint to report; the last one also holds the finished separator."""
-    if rank != 0:
-        return None
-    made = Path(tempfile.mkdtemp(dir=folder, prefix="student-"))
-    torch.save(student.state(), made / "student.pt")
-    if last:
-        save(student.result(), made / "separator")
-    return ray.train.Checkpoint.from_directory(made)
+from train.task import TrainingRecord, TrainingTask, check_task, data_record, make_task, task_identity
 
 
 def distil(
     out: Name,
     *,
-    training_data: TrainingData,
+    data: TrainingData,
     config: DistilConfig | None = None,
     start: Name | None = None,
     network: NetworkConfig | None = None,
-    validation: ValidationConfig | None = None,
-) -> dict[str, Any]:
-    """Train a student into the checkpoint folder ``out``; returns its history entry, with the learning curve.
+    validation: ValidationSet | None = None,
+) -> TrainingRecord:
+    """Train a student into the checkpoint folder ``out``; returns the entry of its history, with the learning curve.
 
-    ``start`` is the teacher's checkpoint to go on from; without it a network of ``network``'s shape is trained from
-    scratch. A training that was stopped goes on from its last checkpoint, and one that is done returns at once. Raises
-    ``ValueError`` for material or settings that cannot work, ``RuntimeError`` if training itself failed.
+    ``start`` is the teacher's checkpoint folder; without it a network of ``network``'s shape is trained from scratch.
+    A training that was stopped resumes from its last checkpoint, and a finished one returns at once. Raises
+    ``ValueError`` for training data or settings that cannot work, ``RuntimeError`` if the training itself failed.
     """
     out, config = location(out), config or DistilConfig()
     started = time.perf_counter()
-    work = out.parent / f".{out.name}-training"
-    task = _task(training_data=training_data, config=config, start=start, network=network, validation=validation)
-    identity = _identity(task)
+    task = make_task(data=data, config=config, start=start, network=network, validation=validation)
+    identity = task_identity(task)
     if (out / "separator.json").is_file():
-        entry: dict[str, Any] = read_description(out)["history"][-1]
-        if entry["identity"] != identity:
-            raise ValueError(f"{out} holds a separator of another training; give another folder, or delete this one")
-        return entry
-    _check(task)
+        record = cast(TrainingRecord, read_description(out)["history"][-1])
+        if record["identity"] != identity:
+            raise ValueError(
+                f"{out} must be empty or hold this training, got a separator of another training; give another folder"
+            )
+        return record
+    check_task(task)
+    work = out.parent / f".{out.name}-training"
     with lock(work, "training"):
         history = list(read_description(task.start)["history"]) if task.start else []
-        with _progress_file(work) as progress:
-            with _told(progress):
-                checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
-            with checkpoint.as_directory() as folder:  # beside the progress still, where it was made in this process
-                trained = Path(folder)
-                state = torch.load(trained / "student.pt", map_location="cpu", weights_only=True)
-                entry = {
+        with logged_progress(work) as progress:
+            checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
+            with checkpoint.as_directory() as folder:  # a training in this process keeps it next to the progress file
+                state = torch.load(Path(folder) / "student.pt", map_location="cpu", weights_only=True)
+                record = {
                     "identity": identity,
                     "start": read_description(task.start)["fingerprint"] if task.start else None,
                     "steps": state["counters"]["step"],
-                    "config": asdict(config),
-                    "material": asdict(training_data),
+                    "config": plain(config),
+                    "data": data_record(task.data),
                     "curve": state["curve"],
                     "wall_s": time.perf_counter() - started,
                 }
-                save(load(trained / "separator"), out, history=[*history, entry])
+                save(load(Path(folder) / "separator"), out, history=[*history, dict(record)])
         remove_tree(work)
-    made: dict[str, Any] = read_description(out)["history"][-1]
-    return made
-
-
-@contextmanager
-def _progress_file(work: Location) -> Iterator[Path]:
-    """Where the first worker tells how it goes: beside its checkpoints, or where these are in S3 on this machine."""
-    if isinstance(work, Path):
-        yield work / "progress.jsonl"
-        return
-    with tempfile.TemporaryDirectory(prefix="clearsep-training-") as folder:
-        yield Path(folder) / "progress.jsonl"
-
-
-@contextmanager
-def _told(progress: Path) -> Iterator[None]:
-    """Say every line that the workers add to the progress file while the block runs."""
-    progress.touch()
-    done = threading.Event()
-
-    def follow() -> None:
-        with progress.open() as file:
-            file.seek(0, os.SEEK_END)
-            while not done.wait(1.0):
-                for line in file:
-                    _LOGGER.info("  " + ", ".join(f"{key} {value:.5g}" for key, value in json.loads(line).items()))
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        done.set()
-        follower.join()
+    return cast(TrainingRecord, read_description(out)["history"][-1])
 
 
 def _fit(task: TrainingTask, work: Location, *, name: str) -> ray.train.Checkpoint:
@@ -208,29 +103,97 @@ def _fit(task: TrainingTask, work: Location, *, name: str) -> ray.train.Checkpoi
     )
     threads = torch.get_num_threads()
     try:
-        result = _beside(trainer.fit) if task.config.num_workers else trainer.fit()
+        result = _in_thread(trainer.fit) if task.config.num_workers else trainer.fit()
     except ray.train.TrainingFailedError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise RuntimeError(f"training broke off: {reason}") from error
+        raise RuntimeError(f"cannot finish the training ({reason}); see the log of its workers") from error
     finally:
-        torch.set_num_threads(threads)  # a training in this process has set its own, and sums depend on their number
+        torch.set_num_threads(threads)  # a training in this process changed it, and float sums depend on it
     if result.checkpoint is None:
-        raise RuntimeError(f"training reported no checkpoint; its files are in {work}")
+        raise RuntimeError(f"cannot find a checkpoint of the training (none was reported); see its files in {work}")
     return result.checkpoint
 
 
-def _beside(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
-    """What ``fit`` returns, called in a thread of its own, so that Ctrl-C stays with this one.
+def _train_loop(values: dict[str, TrainingTask]) -> None:
+    """The work of every worker."""
+    task = values["task"]
+    context = ray.train.get_context()
+    rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // num_ranks - 1))
+    mixer = task.mixer(rank=rank, num_ranks=num_ranks)
+    student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
+    _restore(student, task, device, rank)
+    model: nn.Module = student.separator
+    if num_ranks > 1:
+        model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
+    mixtures = []
+    if rank == 0 and task.validation is not None:
+        mixtures = draw_mixtures(task.validation, sample_rate_hz=task.sample_rate_hz)
+    losses: list[float] = []
+    first, end = student.step, task.config.steps
+    if task.config.batch_makers:
+        batches = batches_from_actors(task, rank=rank, num_ranks=num_ranks, first=first, end=end)
+    else:
+        batches = batches_from_thread(mixer, first=first, end=end)
+    for batch, num_unusable in batches:
+        losses.append(student.learn(model, batch, device))
+        if student.step % task.config.validate_every_steps == 0 or student.step == end:
+            if rank == 0:
+                figures = evaluate(SeparatorSystem(student.average), mixtures, quick=True) if mixtures else None
+                student.note(sum(losses) / len(losses), figures, num_unusable=num_unusable)
+                report_progress(task.progress, student.curve[-1])
+            losses.clear()
+            stop = _agree(student.finished, num_ranks)
+            saved = _checkpoint(student, rank, Path(task.progress).parent, last=stop)
+            ray.train.report({"step": student.step}, checkpoint=saved, delete_local_checkpoint_after_upload=True)
+            if stop:
+                break
 
-    In the main thread Ray Train puts a handler of its own in the place of Python's, leaves it there when it is done,
-    and waits in it for a controller that may be busy or gone.
+
+def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:
+    """Continue from the last checkpoint of this training, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as folder:
+        student.restore(torch.load(Path(folder) / "student.pt", map_location=device, weights_only=True))
+    if rank == 0:
+        report_progress(task.progress, {"resumed_after_step": student.step})
+
+
+def _agree(finished: bool, num_ranks: int) -> bool:
+    """The decision of rank 0 whether to stop, on all ranks."""
+    if num_ranks == 1:
+        return finished
+    decision = [finished]
+    torch.distributed.broadcast_object_list(decision, src=0)
+    return decision[0]
+
+
+def _checkpoint(student: Student, rank: int, folder: Path, *, last: bool) -> ray.train.Checkpoint | None:
+    """The checkpoint that rank 0 reports; the last one also contains the finished separator."""
+    if rank != 0:
+        return None
+    made = Path(tempfile.mkdtemp(dir=folder, prefix="student-"))
+    torch.save(student.state(), made / "student.pt")
+    if last:
+        save(student.result(), made / "separator")
+    return ray.train.Checkpoint.from_directory(made)
+
+
+def _in_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
+    """Call ``fit`` in a thread of its own, so that Ctrl-C stays with this one.
+
+    In the main thread Ray Train replaces Python's signal handler, leaves its own there when it is done, and waits in it
+    for a controller that may be busy or gone.
     """
     outcome: list[ray.train.Result | BaseException] = []
 
     def call() -> None:
         try:
             outcome.append(fit())
-        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+        except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
             outcome.append(error)
 
     thread = threading.Thread(target=call, daemon=True)
@@ -243,7 +206,7 @@ def _beside(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
 
 
 def storage(work: Location) -> dict[str, Any]:
-    """Where Ray Train keeps its checkpoints."""
+    """Arguments of ``RunConfig`` for a working folder on disk or in S3."""
     if isinstance(work, Path):
         return {"storage_path": str(work)}
     from engine.storage.s3_client import arrow_filesystem

@@ -1,73 +1,84 @@
-"""A student while it learns: separator, moving average, optimiser and learning curve; knows no Ray."""
+"""A student during its training: separator, moving average, optimiser and learning curve; knows no Ray."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from engine.separators import NetworkConfig, QuerySeparator, load
+from engine.settings import RUNTIME, Count, CountOrNone, Fraction, NonNegative, Positive, Seed, config
+from train.data.batch import Batch
 from train.data.config import MixConfig
-from train.data.mixer import Batch
-from train.losses import batch_loss
+from train.data.strategies.compose import loss_of
+from train.evaluation.figures import Evaluation
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class DistilConfig:
     """How a student is trained."""
 
-    steps: int = 800
+    steps: Count = 800
     """Updates; the learning rate follows a cosine to zero over them."""
-    mix: MixConfig = field(default_factory=MixConfig)
-    """How its mixtures are made."""
-    learning_rate: float = 1e-3
-    """Peak, after the warm-up."""
-    warmup_steps: int = 50
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    """How its training mixtures are made."""
+    learning_rate: Positive = 1e-3
+    """Highest learning rate, after the warm-up."""
+    warmup_steps: CountOrNone = 50
     """Steps of linear warm-up."""
-    weight_decay: float = 1e-2
-    """Of AdamW."""
-    clip_norm: float = 5.0
+    weight_decay: NonNegative = 1e-2
+    """Weight decay of AdamW."""
+    clip_norm: Positive = 5.0
     """Gradients are clipped to this norm."""
-    ema_decay: float = 0.995
-    """Of the average of weights that is validated, saved and becomes the next teacher."""
-    validate_every_steps: int = 200
+    ema_decay: Fraction = 0.995
+    """Decay of the moving average of weights, which is validated, saved and becomes the next teacher."""
+    validate_every_steps: Count = 200
     """Steps between validations, checkpoints and progress lines."""
-    patience: int | None = None
-    """Stop after so many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
-    num_workers: int | tuple[int, int] = 1
-    """Ray Train workers (data parallel), each with batches of its own; or the fewest and the most, where nodes come
-    and go: up to a hundred times the training goes on from its last checkpoint with what is left; 0 trains in this
-    process, for tests."""
-    batch_makers: int = 0
-    """Processes beside each worker, on any node, that make its batches; 0: a thread of the worker makes them. For GPUs
-    that would wait for one thread; the batches are the same."""
-    use_gpu: bool | None = None
-    """Train on GPUs; null: where the cluster has them as the training begins."""
-    threads_per_worker: int | None = None
-    """CPU threads that learn; null: this machine's CPUs shared among the workers, less one that makes the batches."""
-    seed: int = 0
-    """Of weights, draws and order."""
+    patience: Count | None = None
+    """Stop after this many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
+    num_workers: CountOrNone | tuple[Count, Count] = 1
+    """Ray Train workers (data parallel), each with batches of its own, so that their number decides the result.
+
+    A pair is the smallest and the largest number, for clusters whose nodes come and go: the training then resumes up to
+    a hundred times from its last checkpoint with the nodes that are left. 0 trains in this process, for tests.
+    """
+    batch_makers: Annotated[CountOrNone, RUNTIME] = 0
+    """Processes for each worker, on any node, that make its batches, for GPUs that would wait for a single thread; 0: a
+    thread of the worker makes them. The batches are the same."""
+    use_gpu: Annotated[bool | None, RUNTIME] = None
+    """Train on GPUs; null: if the cluster has GPUs when the training begins."""
+    threads_per_worker: Annotated[Count | None, RUNTIME] = None
+    """CPU threads of each worker; null: the CPUs of its machine divided by the workers, less one that makes batches."""
+    seed: Seed = 0
+    """Seed of weights, draws and order."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "learning_rate", "validate_every_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        fewest, most = self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers,) * 2
-        if fewest < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; give 0 (this process) or more")
-        if most != fewest and not 1 <= fewest < most:
-            raise ValueError(f"num_workers is {self.num_workers}; give the fewest, 1 or more, and the most")
-        if self.batch_makers < 0:
-            raise ValueError(f"batch_makers is {self.batch_makers}; give 0 or more")
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(
+                f"num_workers must be the smallest and the largest number, got {list(self.num_workers)}; swap them"
+            )
+
+
+class CurvePoint(TypedDict, total=False):
+    """One validation of a student; figures that were not taken have no key."""
+
+    step: float
+    """Updates so far."""
+    loss_db: float
+    """Mean loss since the last point."""
+    num_unusable: float
+    """Sounds so far that could not be read or are silent."""
+    sdri_db: float
+    si_sdri_db: float
 
 
 class Student:
-    """Separator, its moving average, optimiser and learning curve; everything a checkpoint holds."""
+    """Separator, its moving average, optimiser and learning curve: everything that a checkpoint stores."""
 
     def __init__(
         self,
@@ -78,7 +89,7 @@ class Student:
         network: NetworkConfig,
         device: torch.device,
     ) -> None:
-        self.config = config
+        self.config, self.loss = config, loss_of(config.mix)
         torch.manual_seed(config.seed)
         self.separator = load(start) if start else QuerySeparator(network, labels)
         self.separator.queries.grow(labels)
@@ -89,7 +100,7 @@ class Student:
         )
         self.step, self.best_db, self.waited = 0, -math.inf, 0
         self.best: dict[str, Tensor] | None = None
-        self.curve: list[dict[str, float]] = []
+        self.curve: list[CurvePoint] = []
 
     def learn(self, model: nn.Module, batch: Batch, device: torch.device) -> float:
         """One update; returns the loss in dB."""
@@ -98,13 +109,13 @@ class Student:
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             stems_BT = model(batch.mix_BT, batch.index_B)
-        loss = batch_loss(batch, stems_BT.float(), self.config.mix)
+        loss = self.loss(batch, stems_BT.float())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.separator.parameters(), self.config.clip_norm)
         self.optimizer.step()
         self.step += 1
-        self._follow()
+        self._update_average()
         return float(loss.detach())
 
     def _schedule(self) -> float:
@@ -112,17 +123,17 @@ class Student:
         return warm * 0.5 * (1.0 + math.cos(math.pi * self.step / self.config.steps))
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         for mean, value in zip(self.average.parameters(), self.separator.parameters(), strict=True):
             mean.lerp_(value, 1.0 - decay)
 
-    def note(self, loss: float, validation: dict[str, Any] | None, *, num_unusable: int = 0) -> None:
-        """Add a point to the learning curve and keep the best average where patience asks for it.
+    def note(self, loss: float, validation: Evaluation | None, *, num_unusable: int = 0) -> None:
+        """Add a point to the learning curve and, under patience, remember the best average.
 
-        ``num_unusable`` counts sounds that could not be read or are silent; the curve says so where there are any.
+        ``num_unusable`` counts sounds that could not be read or are silent; the point has it only if there are any.
         """
-        point = {"step": float(self.step), "loss_db": loss}
+        point: CurvePoint = {"step": float(self.step), "loss_db": loss}
         if num_unusable:
             point["num_unusable"] = float(num_unusable)
         if validation is not None:
@@ -136,7 +147,7 @@ class Student:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done or patience is at its end."""
+        """True once all steps are done or patience has run out."""
         patience = self.config.patience
         return self.step >= self.config.steps or (patience is not None and self.waited >= patience)
 
@@ -158,7 +169,7 @@ class Student:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Continue from a :meth:`state`."""
         self.separator.load_state_dict(state["separator"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,129 +1,158 @@
-"""TODO train/task.py."""
+"""One training as its workers get it, the identity of a training, and the checks before it starts."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
-from engine.corpus.sources import read_sources, source_root
 from engine.selection.tracks import read_tracks
 from engine.separators import NetworkConfig, read_description
+from engine.settings import Tree, deciding, plain
 from engine.storage.files import read_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
+from train.data.config import MixConfig
 from train.data.mixer import Mixer
+from train.data.strategies.compose import learns_absence
 from train.data.training_data import TrainingData, make_mixer
-from train.evaluation.mixtures import ValidationConfig
-from train.student import DistilConfig
+from train.evaluation.mixtures import ValidationSet
+from train.student import CurvePoint, DistilConfig
 
-HOW = ("use_gpu", "threads_per_worker", "batch_makers")
-"""Settings that decide how a training is run, not what it is."""
+
+class DataRecord(TypedDict):
+    """Training data as the history of a separator names it."""
+
+    clean: str | None
+    """Folder or address that the paths of the single-source clips start from."""
+    clean_fingerprint: str | None
+    num_clean: int
+    tracks: str | None
+
+
+class TrainingRecord(TypedDict):
+    """Entry of a separator's history: one training."""
+
+    identity: str
+    """Fingerprint of settings, training data and start (:func:`training_identity`)."""
+    start: str | None
+    """Fingerprint of the separator that it started from; None: from scratch."""
+    steps: int
+    """Updates that were made."""
+    config: Tree
+    """Settings, all of them."""
+    data: DataRecord
+    """What it learned from."""
+    curve: list[CurvePoint]
+    wall_s: float
+    """Wall time of the last start, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask:
-    """All that a worker needs, as plain data."""
+    """All that a worker needs; it can be sent to other machines."""
 
     config: DistilConfig
-    training_data: TrainingData
+    """How the student is trained."""
+    data: TrainingData
+    """What it learns from."""
     network: NetworkConfig
+    """Shape of a network that is trained from scratch."""
     start: str | None
-    validation: ValidationConfig | None
+    """Checkpoint folder to start from; None: from scratch."""
+    validation: ValidationSet | None
+    """Mixtures on which it is validated."""
     progress: str = ""
-    """File to which the first worker adds a line of JSON at every validation and when it goes on after a stop."""
+    """File to which the first worker appends a line of JSON at every validation and when it resumes."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sample rate of the student."""
+        rate: int = read_description(self.start)["sample_rate_hz"] if self.start else self.network.sample_rate_hz
+        return rate
+
+    def mixer(self, *, rank: int = 0, num_ranks: int = 1) -> Mixer:
+        """The mixer of a worker."""
+        return make_mixer(
+            self.data,
+            self.config.mix,
+            seed=self.config.seed,
+            sample_rate_hz=self.sample_rate_hz,
+            rank=rank,
+            num_ranks=num_ranks,
+            start=self.start,
+        )
 
 
-def _mixer(task: TrainingTask, *, sample_rate_hz: int, rank: int, num_ranks: int) -> Mixer:
-    """What a worker draws its batches from."""
-    return make_mixer(
-        task.training_data,
-        task.config.mix,
-        seed=task.config.seed,
-        sample_rate_hz=sample_rate_hz,
-        rank=rank,
-        num_ranks=num_ranks,
-        start=task.start,
-    )
-
-
-def _task(
+def make_task(
     *,
-    training_data: TrainingData,
+    data: TrainingData,
     config: DistilConfig,
-    start: Name | None,
-    network: NetworkConfig | None,
-    validation: ValidationConfig | None,
+    start: Name | None = None,
+    network: NetworkConfig | None = None,
+    validation: ValidationSet | None = None,
 ) -> TrainingTask:
-    def named(path: str | None) -> str | None:  # absolute: workers are not in our folder
-        return str(location(path)) if path else None
-
+    """A task whose paths are absolute, because workers run in other folders."""
+    tracks = str(location(data.tracks)) if data.tracks else None
     return TrainingTask(
         config=config,
-        training_data=replace(training_data, clean=named(training_data.clean), tracks=named(training_data.tracks)),
+        data=TrainingData(clean=data.clean, tracks=tracks),
         network=network or NetworkConfig(),
         start=str(location(start)) if start else None,
-        validation=validation and replace(validation, clips=str(location(validation.clips))),
+        validation=validation,
     )
 
 
 def training_identity(
     *,
-    training_data: TrainingData,
+    data: TrainingData,
     config: DistilConfig,
     start: Name | None = None,
     network: NetworkConfig | None = None,
-    validation: ValidationConfig | None = None,
+    validation: ValidationSet | None = None,
 ) -> str:
-    """A fingerprint of what a training is made of; trainings of which it is the same give the same separator."""
-    return _identity(
-        _task(training_data=training_data, config=config, start=start, network=network, validation=validation)
-    )
+    """Fingerprint of a training; trainings with the same identity give the same separator."""
+    return task_identity(make_task(data=data, config=config, start=start, network=network, validation=validation))
 
 
-def _identity(task: TrainingTask) -> str:
-    """What a training is: settings, material and start; not where it ran or where its files lie."""
-    training_data = task.training_data
-    config = {key: value for key, value in asdict(task.config).items() if key not in HOW}
+def task_identity(task: TrainingTask) -> str:
+    """Fingerprint of settings, training data and start; not of where it runs or where its files are."""
+    data = task.data
     chosen_by = task.validation if task.config.patience is not None else None
     return fingerprint(
         {
-            "config": config,
-            "network": None if task.start else asdict(task.network),
+            "config": deciding(task.config),
+            "network": None if task.start else plain(task.network),
             "start": read_description(task.start)["fingerprint"] if task.start else None,
-            "clean": _sources(training_data.clean, training_data.clean_folds),
-            "clean_without": training_data.clean_without,
-            "tracks": _selection(task) if training_data.tracks is not None else None,
-            "chosen_by": chosen_by and asdict(replace(chosen_by, clips="")),
-            "chosen_by_clips": _sources(chosen_by.clips, chosen_by.folds) if chosen_by else None,
+            "clean": data.clean.fingerprint if data.clean else None,
+            "tracks": _tracks_fingerprint(data.tracks, task.config.mix) if data.tracks else None,
+            "chosen_by": dict(chosen_by.identity) if chosen_by else None,
         }
     )
 
 
-def _selection(task: TrainingTask) -> str:
-    """The tracks that a training learns from, whatever rules kept them; ``ValueError`` where they are not whole."""
-    assert task.training_data.tracks is not None
-    read_tracks(task.training_data.tracks)
-    mix, manifest = task.config.mix, read_json(location(task.training_data.tracks) / "manifest.json")
-    learns_absence = mix.silence_rate * mix.absent_fraction > 0.0  # from stems that one of the rules rejected
-    return str(manifest["fingerprint" if learns_absence else "kept_fingerprint"])
+def _tracks_fingerprint(tracks: str, mix: MixConfig) -> str:
+    """Fingerprint of the tracks, whatever rules kept them; raises ``ValueError`` if the selection is not complete."""
+    read_tracks(tracks)
+    manifest: dict[str, Any] = read_json(location(tracks) / "manifest.json")
+    return str(manifest["fingerprint" if learns_absence(mix) else "kept_fingerprint"])
 
 
-def _sources(path: str | None, folds: tuple[int, ...] | None) -> list[tuple[str, str]] | None:
-    """The single-source clips of a list by name: a list that has changed is noticed, one that moved is not."""
-    if path is None:
-        return None
-    root = source_root(path)
-    rows = read_sources(path, folds=folds).to_pylist()
-    return [(os.path.relpath(row["path"], root), row["label"]) for row in rows]
+def data_record(data: TrainingData) -> DataRecord:
+    """Training data as the history names it."""
+    return {
+        "clean": data.clean.root if data.clean else None,
+        "clean_fingerprint": data.clean.fingerprint if data.clean else None,
+        "num_clean": len(data.clean) if data.clean else 0,
+        "tracks": data.tracks,
+    }
 
 
-def _check(task: TrainingTask) -> None:
-    """Fail on the driver, in words, before workers are started."""
-    rate = read_description(task.start)["sample_rate_hz"] if task.start else task.network.sample_rate_hz
-    labels = list(_mixer(task, sample_rate_hz=rate, rank=0, num_ranks=1).labels)
+def check_task(task: TrainingTask) -> None:
+    """Raise ``ValueError`` on the driver, before workers start, for training data and settings that cannot work."""
+    labels = list(task.mixer().labels)
     if len(labels) < 2:
-        raise ValueError(f"training needs sounds of two labels at least, found {labels}; give more clips or tracks")
+        raise ValueError(f"training must have sounds of two labels or more, got {labels}; give more clips or tracks")
     if task.config.patience is not None and task.validation is None:
-        raise ValueError("patience chooses by validation; name its clips, or leave patience null to run all steps")
-    if task.validation is not None:
-        read_sources(task.validation.clips, folds=task.validation.folds)
+        raise ValueError(
+            "patience must have a validation to choose by, got none; set validation, or patience null to run all steps"
+        )

@@ -1,1 +1,1 @@
-"""Across iterations: a run, its schedule of thresholds, and what came of it."""
+"""Runs of several iterations: settings, inputs, schedule of thresholds, records, and the search for a schedule."""

@@ -1,65 +1,61 @@
-"""Where the pieces of a run lie: in a folder of its own, or shared by all runs that make them of the same inputs.
+"""Folders of a run's artifacts: of one run alone, or shared by all runs that build the same from the same inputs.
 
-A piece is a pass, a selection of its stems, or a separator with its figures. Runs that share address each piece by the
-fingerprint of all that goes into it, so what two of them have in common is made once, by whichever comes first.
+An artifact is a pass, a selection of its stems, or a separator with its figures. Shared artifacts are named by the
+fingerprint of all their inputs, so what several runs have in common is built once, by whichever run needs it first.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from engine.storage.fingerprints import fingerprint
 from engine.storage.lock import lock
 from engine.storage.paths import Location
 
+Kind = Literal["passes", "tracks", "separators"]
+
 
 @dataclass(kw_only=True)
 class Artifacts:
-    """The pieces of one run."""
+    """The artifacts of one run."""
 
     out: Location
-    """The run's folder, or that of all runs that share."""
+    """Folder of the run, or of all runs that share artifacts."""
     shared: bool = False
-    """Whether other runs make and use the same pieces at the same time."""
-    made_s: float = field(default=0.0, init=False)
-    """What this run has spent on making pieces; not what it waited for others to make."""
+    """Other runs build and use the same artifacts at the same time."""
+    built_s: float = field(default=0.0, init=False)
+    """Time that this run has spent on building artifacts, without the time it waited for other runs."""
     used: set[str] = field(default_factory=set, init=False)
-    """Shared pieces of this run, as ``kind/fingerprint``."""
+    """Shared artifacts of this run, as ``kind/fingerprint``."""
 
-    def place(self, kind: str, number: int, inputs: Any) -> Location:  # noqa: ANN401 - whatever JSON can hold
-        """The folder of iteration ``number``, or of the piece of a kind that is made of ``inputs``."""
-        if self.shared:
-            name = f"{kind}/{fingerprint(inputs)}"
-            self.used.add(name)
-            return self.out / name
-        return self.out / "iterations" / str(number)
+    def path_for(self, kind: Kind, number: int, inputs: object) -> Location:
+        """Folder of iteration ``number``; if artifacts are shared, of the one of ``kind`` that is built of ``inputs``.
 
-    @contextmanager
-    def making(self, folder: Location, *, alone: str | None = None) -> Iterator[None]:
-        """For the time in which a piece is made, or found: another that needs it waits, then finds it.
-
-        Of runs that share, one at a time is in the blocks that name the same ``alone``.
+        ``inputs`` is any JSON-like value that decides what the artifact is.
         """
         if not self.shared:
-            with self._counted():
-                yield
-            return
-        with lock(folder, "maker", wait=True):
-            if alone is None:
-                with self._counted():
-                    yield
-                return
-            with lock(self.out, alone, wait=True), self._counted():
-                yield
+            return self.out / "iterations" / str(number)
+        name = f"{kind}/{fingerprint(inputs)}"
+        self.used.add(name)
+        return self.out / name
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.made_s += time.perf_counter() - started
+    def building(self, folder: Location, *, one_at_a_time: str | None = None) -> Iterator[None]:
+        """Hold the artifact in ``folder`` while it is built; another run that needs it waits, then finds it finished.
+
+        Of the runs that share artifacts, only one at a time builds those with the same ``one_at_a_time``.
+        """
+        with ExitStack() as locks:
+            if self.shared:
+                locks.enter_context(lock(folder, "build", wait=True))
+                if one_at_a_time is not None:
+                    locks.enter_context(lock(self.out, one_at_a_time, wait=True))
+            started = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.built_s += time.perf_counter() - started

@@ -1,34 +1,38 @@
-"""Commands of whole runs: ``demo``, ``run``, ``tune`` and ``inspect``."""
+"""Commands of whole runs: ``demo``, ``run``, ``tune``, ``inspect`` and ``settings``."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import dataclasses
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engine.cli.console import Address, AudioRoot, ClassMap, Json, Out, RetryFailed, Set, connected, print_result
 
+if TYPE_CHECKING:
+    from engine.cli.settings_page import Section
+
 
 def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, address: Address = None) -> None:
-    """Synthesise a corpus, train a seed on little of it, run two iterations and show what they gained."""
+    """Synthesise a corpus, train a seed on little of it, run two iterations and report the gain."""
     from engine.settings import build, override
     from engine.storage.paths import is_s3
-    from tune import tables as report
     from tune.config import RunConfig
     from tune.demo.corpus import demo_settings
     from tune.run import run
+    from tune.tables import run_tables
 
     if is_s3(out):
-        raise ValueError("the demo makes its sounds on this machine; give it a local folder, or use `clearsep run`")
-    settings = demo_settings(out)
-    config = build(RunConfig, override(settings, set_ or []))
+        raise ValueError(f"-o must be a local folder, got {out} (the demo synthesises its sounds there); give one")
+    config = build(RunConfig, override(demo_settings(out), set_ or []))
     with connected(address):
         summary = run(config, f"{out}/run")
-    print_result(lambda: report.run_tables(summary), summary, as_json)
+    print_result(lambda: run_tables(summary), summary, as_json)
 
 
 def run(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name (laptop, clearsep) or a YAML file of settings.")],
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe (laptop, clearsep) or a YAML file of settings.")],
     out: Out,
     retry_failed: RetryFailed = False,
     set_: Set = None,
@@ -38,32 +42,36 @@ def run(
     """Take a corpus through all iterations: separate, score, filter, distil, evaluate.
 
     Example: `clearsep run laptop -o runs/first --set corpus=natural.csv --set clean=clips.csv`
-    """
-    from tune import recipes
-    from tune import tables as report
-    from tune.run import run as run_loop
 
-    config = recipes.run_config(recipe, set_ or [])
+    The seed is trained on the clean clips, or given: `--set separator=FOLDER`, or `separator=package.module:factory`.
+    """
+    from tune.recipes import run_config
+    from tune.run import run as run_all
+    from tune.tables import run_tables
+
+    config = run_config(recipe, set_ or [])
     with connected(address):
-        summary = run_loop(config, out, retry_failed=retry_failed)
-    print_result(lambda: report.run_tables(summary), summary, as_json)
+        summary = run_all(config, out, retry_failed=retry_failed)
+    print_result(lambda: run_tables(summary), summary, as_json)
 
 
 def tune_(
-    space: Annotated[str, typer.Argument(help="YAML file of what to search, and how; or: demo.")],
+    space: Annotated[str, typer.Argument(help="YAML file of the search, or `demo`.")],
     out: Out,
     trials: Annotated[
-        int | None, typer.Option(help="Schedules to try beside the baselines, other than SPACE's.")
+        int | None, typer.Option(help="Schedules to try in addition to the baselines; default: that of SPACE.")
     ] = None,
-    max_hours: Annotated[float | None, typer.Option(help="After so long no trial begins another iteration.")] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Start no further iteration of a trial after this time.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the search in OUT, or say that there is none.")
+        bool, typer.Option("--resume", help="Fail if OUT has no search to resume, instead of starting one.")
     ] = False,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """Search for the schedule of thresholds that gives the best separator; trials share all that they have in common.
+    """Search for the schedule of thresholds that gives the best separator; trials share all common work.
 
     Example: `clearsep tune space.yaml -o runs/search --trials 16`, then `clearsep run runs/search/best.yaml -o best`
     """
@@ -77,10 +85,10 @@ def tune_(
         space = str(write_demo_space(out))
     config = read_search(space, [*(set_ or []), *([f"trials={trials}"] if trials is not None else [])])
     if resume and not (location(out) / "search.yaml").is_file():
-        raise ValueError(f"{out} holds no search to go on with; leave out --resume to begin one there")
+        raise ValueError(f"{out} must hold a search for --resume, got none; leave out --resume to start one there")
     with connected(address):
-        found = search(config, out, max_hours=max_hours)
-    print_result(lambda: search_tables(found), found, as_json)
+        report = search(config, out, max_hours=max_hours)
+    print_result(lambda: search_tables(report), report, as_json)
 
 
 def inspect(
@@ -89,11 +97,56 @@ def inspect(
     audio_root: AudioRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
-    from tune.tables import inspect as look
+    """Show the contents of a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
+    from tune.tables import inspect as report
 
-    tables, value = look(path, class_map=class_map, audio_root=audio_root)
+    tables, value = report(path, class_map=class_map, audio_root=audio_root)
     print_result(lambda: tables, value, as_json)
+
+
+def settings(
+    key: Annotated[
+        str | None, typer.Argument(help="First letters of a name or of a part of it, such as clip_s.")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the reference page docs/settings.md.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List settings with type, range, default and meaning; they go into a YAML file or after `--set`.
+
+    Example: `clearsep settings distil.mix`
+    """
+    from engine.cli.settings_page import find_settings, settings_page, settings_tables
+
+    sections = _sections()
+    if markdown:
+        sys.stdout.write(settings_page(sections))
+        return
+    found = find_settings(sections, key)
+    value = [{"section": one.title} | dataclasses.asdict(setting) for one in found for setting in one.settings]
+    print_result(lambda: settings_tables(found), value, as_json)
+
+
+def _sections() -> list[Section]:
+    from engine.cli.settings_page import section
+    from engine.selection.thresholds import Thresholds
+    from tune.config import RunConfig
+    from tune.search.config import SearchConfig
+
+    return [
+        section(
+            RunConfig,
+            title="Runs",
+            intro="For `clearsep run` and `demo`. `distil` takes `distil.*`, `network.*` and `validation.*`; "
+            "`separate-corpus` and `plan` take `engine.*`, and `calibrate` takes `calibration.*`, without the prefix.",
+        ),
+        section(
+            Thresholds,
+            title="Thresholds",
+            intro="For every entry of `schedule`, and for `clearsep filter` and `score`. A limit may also be a "
+            "quantile of the pass: `{quantile: 0.4, by_label: true}`.",
+        ),
+        section(SearchConfig, title="Searches", intro="For `clearsep tune`."),
+    ]
 
 
 def register(app: typer.Typer) -> None:
@@ -102,3 +155,4 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command("tune")(tune_)
     app.command()(inspect)
+    app.command()(settings)

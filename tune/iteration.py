@@ -1,4 +1,4 @@
-"""TODO tune/iteration.py."""
+"""One iteration of a run: separate and score the corpus, select tracks, distil a student, evaluate it."""
 
 from __future__ import annotations
 
@@ -6,147 +6,197 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from engine.corpus.table import Corpus
+from engine.passes.config import pass_identity
 from engine.passes.ray_metrics import record_kept, record_validation
-from engine.passes.run import pass_identity, run_pass
+from engine.passes.run import run_pass
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import write_tracks
-from engine.separators import load, read_description
+from engine.selection.tracks import select_tracks
+from engine.separators import SeparatorSource, find_separator
 from engine.storage.files import read_json, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from train.data.training_data import TrainingData
 from train.distil import distil
-from train.evaluation.evaluate import estimator, evaluate
-from train.evaluation.mixtures import EvaluationMixture, draw_mixtures
+from train.evaluation.evaluate import SeparatorSystem, evaluate
+from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mixtures
 from train.task import training_identity
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
+from tune.inputs import Inputs
 from tune.judges import Judges
+
+if TYPE_CHECKING:
+    from engine.passes.shards import PassSummary
+    from engine.selection.tracks import Selection
+    from train.evaluation.figures import Evaluation
+    from train.task import TrainingRecord
 
 _LOGGER = logging.getLogger(__name__)
 
 
+class IterationRecord(TypedDict):
+    """Record of a finished iteration, as ``iteration.json`` has it; iteration 0 is the seed, without a pass."""
+
+    iteration: int
+    separator: NotRequired[str]
+    """Name of a seed of the user's own; only in iteration 0."""
+    num_clips: int
+    num_set_aside: int
+    """Clips with too few labels, which were not separated."""
+    num_queries: int
+    """Labels of all separated clips."""
+    num_stems: int
+    num_failed: int
+    """Queries without a stem."""
+    audio_h: NotRequired[float]
+    num_kept: int
+    num_kept_by_floor: NotRequired[int]
+    num_rejected: dict[str, int]
+    """Rejected stems by the rule that rejected them."""
+    kept_h: float
+    kept_by_label: NotRequired[dict[str, int]]
+    estimated_si_sdr_db: NotRequired[float | None]
+    """Mean estimate over the kept stems; null if no threshold uses an estimate."""
+    thresholds: dict[str, Any]
+    validation: Evaluation | None
+    cost_s: NotRequired[float]
+    """Wall time of the pass and the training, whichever run built them."""
+    wall_s: float
+    """Wall time of the iteration in this run."""
+
+
 @dataclass(kw_only=True)
 class Work:
-    """A run as it goes."""
+    """A run in progress."""
 
     config: RunConfig
-    """What it does."""
-    corpus: Corpus
-    """What ``config`` names."""
-    pieces: Artifacts
-    """Where its pieces lie."""
-    judges: Judges
-    """What its stems are judged with."""
-    distil: Callable[..., dict[str, Any]] = distil
-    """What trains its students: :func:`train.distil.distil`, here or elsewhere."""
-    mixtures: list[EvaluationMixture] = field(default_factory=list)
-    """Those of its validation, once they are drawn."""
+    """Its settings."""
+    inputs: Inputs
+    """Everything that the settings name."""
+    artifacts: Artifacts
+    """Folders of what the run builds."""
+    seed: SeparatorSource
+    """The teacher of iteration 1."""
+    judges: Judges = field(default_factory=Judges)
+    """Judges of its stems."""
+    distil: Callable[..., TrainingRecord] = distil
+    """Trains its students: :func:`train.distil.distil`, or the same in another process."""
+    mixtures: dict[str, list[EvaluationMixture]] = field(default_factory=dict)
+    """Mixtures that were drawn so far, by the fingerprint of their validation."""
 
 
 def iterate(
-    work: Work, number: int, thresholds: Thresholds, teacher: Location, *, retry_failed: bool = False
-) -> tuple[dict[str, Any], Location]:
-    """Separate, score, filter, distil, evaluate; returns what is recorded of the iteration, and its separator.
+    work: Work, number: int, thresholds: Thresholds, teacher: SeparatorSource, *, retry_failed: bool = False
+) -> tuple[IterationRecord, SeparatorSource]:
+    """Separate, score, select, distil and evaluate; returns the iteration's record and its student.
 
-    ``cost_s`` of the record is the wall time of all its pieces, whoever made them.
+    Raises ``ValueError`` if the thresholds keep no stem.
     """
     started = time.perf_counter()
-    stems, engine = _pass(work, number, teacher, retry_failed=retry_failed)
-    selection, tracks = _select(work, number, thresholds, stems)
-    if not tracks["num_kept"]:
+    stems, summary = _separate(work, number, teacher, retry_failed=retry_failed)
+    tracks, selection = _select(work, number, thresholds, stems)
+    if not selection["num_kept"]:
         raise ValueError(
-            f"iteration {number} kept none of {tracks['num_stems']} stems (rejected: {tracks['num_rejected']}, failed: "
-            f"{engine['num_failed']}); loosen its thresholds in a new run, or look with `clearsep inspect {stems}`"
+            f"iteration {number} must keep at least one stem, got none of {selection['num_stems']} (rejected: "
+            f"{selection['num_rejected']}, failed: {summary['num_failed']}); loosen its thresholds in a new run, or "
+            f"see the scores with `clearsep inspect {stems}`"
         )
-    record_kept(number, num_kept=tracks["num_kept"], num_stems=tracks["num_stems"])
-    _LOGGER.info(f"iteration {number}: kept {tracks['num_kept']} of {tracks['num_stems']} stems; distilling")
-    separator, training = _distil(work, number, teacher, selection)
-    names = ("num_clips", "num_set_aside", "num_queries", "num_stems", "num_failed", "audio_h")
-    entry = {"iteration": number, **{name: engine[name] for name in names}}
-    names = ("num_kept", "num_kept_by_floor", "num_rejected", "kept_h", "kept_by_label", "thresholds")
-    entry["estimated_si_sdr_db"] = tracks["kept_estimated_si_sdr_db"]  # null where nothing asked for an estimate
-    entry |= {name: tracks[name] for name in names} | {"validation": validate(work, number, separator)}
-    entry |= {"cost_s": engine["wall_s"] + training["wall_s"], "wall_s": time.perf_counter() - started}
-    return entry, separator
+    record_kept(number, num_kept=selection["num_kept"], num_stems=selection["num_stems"])
+    _LOGGER.info(f"iteration {number}: kept {selection['num_kept']} of {selection['num_stems']} stems; distilling")
+    separator, training = _distil(work, number, teacher, tracks)
+    record: IterationRecord = {
+        "iteration": number,
+        "num_clips": summary["num_clips"],
+        "num_set_aside": summary["num_set_aside"],
+        "num_queries": summary["num_queries"],
+        "num_stems": summary["num_stems"],
+        "num_failed": summary["num_failed"],
+        "audio_h": summary["audio_h"],
+        "estimated_si_sdr_db": selection["kept_estimated_si_sdr_db"],
+        "num_kept": selection["num_kept"],
+        "num_kept_by_floor": selection["num_kept_by_floor"],
+        "num_rejected": selection["num_rejected"],
+        "kept_h": selection["kept_h"],
+        "kept_by_label": selection["kept_by_label"],
+        "thresholds": selection["thresholds"],
+        "validation": validate(work, number, find_separator(separator), separator.parent, work.inputs.validation),
+        "cost_s": summary["wall_s"] + training["wall_s"],
+        "wall_s": time.perf_counter() - started,
+    }
+    return record, find_separator(separator)
 
 
-def _pass(work: Work, number: int, teacher: Location, *, retry_failed: bool) -> tuple[Location, dict[str, Any]]:
+def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed: bool) -> tuple[Location, PassSummary]:
     """Separate and score the corpus; returns the pass's folder and its summary."""
-    config, tagger = work.config, work.judges.tagger
-    inputs = pass_identity(
-        work.corpus, separator=read_description(teacher)["fingerprint"], tagger=tagger, config=config.engine
-    )
-    folder = work.pieces.place("passes", number, inputs)
+    corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
+    identity = pass_identity(corpus, separator=teacher, tagger=tagger, config=config)
+    folder = work.artifacts.path_for("passes", number, identity)
     if retry_failed and (folder / "separator" / "separator.json").is_file():
         raise ValueError(
-            f"the student of iteration {number} of {work.pieces.out} has learned already, from tracks that other clips "
-            "would change; start the command without --retry-failed to go on, or delete the iteration's separator"
+            f"cannot retry failed clips of iteration {number} in {work.artifacts.out} (its student has already learned "
+            "from its tracks); run the command without --retry-failed, or delete the iteration's separator"
         )
-    with work.pieces.making(folder, alone="passes"):  # a pass wants the whole cluster, two would starve each other
-        _LOGGER.info(f"iteration {number}: separating {config.corpus}")
-        engine = run_pass(
-            work.corpus, folder, separator=teacher, tagger=tagger, config=config.engine, retry_failed=retry_failed
+    # A pass uses the whole cluster: two at a time would starve each other.
+    with work.artifacts.building(folder, one_at_a_time="passes"):
+        _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
+        summary = run_pass(corpus, folder, separator=teacher, tagger=tagger, config=config, retry_failed=retry_failed)
+        steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
+        _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
+    return folder, summary
+
+
+def _select(work: Work, number: int, thresholds: Thresholds, stems: Location) -> tuple[Location, Selection]:
+    """Select the tracks; returns their folder and manifest."""
+    estimator = work.judges.estimator
+    pass_fingerprint = read_json(stems / "stems" / "manifest.json")["fingerprint"]
+    inputs = [pass_fingerprint, asdict(thresholds), estimator.fingerprint if estimator else None]
+    folder = work.artifacts.path_for("tracks", number, inputs) / "tracks"
+    with work.artifacts.building(folder.parent):
+        if work.artifacts.shared and (folder / "manifest.json").is_file():
+            selection: Selection = read_json(folder / "manifest.json")
+            return folder, selection
+        return folder, select_tracks(stems / "stems", folder, thresholds, estimator=estimator)
+
+
+def _distil(work: Work, number: int, teacher: SeparatorSource, tracks: Location) -> tuple[Location, TrainingRecord]:
+    """Train the student; returns its folder and the record of its training.
+
+    A teacher that is no checkpoint has no weights to start from: its student is trained from scratch.
+    """
+    data = TrainingData(clean=work.inputs.clean, tracks=str(tracks))
+    start = teacher.name if teacher.is_checkpoint else None
+    network = None if teacher.is_checkpoint else work.config.network
+    config, validation = work.config.distil, work.inputs.training_validation
+    identity = training_identity(data=data, config=config, start=start, network=network, validation=validation)
+    folder = work.artifacts.path_for("separators", number, identity) / "separator"
+    with work.artifacts.building(folder.parent):
+        return folder, work.distil(
+            folder, data=data, config=config, start=start, network=network, validation=validation
         )
-        shares = ", ".join(f"{step} {share:.0%}" for step, share in engine["step_fraction"].items())
-        _LOGGER.info(f"iteration {number}: {engine['audio_s_per_s']:.0f} s of audio per second ({shares})")
-    return folder, engine
 
 
-def _select(work: Work, number: int, thresholds: Thresholds, stems: Location) -> tuple[Location, dict[str, Any]]:
-    """Decide what is kept; returns the selection's folder and its manifest."""
-    quality = work.judges.quality
-    judge = quality.fingerprint if quality else None
-    inputs = [read_json(stems / "stems" / "manifest.json")["fingerprint"], asdict(thresholds), judge]
-    folder = work.pieces.place("tracks", number, inputs) / "tracks"
-    with work.pieces.making(folder.parent):
-        if work.pieces.shared and (folder / "manifest.json").is_file():
-            return folder, read_json(folder / "manifest.json")
-        manifest = write_tracks(
-            stems / "stems",
-            folder,
-            thresholds,
-            estimate=quality.estimate if quality else None,
-            estimator_fingerprint=judge,
-        )
-    return folder, manifest
+def validate(
+    work: Work, number: int, separator: SeparatorSource, folder: Location, validation: ValidationSet | None
+) -> Evaluation | None:
+    """Figures of an iteration's separator on a validation; null if there is none.
 
-
-def _distil(work: Work, number: int, teacher: Location, tracks: Location) -> tuple[Location, dict[str, Any]]:
-    """Train the student; returns its folder and what its history says of the training."""
-    config = work.config
-    training_data = TrainingData(clean=config.clean, clean_folds=config.clean_folds, tracks=str(tracks))
-    training: dict[str, Any] = {
-        "material": training_data,
-        "config": config.distil,
-        "start": teacher,
-        "validation": config.training_validation,
-    }
-    folder = work.pieces.place("separators", number, training_identity(**training)) / "separator"
-    with work.pieces.making(folder.parent):
-        entry = work.distil(folder, **training)
-    return folder, entry
-
-
-def validate(work: Work, number: int, separator: Location) -> dict[str, Any] | None:
-    """Figures of an iteration's separator on the run's validation; null where it has none."""
-    config = work.config.validation
-    if config is None:
+    If artifacts are shared, the figures are kept in ``folder`` for other runs.
+    """
+    if validation is None:
         return None
-    kept = separator.parent / f"validation-{fingerprint(asdict(config))}.json"
-    with work.pieces.making(separator.parent):
-        if work.pieces.shared and kept.is_file():
-            figures: dict[str, Any] = read_json(kept)
-            return figures
-        loaded = load(separator)
-        if not work.mixtures:
-            work.mixtures.extend(draw_mixtures(config, sample_rate_hz=loaded.sample_rate_hz))
-        figures = evaluate(estimator(loaded), work.mixtures)
-        if work.pieces.shared:
-            write_json(kept, figures)
-    record_validation(number, figures["sdri_db"])
-    _LOGGER.info(f"iteration {number}: validation SDRi {figures['sdri_db']:.2f} dB")
-    return figures
+    name = fingerprint(validation.identity)
+    path = folder / f"validation-{name}.json"
+    with work.artifacts.building(folder):
+        if work.artifacts.shared and path.is_file():
+            evaluation: Evaluation = read_json(path)
+            return evaluation
+        if name not in work.mixtures:
+            work.mixtures[name] = draw_mixtures(validation, sample_rate_hz=separator.sample_rate_hz)
+        evaluation = evaluate(SeparatorSystem(separator.open()), work.mixtures[name])
+        if work.artifacts.shared:
+            write_json(path, evaluation)
+    record_validation(number, evaluation["sdri_db"])
+    _LOGGER.info(f"iteration {number}: validation SDRi {evaluation['sdri_db']:.2f} dB")
+    return evaluation

@@ -1,17 +1,17 @@
-"""Complete run configs by name, and how a YAML file and ``--set`` change them."""
+"""Recipes: complete run settings by name, which a YAML file and ``--set`` may change."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from engine.errors import nearest
-from engine.settings import Tree, build, merged, override
+from engine.settings import Tree, build, merged, override, plain, read_yaml
+from engine.storage.paths import Name
 from tune.config import RunConfig
 
-GATE: Tree = {
+THRESHOLDS: Tree = {
     "min_remix_snr_db": 7.0,
     "min_stem_level_db": -20.0,
     "max_mixture_coherence_fraction": 0.9995,
@@ -21,23 +21,22 @@ GATE: Tree = {
     "min_estimated_si_sdr_db": 3.0,
     "label_floor_fraction": 0.5,
 }
-"""The default gate: rules against stems that are no separation at all, then quality, with a floor for every label.
+"""Default thresholds: rules against stems that are no separation at all, then estimated SI-SDR, with a label floor.
 
-The limits were chosen on mixtures of ESC-10's fold 1 and adversaries of them (``benchmarks/fooling.py`` measures them
-on other folds); scores that added nothing beside these, re-separation's among them, have no rule.
+The limits were chosen on mixtures of ESC-10's fold 1 and on adversarial stems made of them (``benchmarks/fooling.py``
+measures them on other folds). Scores that added nothing to these rules, such as those of re-separation, have no rule.
 """
 
-
-FIRST_GATE: Tree = GATE | {
+FIRST_THRESHOLDS: Tree = THRESHOLDS | {
     "min_remix_snr_db": 3.0,
     "min_mask_snr_db": 0.0,
     "min_share_si_sdr_db": 2.0,
     "min_estimated_si_sdr_db": 0.0,
 }
-"""The gate of a first iteration: of a weak separator's stems more are worth learning from than are good tracks."""
+"""Default thresholds of iteration 1: a weak separator's imperfect stems are still worth learning from."""
 
 MIX: Tree = {"clip_fraction": 0.33}
-"""How a student's mixtures are made of what the gate keeps, where it is not the default (``benchmarks/gain.py``)."""
+"""Mixtures of a student that learns from such tracks, where they differ from the default (``benchmarks/gain.py``)."""
 
 
 def _clearsep() -> Tree:
@@ -47,39 +46,36 @@ def _clearsep() -> Tree:
 
 
 def _laptop() -> Tree:
-    """Small network at 16 kHz, two iterations, the second under the default gate; hours on two cores."""
-    return {"distil": {"mix": MIX}, "schedule": [FIRST_GATE, GATE]}
+    """Small network at 16 kHz, two iterations with the default thresholds; hours on two cores."""
+    return {"distil": {"mix": MIX}, "schedule": [FIRST_THRESHOLDS, THRESHOLDS]}
 
 
 RECIPES: Mapping[str, Callable[[], Tree]] = {"clearsep": _clearsep, "laptop": _laptop}
+"""Every recipe by name."""
 
 
-def tree(source: str, overrides: Iterable[str] = ()) -> Tree:
-    """Settings of a recipe or of a YAML file (which may name its ``recipe``), with ``key.sub=value`` overrides."""
-    if source in RECIPES:
-        settings = RECIPES[source]()
-    elif Path(source).is_file():
-        settings = _from_yaml(Path(source))
-    else:
-        raise ValueError(f"{source!r} is neither a recipe nor a YAML file; {nearest(source, RECIPES)}")
-    return override(settings, overrides)
+def recipe_settings(source: Mapping[str, Any] | Name, overrides: Iterable[str] = ()) -> Tree:
+    """Settings of a recipe, or of a YAML file or mapping (which may name its ``recipe``), with overrides."""
+    if isinstance(source, Mapping):
+        return override(_with_recipe(plain(source), "the settings"), overrides)
+    if (name := str(source)) in RECIPES:
+        return override(RECIPES[name](), overrides)
+    if Path(name).is_file():
+        return override(_with_recipe(read_yaml(name, "corpus: clips.csv"), name), overrides)
+    raise ValueError(f"there is no recipe or YAML file {name!r}; {nearest(name, RECIPES)}")
 
 
-def _from_yaml(path: Path) -> Tree:
-    try:
-        settings = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must be a mapping of settings, such as `corpus: clips.csv`")
+def _with_recipe(settings: Tree, origin: str) -> Tree:
     recipe = settings.pop("recipe", None)
     if recipe is None:
         return settings
     if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise ValueError(f"{path}: there is no recipe {recipe!r}; {nearest(str(recipe), RECIPES)}")
+        raise ValueError(f"there is no recipe {recipe!r} (in {origin}); {nearest(str(recipe), RECIPES)}")
     return merged(RECIPES[recipe](), settings)
 
 
-def run_config(source: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """The run config of a recipe or YAML file with overrides."""
-    return build(RunConfig, {"corpus": "", **tree(source, overrides)})
+def run_config(source: RunConfig | Mapping[str, Any] | Name, overrides: Iterable[str] = ()) -> RunConfig:
+    """The run config of a recipe, YAML file or mapping, with overrides; a run config is returned as it is."""
+    if isinstance(source, RunConfig):
+        return source
+    return build(RunConfig, recipe_settings(source, overrides))

@@ -1,159 +1,156 @@
-"""A run: a seed separator, a corpus and a schedule, taken through all iterations; goes on where it was stopped."""
+"""A run: a seed separator, a corpus and a schedule, taken through all iterations; resumes where it was stopped."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import yaml
 
-from engine.corpus.read import read_corpus
-from engine.corpus.sources import read_sources
-from engine.corpus.table import Corpus
-from engine.passes.config import PassConfig
-from engine.passes.run import require_clips
-from engine.schema import plain_label
-from engine.separators import load, read_description, save
-from engine.storage.files import read_json, write_bytes, write_json
-from engine.storage.fingerprints import differences
+from engine.separators import SeparatorSource, find_separator, load, read_description, save
+from engine.settings import deciding, plain
+from engine.storage.files import read_json, write_json
+from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from train.data.training_data import TrainingData
 from train.distil import distil
-from train.evaluation.mixtures import ValidationConfig
-from train.task import HOW
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
-from tune.iteration import Work, iterate, validate
-from tune.judges import Judges, check_judges, prepare_judges
+from tune.inputs import Inputs, resolve
+from tune.iteration import IterationRecord, Work, iterate, validate
+from tune.judges import prepare_judges
+from tune.recipes import run_config
 
 _LOGGER = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, out: Name, *, retry_failed: bool = False) -> dict[str, Any]:
-    """Take a run through all its iterations in folder ``out``; returns the summary that is kept in ``summary.json``.
+class RunSummary(TypedDict):
+    """Summary of a run, as ``summary.json`` has it."""
 
-    Every step leaves its result on disk; the same call again goes on after the last one that is whole. With
-    ``retry_failed`` the clips that failed in the iteration at hand are tried again. Raises ``ValueError`` where ``out``
-    is in use, holds a run of another config, other than one whose schedule this one continues, or has all its
-    iterations behind it and nothing to try again.
+    iterations: list[IterationRecord]
+
+
+def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed: bool = False) -> RunSummary:
+    """Take a run through all its iterations in folder ``out``; returns the summary, which is also written there.
+
+    ``config`` is a recipe or YAML file by name, or a mapping of settings as such a file has them (``clearsep settings``
+    lists them), which may name its ``recipe``. Ray must be connected (:func:`connect`). Every step leaves its result on
+    disk; the same call again resumes after the last finished step. With ``retry_failed`` the failed clips of the
+    current iteration are tried again. Raises ``ValueError`` for inputs that cannot work, and if ``out`` is in use,
+    holds a run with other settings (a schedule may only grow at its end), or has finished all iterations while
+    ``retry_failed`` is set.
+
+    >>> settings = {"recipe": "clearsep", "corpus": "natural.csv", "separator": "separator", "clean": "clips.csv"}
+    >>> settings |= {"schedule": [{"min_re_sdr_db": -100}], "distil": {"steps": 2, "mix": {"batch_size": 2}}}
+    >>> with cs.connect():
+    ...     summary = cs.run(settings, "run")
+    >>> [(record["iteration"], record["num_kept"]) for record in summary["iterations"]]
+    [(0, 0), (1, 4)]
     """
-    out = location(out)
-    corpus = check(config)
+    config, out = run_config(config), location(out)
+    inputs = resolve(config)
     with lock(out, "run"):
-        _claim(config, out)
-        if retry_failed and (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file():
+        claim(
+            out / "config.yaml",
+            plain(config),
+            what="a run",
+            comparable=functools.partial(_comparable, num_iterations=_num_claimed(out)),
+        )
+        is_finished = (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file()
+        if is_finished and retry_failed:
             raise ValueError(
-                f"all iterations of {out} are done and their students have learned: a clip that is separated now "
-                "changes nothing; start a new run, or a pass of the failed clips (separate-corpus)"
+                f"cannot retry failed clips of {out} (all its students are trained, so nothing would use their stems); "
+                "start a new run, or a pass of the failed clips (separate-corpus)"
             )
-        work = begin(config, corpus, out)
-        for number, thresholds in enumerate(config.schedule, 1):
-            folder = out / "iterations" / str(number)
-            if not (folder / "iteration.json").is_file():
-                teacher = out / "iterations" / str(number - 1) / "separator"
-                entry, _ = iterate(work, number, thresholds, teacher, retry_failed=retry_failed)
-                retry_failed = False
-                write_json(folder / "iteration.json", entry)
-                summarise(out)
+        if not is_finished:
+            _run_iterations(begin(config, inputs, out), retry_failed=retry_failed)
         return summarise(out)
 
 
-def begin(config: RunConfig, corpus: Corpus, out: Location) -> Work:
-    """Make, or find in ``out``, what comes before the first iteration: the seed, its figures, and the judges."""
-    work = Work(config=config, corpus=corpus, pieces=Artifacts(out=out), judges=Judges())
-    _seed(work)
-    work.judges = prepare_judges(config, out)
+def _num_claimed(out: Location) -> int | None:
+    """Iterations of the run that is in ``out``; ``None`` if there is none."""
+    path = out / "config.yaml"
+    if not path.is_file():
+        return None
+    try:
+        return len(yaml.safe_load(path.read_bytes())["schedule"])
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        return None  # claim says what is wrong with the file
+
+
+def _comparable(settings: Mapping[str, Any], *, num_iterations: int | None) -> dict[str, Any]:
+    """The settings that decide the results of the iterations that were claimed before."""
+    return deciding(settings, RunConfig) | {"schedule": settings.get("schedule", [])[:num_iterations]}
+
+
+def _run_iterations(work: Work, *, retry_failed: bool) -> None:
+    folder = work.artifacts.out / "iterations"
+    for number, thresholds in enumerate(work.config.schedule, 1):
+        if (folder / str(number) / "iteration.json").is_file():
+            continue
+        teacher = work.seed if number == 1 else find_separator(folder / str(number - 1) / "separator")
+        record, _ = iterate(work, number, thresholds, teacher, retry_failed=retry_failed)
+        retry_failed = False
+        write_json(folder / str(number) / "iteration.json", record)
+        summarise(work.artifacts.out)
+
+
+def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:
+    """Make, or find in ``out``, everything before iteration 1: the seed with its figures, and the judges."""
+    started, folder = time.perf_counter(), out / "iterations" / "0"
+    seed = _seed(config, inputs, folder / "separator")
+    work = Work(config=config, inputs=inputs, artifacts=Artifacts(out=out), seed=seed)
+    if not (folder / "iteration.json").is_file():
+        record: IterationRecord = {
+            "iteration": 0,
+            "num_clips": 0,
+            "num_set_aside": 0,
+            "num_queries": 0,
+            "num_stems": 0,
+            "num_kept": 0,
+            "num_rejected": {},
+            "num_failed": 0,
+            "kept_h": 0.0,
+            "thresholds": {},
+            "validation": validate(work, 0, seed, folder, inputs.validation),
+            "wall_s": 0.0,
+        }
+        if not seed.is_checkpoint:
+            record["separator"] = seed.name
+        record["wall_s"] = time.perf_counter() - started
+        write_json(folder / "iteration.json", record)
+        summarise(out)
+    work.judges = prepare_judges(config, inputs, seed, out)
     return work
 
 
-def check(config: RunConfig) -> Corpus:
-    """Read all inputs before anything is made or trained; ``ValueError`` for what could only fail hours later."""
-    corpus = read_corpus(config.corpus, class_map=config.class_map, audio_root=config.audio_root)
-    require_clips(corpus, config.engine)
-    check_judges(config)
-    labels: list[str] = []
-    if config.clean is not None:
-        labels = read_sources(config.clean, folds=config.clean_folds)["label"].to_pylist()
-    if config.separator is not None:
-        labels = read_description(config.separator)["labels"]
-    known = {plain_label(label) for label in labels}
-    for name in ("validation", "training_validation"):
-        validation: ValidationConfig | None = getattr(config, name)
-        if validation is None:
-            continue
-        wanted = set(read_sources(validation.clips, folds=validation.folds)["label"].to_pylist())
-        if unknown := sorted(label for label in wanted if plain_label(label) not in known):
-            raise ValueError(f"{name} has clips of {unknown}, which the seed cannot know; take them out of its clips")
-    return corpus
+def _seed(config: RunConfig, inputs: Inputs, folder: Location) -> SeparatorSource:
+    """The separator of iteration 0: the given one, copied to ``folder`` if it is a checkpoint, or one trained there."""
+    given = inputs.separator
+    if given is not None and not given.is_checkpoint:
+        return given
+    if not (folder / "separator.json").is_file():
+        if given is not None:
+            save(load(given.name), folder, history=read_description(given.name)["history"])
+        else:
+            _LOGGER.info(f"iteration 0: training the seed for {config.seed_training.steps} steps")
+            distil(
+                folder,
+                data=TrainingData(clean=inputs.clean),
+                config=config.seed_training,
+                network=config.network,
+                validation=inputs.training_validation,
+            )
+    return find_separator(folder)
 
 
-def _claim(config: RunConfig, out: Location) -> None:
-    """Store the resolved config, or compare it with the one that is there."""
-    path = out / "config.yaml"
-    wanted = yaml.safe_load(yaml.safe_dump(_plain(asdict(config))))
-    if path.is_file():
-        found = yaml.safe_load(path.read_text())
-        done = len(found.get("schedule", []))
-        comparable = wanted | {"schedule": wanted["schedule"][:done]}
-        if changed := differences(_deciding(found), _deciding(comparable)):
-            raise ValueError(f"{out} holds a run with another {changed}; give another folder")
-    write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
-
-
-def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without those that say only how fast a pass is and when it gives up: they may change as a run goes."""
-    kept = PassConfig().identity()
-    found = settings | {"engine": {key: value for key, value in settings.get("engine", {}).items() if key in kept}}
-    for name in ("distil", "seed_training"):
-        found[name] = {key: value for key, value in settings.get(name, {}).items() if key not in HOW}
-    return found
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _seed(work: Work) -> None:
-    """Iteration 0: a separator and its validation."""
-    config, folder = work.config, work.pieces.place("seed", 0, None)
-    if (folder / "iteration.json").is_file():
-        return
-    started = time.perf_counter()
-    if config.separator is not None:
-        history = read_description(config.separator)["history"]
-        save(load(config.separator), folder / "separator", history=history)
-    else:
-        _LOGGER.info(f"iteration 0: training the seed for {config.seed_training.steps} steps")
-        distil(
-            folder / "separator",
-            training_data=TrainingData(clean=config.clean, clean_folds=config.clean_folds),
-            config=config.seed_training,
-            network=config.network,
-            validation=config.training_validation,
-        )
-    counts = {
-        "num_clips": 0,
-        "num_set_aside": 0,
-        "num_queries": 0,
-        "num_stems": 0,
-        "num_kept": 0,
-        "num_rejected": {},
-        "num_failed": 0,
-        "kept_h": 0.0,
-    }
-    entry = {"iteration": 0, **counts, "thresholds": {}, "validation": validate(work, 0, folder / "separator")}
-    write_json(folder / "iteration.json", entry | {"wall_s": time.perf_counter() - started})
-    summarise(work.pieces.out)
-
-
-def summarise(out: Location) -> dict[str, Any]:
+def summarise(out: Location) -> RunSummary:
     """Gather the finished iterations of a run into its ``summary.json``."""
     folders = {int(path.parent.name): path for path in (out / "iterations").glob("*/iteration.json")}
-    summary = {"iterations": [read_json(folders[number]) for number in sorted(folders)]}
+    summary: RunSummary = {"iterations": [read_json(folders[number]) for number in sorted(folders)]}
     write_json(out / "summary.json", summary)
     return summary

@@ -1,4 +1,4 @@
-"""Stems that a bad separator might make of a clip whose truth is known, most of them with perfect remix scores.
+"""Adversarial stems: what a bad separator might make of a clip, most of them with perfect remix scores.
 
 Shape suffixes: S stems of a clip, T samples, F bins, N frames.
 """
@@ -17,12 +17,12 @@ _SIZE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A clip, its sources and what an adversary may use beside them."""
+    """A clip, its sources and what else an adversary may use."""
 
     truth_ST: Tensor
     """The true sources; their sum is the clip."""
     others_ST: Tensor
-    """For each source another recording of the same label, of the same energy."""
+    """For each source another recording of the same label, with the same energy."""
     sample_rate_hz: int
     rng: np.random.Generator
 
@@ -62,7 +62,7 @@ def _random_masks(case: Case) -> Tensor:
 
 
 def _shared_artefact(case: Case) -> Tensor:
-    """The first two stems have one and the same noise, as loud as the first, in opposite polarity."""
+    """The true sources with one noise in the first two of them, in opposite polarity and as loud as the first."""
     noise_T = _random(case, len(case.mix_T)) - 0.5
     noise_T *= case.truth_ST[0].norm() / noise_T.norm()
     stems_ST = case.truth_ST.clone()
@@ -72,7 +72,7 @@ def _shared_artefact(case: Case) -> Tensor:
 
 
 def _leak(level_db: float) -> Callable[[Case], Tensor]:
-    """Each stem gives a part of itself to the next, so that their sum stays the clip."""
+    """The true sources, each with a part of itself moved to the next, so that their sum stays the clip."""
 
     def stems(case: Case) -> Tensor:
         gain = 10.0 ** (level_db / 20.0)
@@ -115,7 +115,7 @@ def _loudest_half_second(case: Case) -> Tensor:
 
 
 def _gated_noise(case: Case) -> Tensor:
-    """Noise with the envelope of each source."""
+    """Noise with the envelope and the energy of each source."""
     envelope_ST = torch.nn.functional.avg_pool1d(case.truth_ST.square(), 801, 1, 400)[
         :, : case.truth_ST.shape[1]
     ].sqrt()
@@ -125,14 +125,14 @@ def _gated_noise(case: Case) -> Tensor:
 
 
 def _musical_noise(case: Case) -> Tensor:
-    """Binary masks that give each point of the spectrogram to a stem by chance."""
+    """Binary masks that assign each point of the spectrogram to a random stem."""
     frames = _spectra(case.mix_T).shape
     owner_FN = torch.from_numpy(case.rng.integers(len(case.truth_ST), size=tuple(frames)))
     return _masked(case, torch.stack([(owner_FN == s).float() for s in range(len(case.truth_ST))]))
 
 
 def _half_right_masks(case: Case) -> Tensor:
-    """Binary masks that are right at two points of three and give the rest to another stem."""
+    """Binary masks that are right at two points of three and assign the rest to another stem."""
     magnitude_SFN = _spectra(case.truth_ST).abs()
     owner_FN = magnitude_SFN.argmax(0)
     wrong_FN = _random(case, *owner_FN.shape) < 1.0 / 3.0
@@ -166,4 +166,4 @@ ADVERSARIES: Mapping[str, Callable[[Case], Tensor]] = {
     "musical noise": _musical_noise,
     "binary masks, a third wrong": _half_right_masks,
 }
-"""By name; the two oracles are what a gate should keep."""
+"""By name. Thresholds should keep the two oracles and reject the others."""

@@ -1,49 +1,46 @@
-"""A search for a schedule on real sound (ESC-10) against ClearSep's thresholds and ours; writes the README's table.
+"""A search for a schedule on real sound (ESC-10), against ClearSep's thresholds and the recipe's.
 
-    python benchmarks/esc10_search.py --esc10 DIR [--out runs/search] [--quick]
+    python -m benchmarks.quality.esc10_search --esc10 DIR [--out runs/search] [--quick]
 
 Fold 1 trains the seed, the tagger and the estimator. The network is smaller and the corpus of folds 2 and 3 half as
-large as those of the other tables, for many students are trained. The choice is made on mixtures of fold 4 and
-confirmed on another draw of them. The script can be stopped and started again; it does what is missing.
+large as in the other benchmarks, because many students are trained. The choice is made on mixtures of fold 4 and
+confirmed on another draw of them. Writes ``search.md`` and a table of docs/results.md. Run it again to resume it.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from setting import Setting, say, stamp
 
-from cluster.session import connected
-from engine.cli.tables import fill
+from benchmarks import pages
+from benchmarks.setting import Setting
+from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.separators import NetworkConfig
-from engine.settings import build
-from engine.storage.files import write_bytes
+from engine.settings import build, plain
 from train.data.config import MixConfig
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
 from tune.config import RunConfig
-from tune.recipes import GATE, RECIPES
+from tune.recipes import RECIPES, THRESHOLDS
 from tune.search.config import SearchConfig
 from tune.search.report import search_tables
 from tune.search.run import search
 
-_HERE = Path(__file__).parent
+_PAGE = Path(__file__).with_name("search.md")
 
 
-def config_of(work: Setting, *, trials: int) -> SearchConfig:
-    """The search of a small network's schedule."""
+def search_config(work: Setting, *, trials: int) -> SearchConfig:
+    """The search for the schedule of a small network."""
     size = work.size
     run = build(RunConfig, RECIPES["laptop"]() | {"corpus": str(work.natural()), "clean": work.clips})
     training = dataclasses.replace(
         run.distil,
-        steps=size.round_steps,
-        validate_every_steps=size.round_steps,
+        steps=size.student_steps,
+        validate_every_steps=size.student_steps,
         num_workers=0,
         mix=dataclasses.replace(run.distil.mix, batch_size=8),
     )
@@ -58,60 +55,60 @@ def config_of(work: Setting, *, trials: int) -> SearchConfig:
         distil=training,
         validation=choice,
     )
-    fixed = {name: GATE[name] for name in ("min_stem_level_db", "max_mixture_coherence_fraction")}
-    settings: dict[str, Any] = {
-        "set": dataclasses.asdict(own),
-        "iterations": 2,
-        "schedule": fixed
-        | {
-            "min_estimated_si_sdr_db": {"between": [-3, 9], "step": 3, "shapes": ["constant", "linear"], "or": None},
-            "min_remix_snr_db": {"between": [0, 9], "step": 3, "shapes": ["constant", "linear"]},
-            "label_floor_fraction": {"choose": [None, 0.5]},
-        },
-        "trials": trials,
-        "reduction_factor": 2.0,
-        "finalists": 2,
-        "repeats": 3,
-        "confirmation": dataclasses.asdict(dataclasses.replace(choice, num_mixtures=size.num_mixtures, seed=1)),
+    fixed = {name: THRESHOLDS[name] for name in ("min_stem_level_db", "max_mixture_coherence_fraction")}
+    drawn: dict[str, Any] = {
+        "min_estimated_si_sdr_db": {"between": [-3, 9], "step": 3, "shapes": ["constant", "linear"], "or": None},
+        "min_remix_snr_db": {"between": [0, 9], "step": 3, "shapes": ["constant", "linear"]},
+        "label_floor_fraction": {"choose": [None, 0.5]},
     }
-    return build(SearchConfig, json.loads(json.dumps(settings)))
+    return SearchConfig(
+        set=plain(own),
+        iterations=2,
+        schedule=fixed | drawn,
+        trials=trials,
+        reduction_factor=2.0,
+        finalists=2,
+        repeats=3,
+        confirmation=dataclasses.replace(choice, num_mixtures=size.num_mixtures, seed=1),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    Setting.arguments(parser)
+    """Command line."""
+    parser = pages.parser(__doc__)
+    Setting.add_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out = arguments.out or Path("runs/search-quick" if arguments.quick else "runs/search")
-    work = Setting.of(arguments)
+    work = Setting.from_arguments(arguments)
     if not arguments.quick:
+        network = NetworkConfig(channels=96, num_blocks=6)
         work = dataclasses.replace(
-            work,
-            size=dataclasses.replace(
-                work.size, network=NetworkConfig(channels=96, num_blocks=6), num_two=200, num_three=40
-            ),
+            work, size=dataclasses.replace(work.size, network=network, num_two=200, num_three=40)
         )
-    config = config_of(work, trials=3 if arguments.quick else 12)
-    with connected():
-        found = search(config, work.out / "search", say=say)
-    shown = {table.title: table for table in search_tables(found)}
-    parts = [found["verdict"]["words"], shown["Confirmation"].markdown()]
-    parts += [f"### {name}\n\n{shown[name].markdown()}" for name in ("Trials", "Sharing", "Pareto front")]
-    own = config.set
-    num_clips = read_corpus(own["corpus"]).num_clips
-    size, steps, drawn = work.size, own["distil"]["steps"], own["validation"]["num_mixtures"]
-    about = (
-        f"{config.trials} schedules drawn (TPE, ASHA), two iterations each, beside the baselines; rounds of {steps} "
-        f"steps with batches of 8 from a seed of {size.seed_steps}, network of {size.network.channels} channels and "
-        f"{size.network.num_blocks} blocks, {num_clips} natural clips of folds 2 and 3; "
-        f"chosen on {drawn} mixtures of fold 4, confirmed on {size.num_mixtures} of another draw; ± is the "
-        f"standard deviation over {config.repeats} training seeds. {stamp()}"
-    )
-    page = "\n\n".join([*parts, about])
-    print(page)
+    config = search_config(work, trials=3 if arguments.quick else 12)
+    with connect():
+        result = search(config, work.out / "search")
+    tables = {table.title: table.markdown() for table in search_tables(result)}
+    parts = [result["verdict_text"], tables["Confirmation"]]
+    parts += [f"### {name}\n\n{tables[name]}" for name in ("Trials", "Sharing", "Pareto front")]
+    parts.append(_provenance(work, config))
+    print(*parts, sep="\n\n")
     if not arguments.quick:
-        write_bytes(_HERE / "search.md", f"# Search for a schedule\n\n{page}\n".encode())
-        fill(_HERE.parent / "README.md", "search", "\n\n".join([*parts[:2], about]))
+        pages.write_page(_PAGE, "Search for a schedule", *parts)
+        pages.fill(pages.RESULTS, "search", "\n\n".join([*parts[:2], parts[-1]]))
+
+
+def _provenance(work: Setting, config: SearchConfig) -> str:
+    own, size = config.set, work.size
+    return (
+        f"{config.trials} schedules drawn (TPE, ASHA), two iterations each, in addition to the baselines; iterations "
+        f"of {own['distil']['steps']} steps with batches of 8 from a seed of {size.seed_steps}, network of "
+        f"{size.network.channels} channels and {size.network.num_blocks} blocks, "
+        f"{read_corpus(own['corpus']).num_clips} natural clips of folds 2 and 3; chosen on "
+        f"{own['validation']['num_mixtures']} mixtures of fold 4, confirmed on {size.num_mixtures} of another draw; ± "
+        f"is the standard deviation over {config.repeats} training seeds. {pages.stamp()}"
+    )
 
 
 if __name__ == "__main__":

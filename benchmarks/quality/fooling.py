@@ -1,106 +1,39 @@
-"""Whether the gate can be fooled: adversarial separators and the oracle on natural clips whose truth is known.
+"""How hard the default thresholds are to fool: adversarial stems and the oracle's, on clips whose truth is known.
 
-    python benchmarks/fooling.py --esc10 DIR [--out runs/quality] [--quick]
+    python -m benchmarks.quality.fooling --esc10 DIR [--out runs/quality] [--quick]
 
-Seed, tagger and estimator are of fold 1, and so are the mixtures that the default gate was chosen on. A stem is
-degenerate if its plain SNR against the true source is below 8 dB: what is right by accident (half of a mixture in which
-the other is faint) is not. Writes `benchmarks/fooling.md` and the README's sentence.
+Seed, tagger and estimator are trained on fold 1, and the limits of the default thresholds were chosen on it; the clips
+are of folds 2 and 3. A stem is degenerate if its plain SNR against the true source is below 8 dB, so that stems which
+are right by accident (half of a mixture in which the other source is faint) do not count. Writes ``fooling.md`` and a
+sentence of README.md and docs/results.md.
 """
 
 from __future__ import annotations
 
-import argparse
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import soundfile
 import torch
-from adversaries import ADVERSARIES, Case
-from setting import Setting, prepare, say, stamp
 
-from engine.cli.tables import fill
+from benchmarks import pages
+from benchmarks.quality.adversaries import ADVERSARIES, Case
+from benchmarks.setting import Setting, prepare
 from engine.corpus.read import read_corpus
-from engine.corpus.sources import read_sources
-from engine.schema import SCORES, DecodedClip, SeparatedClip
+from engine.schema import SCORES, ClipRow, DecodedClip, SeparatedClip
 from engine.scoring.metrics import si_sdr_db, snr_db
 from engine.scoring.model_scores import Scorer
 from engine.selection.filter import judge
 from engine.selection.thresholds import Thresholds
 from engine.separators import load
 from engine.separators.batching import BatchedSeparator
-from engine.storage.files import write_bytes
-from engine.taggers import open_tagger
+from engine.taggers import find_tagger
 
-_HERE = Path(__file__).parent
+_PAGE = Path(__file__).with_name("fooling.md")
 _GOOD_DB = 8.0
-
-
-def cases(work: Setting) -> list[tuple[dict[str, Any], Case]]:
-    """Natural clips of two sources and what an adversary may use of other recordings."""
-    rows = [row for row in read_corpus(work.natural()).clips.to_pylist() if len(row["labels"]) == 2]
-    sources = read_sources(work.clips, folds=[2, 3]).to_pylist()
-    found = []
-    for number, row in enumerate(rows[: work.size.num_fooling]):
-        rng = np.random.default_rng([7, number])
-        truth = [torch.from_numpy(work.truth(row["path"], label)) for label in row["labels"]]
-        others = []
-        for label, source_T in zip(row["labels"], truth, strict=True):
-            same = [one["path"] for one in sources if one["label"] == label]
-            samples_T = soundfile.read(same[rng.integers(len(same))], dtype="float32")[0]
-            other_T = torch.from_numpy(np.resize(samples_T[:: round(44100 / work.rate_hz)], len(source_T)))
-            others.append(other_T * source_T.norm() / other_T.norm().clamp(min=1e-6))
-        case = Case(truth_ST=torch.stack(truth), others_ST=torch.stack(others), sample_rate_hz=work.rate_hz, rng=rng)
-        found.append((row, case))
-    return found
-
-
-def assess(
-    work: Setting, name: str, some: list[tuple[dict[str, Any], Case]]
-) -> tuple[pa.Table, np.ndarray, np.ndarray]:
-    """Scores and estimates of an adversary's stems, with their true SI-SDR and SNR."""
-    batched = BatchedSeparator(separator=load(work.seed), batch_s=80.0)
-    scorer = Scorer(batched=batched, tagger=open_tagger(work.tagger), reseparate=True)
-    clips = []
-    si_sdr, snr = [], []
-    for row, case in some:
-        stems_ST = ADVERSARIES[name](case).float()
-        si_sdr.append(si_sdr_db(estimate=stems_ST, reference=case.truth_ST))
-        snr.append(snr_db(estimate=stems_ST, reference=case.truth_ST))
-        clip = DecodedClip(row=row, samples_T=case.mix_T.numpy())
-        clips.append(SeparatedClip(clip=clip, labels=row["labels"], stems_ST=stems_ST.numpy().copy()))
-    rows = [scores for clip in scorer.scores(clips) for scores in clip]
-    table = pa.Table.from_pylist(rows, schema=SCORES)
-    estimates = work.quality().estimate(table)
-    labels = pa.array([label for row, _ in some for label in row["labels"]])
-    for column in estimates.column_names:
-        table = table.append_column(column, estimates[column])
-    return table.append_column("label", labels), torch.cat(si_sdr).numpy(), torch.cat(snr).numpy()
-
-
-def line(name: str, scores: pa.Table, gate: Thresholds, si_sdr: np.ndarray, snr: np.ndarray) -> dict[str, Any]:
-    """One row of the table."""
-    verdict = judge(scores, gate)
-    kept = verdict["kept"].to_numpy()
-    clearsep = judge(scores, Thresholds(min_re_sdr_db=10.0))["kept"].to_numpy()
-    bad = snr < _GOOD_DB
-    rules = verdict["rejected_by"].drop_null().value_counts().to_pylist()
-    return {
-        "name": name,
-        "si_sdr": float(np.median(si_sdr)),
-        "scores": {column: float(np.nanmedian(np.asarray(scores[column], np.float64))) for column in _SHOWN},
-        "num_bad": int(bad.sum()),
-        "num_bad_kept": int((bad & kept).sum()),
-        "num_bad_clearsep": int((bad & clearsep).sum()),
-        "num_good": int((~bad).sum()),
-        "num_good_kept": int((~bad & kept).sum()),
-        "rules": ", ".join(
-            f"{one['values']} {one['counts']}" for one in sorted(rules, key=lambda one: -one["counts"])[:3]
-        ),
-    }
-
-
 _SHOWN = {
     "re_sdr_db": "Re-SDR",
     "remix_snr_db": "remix SNR",
@@ -113,51 +46,134 @@ _SHOWN = {
 }
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    head = ["stems", "true SI-SDR", *_SHOWN.values(), "degenerate: rejected (ClearSep 10 dB)", "good: kept", "by"]
-    text = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for one in lines:
-        bad, good = one["num_bad"], one["num_good"]
-        rejected = f"{bad - one['num_bad_kept']} of {bad} ({bad - one['num_bad_clearsep']})" if bad else ""
-        cells = [one["name"], f"{one['si_sdr']:.1f}", *(f"{value:.1f}" for value in one["scores"].values())]
-        text.append(
-            "| "
-            + " | ".join([*cells, rejected, f"{one['num_good_kept']} of {good}" if good else "", one["rules"]])
-            + " |"
-        )
-    return "\n".join(text)
+def draw_cases(work: Setting) -> list[tuple[ClipRow, Case]]:
+    """Natural clips of two sources, with other recordings of the same labels for the adversaries."""
+    rows: list[ClipRow] = [row for row in read_corpus(work.natural()).clips.to_pylist() if len(row["labels"]) == 2]
+    sources = work.sources(2, 3).table.to_pylist()
+    cases = []
+    for number, row in enumerate(rows[: work.size.num_adversarial]):
+        rng = np.random.default_rng([7, number])
+        truth = [torch.from_numpy(work.truth(row["path"], label)) for label in row["labels"]]
+        others = []
+        for label, source_T in zip(row["labels"], truth, strict=True):
+            same = [one["path"] for one in sources if one["label"] == label]
+            samples_T = soundfile.read(same[rng.integers(len(same))], dtype="float32")[0]
+            other_T = torch.from_numpy(np.resize(samples_T[:: round(44100 / work.rate_hz)], len(source_T)))
+            others.append(other_T * source_T.norm() / other_T.norm().clamp(min=1e-6))
+        case = Case(truth_ST=torch.stack(truth), others_ST=torch.stack(others), sample_rate_hz=work.rate_hz, rng=rng)
+        cases.append((row, case))
+    return cases
 
 
-def summary(lines: list[dict[str, Any]]) -> str:
-    """The two goals in a sentence."""
-    bad, bad_kept, clearsep = (
-        sum(one[key] for one in lines) for key in ("num_bad", "num_bad_kept", "num_bad_clearsep")
+@dataclass(frozen=True, kw_only=True)
+class Stems:
+    """Stems of an adversary."""
+
+    scores: pa.Table
+    """Scores, estimates and labels."""
+    si_sdr_N: np.ndarray
+    """True SI-SDR."""
+    snr_N: np.ndarray
+    """True SNR."""
+
+
+def score_adversary(work: Setting, name: str, cases: list[tuple[ClipRow, Case]]) -> Stems:
+    """The stems of an adversary, scored and compared with the truth."""
+    batched = BatchedSeparator(separator=load(work.seed), batch_s=80.0)
+    scorer = Scorer(batched=batched, tagger=find_tagger(work.tagger).open(), reseparate=True)
+    clips, si_sdr, snr = [], [], []
+    for row, case in cases:
+        stems_ST = ADVERSARIES[name](case).float()
+        si_sdr.append(si_sdr_db(estimate=stems_ST, reference=case.truth_ST))
+        snr.append(snr_db(estimate=stems_ST, reference=case.truth_ST))
+        clip = DecodedClip(row=row, samples_T=case.mix_T.numpy())
+        clips.append(SeparatedClip(clip=clip, labels=row["labels"], stems_ST=stems_ST.numpy().copy()))
+    table = pa.Table.from_pylist([scores for clip in scorer.scores(clips) for scores in clip], schema=SCORES)
+    estimates = work.estimator().estimate(table)
+    for column in estimates.column_names:
+        table = table.append_column(column, estimates[column])
+    labels = pa.array([label for row, _ in cases for label in row["labels"]])
+    table = table.append_column("label", labels)
+    return Stems(scores=table, si_sdr_N=torch.cat(si_sdr).numpy(), snr_N=torch.cat(snr).numpy())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the thresholds make of an adversary's stems."""
+
+    name: str
+    num_bad: int
+    num_bad_kept: int
+    num_bad_clearsep: int
+    num_good: int
+    num_good_kept: int
+    cells: list[str]
+    """Row of the table."""
+
+
+def outcome(name: str, stems: Stems, thresholds: Thresholds) -> Outcome:
+    """Apply the default thresholds and ClearSep's."""
+    verdict = judge(stems.scores, thresholds)
+    kept_N = verdict["kept"].to_numpy()
+    clearsep_N = judge(stems.scores, Thresholds(min_re_sdr_db=10.0))["kept"].to_numpy()
+    bad_N = stems.snr_N < _GOOD_DB
+    bad, bad_kept, bad_clearsep = (int(count.sum()) for count in (bad_N, bad_N & kept_N, bad_N & clearsep_N))
+    good, good_kept = int((~bad_N).sum()), int((~bad_N & kept_N).sum())
+    rules = verdict["rejected_by"].drop_null().value_counts().to_pylist()
+    first_rules = sorted(rules, key=lambda rule: -rule["counts"])[:3]
+    medians = (float(np.nanmedian(np.asarray(stems.scores[column], np.float64))) for column in _SHOWN)
+    cells = [
+        name,
+        f"{float(np.median(stems.si_sdr_N)):.1f}",
+        *(f"{median:.1f}" for median in medians),
+        f"{bad - bad_kept} of {bad} ({bad - bad_clearsep})" if bad else "",
+        f"{good_kept} of {good}" if good else "",
+        ", ".join(f"{rule['values']} {rule['counts']}" for rule in first_rules),
+    ]
+    return Outcome(
+        name=name,
+        num_bad=bad,
+        num_bad_kept=bad_kept,
+        num_bad_clearsep=bad_clearsep,
+        num_good=good,
+        num_good_kept=good_kept,
+        cells=cells,
     )
-    oracle = lines[0]
+
+
+def summary(outcomes: list[Outcome]) -> str:
+    """Both goals in a sentence."""
+    bad = sum(one.num_bad for one in outcomes)
+    kept, clearsep = sum(one.num_bad_kept for one in outcomes), sum(one.num_bad_clearsep for one in outcomes)
+    oracle = outcomes[0]
     return (
-        f"Of {bad} degenerate stems the default gate rejects {1 - bad_kept / bad:.1%}, ClearSep's (Re-SDR of 10 dB) "
-        f"{1 - clearsep / bad:.1%}; of the oracle's stems it keeps {oracle['num_good_kept'] / oracle['num_good']:.1%}."
+        f"Of {bad} degenerate stems the default thresholds reject {1 - kept / bad:.1%}, ClearSep's (Re-SDR of 10 dB) "
+        f"{1 - clearsep / bad:.1%}; of the oracle's stems they keep {oracle.num_good_kept / oracle.num_good:.1%}."
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    Setting.arguments(parser)
+    """Command line."""
+    parser = pages.parser(__doc__)
+    Setting.add_arguments(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    work = Setting.of(arguments)
+    work = Setting.from_arguments(arguments)
     prepare(work)
-    some = cases(work)
-    lines = []
+    cases = draw_cases(work)
+    outcomes = []
     for name in ADVERSARIES:
-        lines.append(line(name, *(assessed := assess(work, name, some))[:1], work.gate, *assessed[1:]))
-        say(f"{name}: {lines[-1]}")
-    about = f"Medians over the stems of {len(some)} natural clips of two sources (folds 2 and 3), dB. {stamp()}"
-    text = f"{summary(lines)}\n\n{table(lines)}\n\n{about}"
-    if not arguments.quick:
-        write_bytes(_HERE / "fooling.md", f"# Fooling the gate\n\n{text}\n".encode())
-        fill(_HERE.parent / "README.md", "fooling", summary(lines))
+        outcomes.append(outcome(name, score_adversary(work, name, cases), work.thresholds))
+        pages.log(" | ".join(outcomes[-1].cells))
+    head = ["stems", "true SI-SDR", *_SHOWN.values(), "degenerate: rejected (ClearSep 10 dB)", "good: kept", "by"]
+    table = pages.markdown(head, [one.cells for one in outcomes])
+    about = f"Medians over the stems of {len(cases)} natural clips of two sources (folds 2 and 3), dB. {pages.stamp()}"
+    if arguments.quick:
+        print(summary(outcomes), table, about, sep="\n\n")
+        return
+    pages.write_page(_PAGE, "Adversarial stems", summary(outcomes), table, about)
+    pages.fill(pages.RESULTS, "fooling", summary(outcomes))
+    pages.fill(pages.README, "fooling", textwrap.fill(summary(outcomes), 100))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""What an engine pass costs beyond its separator, and whether its memory grows with the corpus.
+"""The cost of an engine pass beyond its separator, and its memory by corpus size.
 
-    python benchmarks/overhead.py [--repeats 3] [--only laptop]
+    python -m benchmarks.speed.overhead [--repeats 3] [--only laptop]
 
 The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
 as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
 Start-up is excluded: the clock of a pass starts when a third of it is done, by when all processes of Ray have started,
-and ends with the pass. Memory is the peak of what Ray's workers, this process and the object store hold, over N and
-over 3N clips. Writes ``benchmarks/overhead.md``.
+and stops with the pass. Memory is the peak of Ray's workers, this process and the object store together, over N and
+over 3N clips. Writes ``overhead.md`` and a table of docs/results.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import statistics
@@ -24,35 +23,36 @@ import numpy as np
 import soundfile
 import torch
 
-from cluster.session import connected
+from benchmarks import pages
+from cluster.session import connect
 from engine.audio.decode import decode
-from engine.cli.tables import fill
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.run import run_pass
 from engine.passes.separate import separate_clips
 from engine.schema import DecodedClip
-from engine.separators import NetworkConfig, QuerySeparator, load, save
+from engine.separators import NetworkConfig, QuerySeparator, find_separator, load, save
 from engine.separators.batching import BatchedSeparator
-from engine.storage.files import read_json, write_bytes
-from tune.demo import sounds as synth
+from engine.storage.files import read_json
+from tune.demo import sounds
 
+_PAGE = Path(__file__).with_name("overhead.md")
 _RATE_HZ, _CLIP_S, _BATCH_S = 16000, 10.0, 80.0
 _LABELS = ("rain", "siren")
-_SIZES = {  # network, N, clips of a part
+_SIZES = {  # network, N, clips of a shard
     "laptop (256 channels, 10 blocks)": (NetworkConfig(), 250, 16),
     "large (768 channels, 20 blocks)": (NetworkConfig(channels=768, num_blocks=20), 24, 4),
 }
 
 
 def write_corpus(folder: Path, num_clips: int) -> Path:
-    """Ten-second clips of two sounds each."""
-    sounds = {label: synth.sound(label, rng=np.random.default_rng(0), duration_s=60.0) for label in _LABELS}
+    """Write ten-second clips of two sounds each; returns their manifest."""
+    signals = {label: sounds.sound(label, rng=np.random.default_rng(0), duration_s=60.0) for label in _LABELS}
     lines = ["path,labels"]
     rng = np.random.default_rng(1)
     for number in range(num_clips):
         firsts = rng.integers(0, int(50.0 * _RATE_HZ), len(_LABELS))
-        parts = [sounds[label][first : first + 160000] for label, first in zip(_LABELS, firsts, strict=True)]
+        parts = [signals[label][first : first + 160000] for label, first in zip(_LABELS, firsts, strict=True)]
         soundfile.write(folder / f"{number}.flac", 0.5 * np.sum(parts, axis=0), _RATE_HZ)
         lines.append(f"{number}.flac,{';'.join(_LABELS)}")
     (folder / f"natural-{num_clips}.csv").write_text("\n".join(lines) + "\n")
@@ -60,7 +60,7 @@ def write_corpus(folder: Path, num_clips: int) -> Path:
 
 
 def plain_s_per_clip(checkpoint: Path, manifest: Path) -> float:
-    """Seconds a clip of separating decoded clips one batch after another in this process."""
+    """Seconds a clip to separate decoded clips one batch after another in this process."""
     corpus = read_corpus(manifest)
     rows = corpus.clips.to_pylist()
     clips = [
@@ -91,18 +91,18 @@ class Memory:
 
     def _watch(self) -> None:
         while not self._stop.wait(1.0):
-            held = sum(map(_own_bytes, Path("/proc").glob("[0-9]*"))) + _shared_bytes() - self._shared_before
-            self.peak_gib = max(self.peak_gib, held / 2**30)
+            used = sum(map(_private_bytes, Path("/proc").glob("[0-9]*"))) + _shared_bytes() - self._shared_before
+            self.peak_gib = max(self.peak_gib, used / 2**30)
 
 
 def _shared_bytes() -> int:
-    """What lies in shared memory, where Ray keeps its objects."""
+    """Used shared memory, where Ray keeps its objects."""
     shared = os.statvfs("/dev/shm")
     return (shared.f_blocks - shared.f_bfree) * shared.f_frsize
 
 
-def _own_bytes(process: Path) -> int:
-    """Memory that a process shares with no other, if it is a worker of Ray's or this one."""
+def _private_bytes(process: Path) -> int:
+    """Memory that a process shares with no other; 0 unless it is a worker of Ray's or this process."""
     try:
         if not (process / "cmdline").read_bytes().startswith(b"ray::") and process.name != str(os.getpid()):
             return 0
@@ -112,11 +112,11 @@ def _own_bytes(process: Path) -> int:
         return 0
 
 
-def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_part: int) -> tuple[float, float, dict[str, float]]:
+def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_shard: int) -> tuple[float, float, dict[str, float]]:
     """Wall seconds a clip of the last two thirds, peak memory in GiB, and how the time of its steps splits."""
-    config = PassConfig(batch_s=_BATCH_S, rows_per_task=clips_per_part, part_s=clips_per_part * _CLIP_S)
+    config = PassConfig(batch_s=_BATCH_S, rows_per_task=clips_per_shard, shard_s=clips_per_shard * _CLIP_S)
     with tempfile.TemporaryDirectory() as out, Memory() as memory:
-        summary = run_pass(read_corpus(manifest), out, separator=checkpoint, config=config)
+        summary = run_pass(read_corpus(manifest), out, separator=find_separator(checkpoint), config=config)
         ended = time.time()
         done = sorted((path.stat().st_mtime, path) for path in (Path(out) / "stems").glob("*.done.json"))
         first = len(done) // 3
@@ -126,43 +126,41 @@ def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_part: int) -> tu
 
 
 def measure(name: str, folder: Path, repeats: int) -> list[str]:
-    """A row of the table."""
-    network, num_clips, clips_per_part = _SIZES[name]
+    """One row of the table."""
+    network, num_clips, clips_per_shard = _SIZES[name]
     checkpoint = folder / name.split(maxsplit=1)[0]
     save(QuerySeparator(network, _LABELS), checkpoint)
     small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
-    ratios, memories, split = [], [], {}
+    ratios, memories = [], []
+    split: dict[str, float] = {}
     for _ in range(repeats):
         plain_s = plain_s_per_clip(checkpoint, small)
-        _, short_gib, _ = pass_s_per_clip(checkpoint, small, clips_per_part)
-        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large, clips_per_part)
+        _, short_gib, _ = pass_s_per_clip(checkpoint, small, clips_per_shard)
+        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large, clips_per_shard)
         plain_s = (plain_s + plain_s_per_clip(checkpoint, small)) / 2.0  # before and after: the machine drifts
         ratios.append(pass_s / plain_s)
         memories.append((short_gib, long_gib))
         print(f"{name}: plain {plain_s:.3f}, pass {pass_s:.3f} s a clip, ratio {ratios[-1]:.2f}", flush=True)
-    shares = ", ".join(f"{step} {share:.0%}" for step, share in split.items())
+    steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in split.items())
     gib = (f"{statistics.median(column):.2f}" for column in zip(*memories, strict=True))
-    return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", shares, *gib]
+    return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", steps, *gib]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", help="word that the size's name starts with")
+    """Command line."""
+    parser = pages.parser(__doc__)
+    parser.add_argument("--repeats", type=int, default=3, help="measurements of each size")
+    parser.add_argument("--only", default="", help="first word of the size to measure (default all)")
     arguments = parser.parse_args()
     columns = ["separator", "pass / plain loop", "range", "time of the steps", "GiB at N", "GiB at 3N"]
-    rows = []
-    with connected(), tempfile.TemporaryDirectory() as folder:
-        for name in _SIZES:
-            if name.startswith(arguments.only or ""):
-                rows.append(measure(name, Path(folder), arguments.repeats))
-    lines = [columns, ["---"] * len(columns), *rows]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    with connect(), tempfile.TemporaryDirectory() as folder:
+        names = [name for name in _SIZES if name.startswith(arguments.only)]
+        rows = [measure(name, Path(folder), arguments.repeats) for name in names]
+    table = pages.markdown(columns, rows)
     about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."
-    text = f"# Engine pass against a plain loop\n\n{table}\n\n{about}\n"
-    write_bytes(Path(__file__).with_name("overhead.md"), text.encode())
-    fill(Path(__file__).parent.parent / "README.md", "overhead", f"{table}\n\n{about}")
-    print(text)
+    print(table, about, sep="\n\n")
+    pages.write_page(_PAGE, "Engine pass against a plain loop", table, about)
+    pages.fill(pages.RESULTS, "overhead", f"{table}\n\n{about}")
 
 
 if __name__ == "__main__":

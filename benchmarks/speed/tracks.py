@@ -1,15 +1,14 @@
 """Whether a selection of tracks should copy its audio or refer to the stem shards: time and bytes of both.
 
-    python benchmarks/tracks.py [--clips 200]
+    python -m benchmarks.speed.tracks [--clips 192]
 
-Writes stems of noise the size of real ones and selects half of them by a score. Referring writes an index, and a
-training then reads each track's clip and stems and shares the clip out; copying shares it out once and writes the
-shares, which are then read. Writes ``benchmarks/tracks.md``.
+Writes stems of noise of a realistic size and selects half of them by a score. Referring writes an index, and a training
+then reads each track's clip and stems and divides the clip among its labels; copying divides it once and writes the
+results, which are then read. Writes ``tracks.md``.
 """
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import os
 import statistics
@@ -23,26 +22,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks import pages
 from engine.audio.flac import decode_flac24, encode_flac24
-from engine.passes.shards import read_audio, write_part
+from engine.passes.shards import read_audio, write_shard
 from engine.schema import STEMS
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import write_tracks
-from engine.storage.files import write_bytes, write_json, write_parquet
+from engine.selection.tracks import select_tracks
+from engine.storage.files import write_json, write_parquet
 from train.data.items import track_items
 from train.data.sharing import share_mixture
 
+_PAGE = Path(__file__).with_name("tracks.md")
 _RATE_HZ, _CLIP_S, _CLIPS_PER_SHARD = 16000, 10.0, 32
 
 
 def write_stems(out: Path, num_clips: int) -> None:
-    """A closed pass: two stems a clip, every other one with a low score."""
+    """Write a closed pass: two stems a clip, every other clip with a low score."""
     rng = np.random.default_rng(0)
     shards = {}
     for first in range(0, num_clips, _CLIPS_PER_SHARD):
         rows = [row for number in range(first, first + _CLIPS_PER_SHARD) for row in _rows(rng, number)]
-        part = f"part-{first:06d}"
-        shards[part] = write_part(out, part, stems=rows, failures=[])["sha256"]
+        name = f"shard-{first:06d}-0000"
+        shards[name] = write_shard(out, name, stems=rows, failures=[])["sha256"]
     names = {"fingerprint": "pass", "separator_fingerprint": "none", "config_fingerprint": "none"}
     manifest = {**names, "shards": shards}
     write_json(out / "stems" / "manifest.json", manifest)
@@ -64,9 +65,9 @@ def _rows(rng: np.random.Generator, number: int) -> list[dict[str, Any]]:
 
 
 def refer(stems: Path, out: Path) -> tuple[float, float, int]:
-    """Seconds to select, seconds to read, bytes written: as the engine does it."""
+    """Seconds to select, seconds to read, and bytes written, as the engine does it."""
     started = time.perf_counter()
-    write_tracks(stems, out, Thresholds(min_re_sdr_db=0.5))
+    select_tracks(stems, out, Thresholds(min_re_sdr_db=0.5))
     selected = time.perf_counter()
     for item in track_items(out, sample_rate_hz=_RATE_HZ):
         item.load()
@@ -74,12 +75,12 @@ def refer(stems: Path, out: Path) -> tuple[float, float, int]:
 
 
 def copy(stems: Path, out: Path) -> tuple[float, float, int]:
-    """The same with the audio of what is kept written once more, already shared out."""
+    """The same with a copy of the kept tracks, already divided."""
     started = time.perf_counter()
     for shard in sorted(stems.glob("*.parquet")):
         rows = pq.read_table(shard).to_pylist()
         tracks = [
-            {**row, **_shared(rows[first : first + 2])[number], "mixture_flac": None}
+            {**row, **_divided(rows[first : first + 2])[number], "mixture_flac": None}
             for first in range(0, len(rows), 2)
             for number, row in enumerate(rows[first : first + 2])
             if row["re_sdr_db"] > 0.5
@@ -92,12 +93,12 @@ def copy(stems: Path, out: Path) -> tuple[float, float, int]:
     return selected - started, time.perf_counter() - selected, _bytes(out)
 
 
-def _shared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The coded shares of the two stems of a clip."""
+def _divided(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The coded tracks of the two stems of a clip."""
     mixture_T = torch.from_numpy(decode_flac24(rows[0]["mixture_flac"], rows[0]["mixture_exponent"]))
     stems_ST = np.stack([decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in rows])
-    shares_ST = share_mixture(mixture_T=mixture_T, stems_ST=torch.from_numpy(stems_ST), sample_rate_hz=_RATE_HZ)
-    coded = (encode_flac24(share_T, sample_rate_hz=_RATE_HZ) for share_T in shares_ST.numpy())
+    tracks_ST = share_mixture(mixture_T=mixture_T, stems_ST=torch.from_numpy(stems_ST), sample_rate_hz=_RATE_HZ)
+    coded = (encode_flac24(track_T, sample_rate_hz=_RATE_HZ) for track_T in tracks_ST.numpy())
     return [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
 
 
@@ -106,11 +107,12 @@ def _bytes(folder: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=192)
-    parser.add_argument("--repeats", type=int, default=5)
+    """Command line."""
+    parser = pages.parser(__doc__)
+    parser.add_argument("--clips", type=int, default=192, help="clips of the pass")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of measurements")
     arguments = parser.parse_args()
-    figures: list[list[float]] = []
+    ratios: list[list[float]] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         write_stems(root, arguments.clips)
@@ -118,18 +120,22 @@ def main() -> None:
             one = refer(root / "stems", root / f"refer-{number}")
             two = copy(root / "stems", root / f"copy-{number}")
             pairs = [*zip(one, two, strict=True), (one[0] + one[1], two[0] + two[1])]
-            figures.append([mine / other for mine, other in pairs])
-    select, read, size, both = (statistics.median(column) for column in zip(*figures, strict=True))
-    text = (
-        "# Tracks: refer or copy\n\n| refer / copy | ratio |\n| --- | --- |\n"
-        f"| time to select | {select:.3f} |\n| time to read every track once | {read:.2f} |\n| both | {both:.2f} |\n"
-        f"| bytes | {size:.4f} |\n\n"
+            ratios.append([mine / other for mine, other in pairs])
+    select, read, size, both = (statistics.median(column) for column in zip(*ratios, strict=True))
+    rows = [
+        ["time to select", f"{select:.3f}"],
+        ["time to read every track once", f"{read:.2f}"],
+        ["both", f"{both:.2f}"],
+        ["bytes", f"{size:.4f}"],
+    ]
+    table = pages.markdown(["refer / copy", "ratio"], rows)
+    about = (
         f"{arguments.clips} ten-second clips of two stems at 16 kHz, half kept; medians of {arguments.repeats} pairs, "
-        f"{os.cpu_count()} CPU cores, {dt.date.today()}. The engine refers: a selection is cheap to make and "
-        "to hold, so a sweep over thresholds writes no audio; a training, which reads its tracks once, pays then.\n"
+        f"{os.cpu_count()} CPU cores, {dt.date.today()}. The engine refers: a selection is cheap to make and to store, "
+        "so a sweep over thresholds writes no audio; a training, which reads its tracks once, pays for it."
     )
-    write_bytes(Path(__file__).with_name("tracks.md"), text.encode())
-    print(text)
+    print(table, about, sep="\n\n")
+    pages.write_page(_PAGE, "Tracks: refer or copy", table, about)
 
 
 if __name__ == "__main__":

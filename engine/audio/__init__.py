@@ -1,1 +1,1 @@
-"""TODO engine/audio."""
+"""Decode recordings safely, store stems as FLAC and measure levels."""

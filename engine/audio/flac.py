@@ -1,4 +1,7 @@
-"""Audio coded for storage: 24-bit FLAC of samples divided by a power of two, so that no stem is too loud or too quiet.
+"""Audio for storage: 24-bit FLAC of samples divided by a power of two, so that no stem is too loud or too quiet.
+
+The exponent is our own because FLAC stores integers only: libsndfile would clip loud stems and round quiet ones to few
+steps.
 
 Shape legend: ``T`` samples.
 """
@@ -11,32 +14,32 @@ import math
 import numpy as np
 import soundfile as sf
 
-from engine.audio.readers import Samples
+from engine.audio.sndfile import Samples
 
 _FLAC_MAX_RATE_HZ = 655_350
 _FLAC_EXPONENTS = (-24, 40)
 
 
 def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, int]:
-    """24-bit FLAC of ``samples_T / 2**exponent``, and the least exponent (-24 to 40) that fits the peak.
+    """Encode ``samples_T / 2**exponent`` with the smallest exponent (-24 to 40) that fits the peak; return both.
 
-    The error is at most ``2**(exponent - 24)``; encoding what was decoded is exact. No samples: no bytes.
+    The error is at most ``2**(exponent - 24)``; encoding decoded samples again is exact. No samples give no bytes.
 
     Raises ValueError above 655,350 Hz, for NaN or infinity and for peaks of 2**40 or more.
     """
     if not 1 <= sample_rate_hz <= _FLAC_MAX_RATE_HZ:
-        raise ValueError(f"FLAC holds 1 to {_FLAC_MAX_RATE_HZ} Hz, not {sample_rate_hz}: resample first")
+        raise ValueError(f"a rate for FLAC must be 1 to {_FLAC_MAX_RATE_HZ} Hz, got {sample_rate_hz}; resample first")
     if not len(samples_T):
         return b"", 0
     steps_T, exponent = _steps(samples_T)
-    buffer, words_T = io.BytesIO(), steps_T.astype(np.int32)
-    words_T <<= 8
-    sf.write(buffer, words_T, sample_rate_hz, format="FLAC", subtype="PCM_24")
+    buffer, integers_T = io.BytesIO(), steps_T.astype(np.int32)
+    integers_T <<= 8
+    sf.write(buffer, integers_T, sample_rate_hz, format="FLAC", subtype="PCM_24")
     return buffer.getvalue(), exponent
 
 
 def decode_flac24(data: bytes, exponent: int) -> Samples:
-    """The samples ``[T]`` behind ``encode_flac24``: 24-bit steps times ``2**(exponent - 23)``, exactly."""
+    """Decode samples ``[T]`` from :func:`encode_flac24`: 24-bit steps times ``2**(exponent - 23)``, exactly."""
     if not data:
         return np.zeros(0, np.float32)
     steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
@@ -45,18 +48,18 @@ def decode_flac24(data: bytes, exponent: int) -> Samples:
 
 
 def round_flac24(samples_T: Samples) -> Samples:
-    """What ``decode_flac24`` gives back of samples that ``encode_flac24`` takes, without the coding between."""
+    """Round samples as :func:`encode_flac24` and :func:`decode_flac24` do, without the coding."""
     steps_T, exponent = _steps(samples_T)
     return steps_T * np.float32(2.0 ** (exponent - 23))
 
 
 def _steps(samples_T: Samples) -> tuple[Samples, int]:
-    """Samples in whole steps of 24 bits, and their exponent; scaling by a power of two is exact."""
+    """Samples as 24-bit integers and their exponent; scaling by a power of two is exact."""
     samples_T = np.asarray(samples_T, np.float32)
     peak = float(np.max(np.abs(samples_T), initial=0.0))
     if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
-        raise ValueError(f"samples are finite and below 2**40, the peak is {peak}: check the separator")
+        raise ValueError(f"samples must be finite and below 2**40, got a peak of {peak}; check the separator")
     exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
     steps_T = samples_T * np.float32(2.0 ** (23 - exponent))
     np.rint(steps_T, out=steps_T)
-    return np.clip(steps_T, 1 - 2**23, 2**23 - 1, out=steps_T), exponent  # symmetric, or -1 would need exponent + 1
+    return np.clip(steps_T, 1 - 2**23, 2**23 - 1, out=steps_T), exponent  # symmetric: -2**23 would need exponent + 1

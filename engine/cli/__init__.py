@@ -1,1 +1,1 @@
-"""TODO engine/cli."""
+"""The command line: options that all commands share, tables, and the commands of the engine."""

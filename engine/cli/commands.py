@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from engine.cli.console import Address, AudioRoot, ClassMap, Json, Out, RetryFailed, Set, connected, print_result
+from engine.cli.console import (
+    SEPARATOR_HELP,
+    Address,
+    AudioRoot,
+    ClassMap,
+    Json,
+    Out,
+    RetryFailed,
+    Set,
+    connected,
+    print_result,
+)
+
+Manifest = Annotated[
+    str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder with a subfolder per label, or AudioSet's CSV.")
+]
+TAGGER_HELP = "Folder of a tagger, which scores how much of its label is in a stem."
+ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 
 
 def separate_corpus(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
-    separator: Annotated[str, typer.Option(help="Checkpoint folder of the separator.")],
+    manifest: Manifest,
+    separator: Annotated[str, typer.Option(help=SEPARATOR_HELP)],
     out: Out,
-    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, to score what it hears in a stem.")] = None,
+    tagger: Annotated[str | None, typer.Option(help=TAGGER_HELP)] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
     retry_failed: RetryFailed = False,
@@ -22,25 +39,28 @@ def separate_corpus(
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """One engine pass: every stem of every clip, scored, into OUT/stems; what failed into OUT/failures."""
-    from engine.cli import tables
+    """Run one engine pass: separate and score every clip; stems go to OUT/stems, failures to OUT/failures."""
+    from engine.cli.tables import pass_table
     from engine.corpus.read import read_corpus
     from engine.passes.config import PassConfig
     from engine.passes.run import run_pass
+    from engine.separators import find_separator
     from engine.settings import build, override
+    from engine.taggers import find_tagger
 
     config = build(PassConfig, override({}, set_ or []))
     corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
+    source, tagging = find_separator(separator), find_tagger(tagger) if tagger else None
     with connected(address):
-        summary = run_pass(corpus, out, separator=separator, tagger=tagger, config=config, retry_failed=retry_failed)
-    print_result(lambda: [tables.pass_table(summary)], summary, as_json)
+        summary = run_pass(corpus, out, separator=source, tagger=tagging, config=config, retry_failed=retry_failed)
+    print_result(lambda: [pass_table(summary)], summary, as_json)
 
 
 def plan(
-    manifest: Annotated[str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder by label, AudioSet CSV.")],
-    separator: Annotated[str, typer.Option(help="Checkpoint folder of the separator.")],
-    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, where the pass will have one.")] = None,
-    rows: Annotated[int, typer.Option(help="Rows to draw and measure.")] = 40,
+    manifest: Manifest,
+    separator: Annotated[str, typer.Option(help=SEPARATOR_HELP)],
+    tagger: Annotated[str | None, typer.Option(help="Folder of a tagger, if the pass will use one.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of the manifest to draw and measure.")] = 40,
     cpus: Annotated[float | None, typer.Option(help="CPUs of the cluster; default: this machine's.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: this machine's.")] = None,
     class_map: ClassMap = None,
@@ -48,106 +68,95 @@ def plan(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a pass will cost in hours and bytes, and what will fail, from a sample measured on this machine."""
-    from engine.cli import tables
+    """Predict hours, bytes and failures of a pass from a sample of the corpus, measured on this machine."""
+    from engine.cli.tables import plan_table
     from engine.corpus.read import read_corpus
     from engine.passes.config import PassConfig
-    from engine.passes.plan import plan as measure
-    from engine.separators import load, read_description
+    from engine.passes.plan import plan_pass
+    from engine.separators import find_separator
     from engine.settings import build, override
-    from engine.taggers import open_tagger
+    from engine.taggers import find_tagger
 
-    if rows < 1:
-        raise ValueError(f"rows is {rows}; draw one at least")
     config = build(PassConfig, override({}, set_ or []))
-    cost = measure(
+    cost = plan_pass(
         read_corpus(manifest, class_map=class_map, audio_root=audio_root),
-        open_separator=lambda device: load(separator, device=device),
-        sample_rate_hz=read_description(separator)["sample_rate_hz"],
+        separator=find_separator(separator),
+        tagger=find_tagger(tagger) if tagger else None,
         config=config,
-        open_tagger=(lambda device: open_tagger(tagger, device)) if tagger else None,
         num_rows=rows,
         num_cpus=cpus,
         num_gpus=gpus,
     )
-    print_result(lambda: [tables.plan_table(cost)], cost, as_json)
+    print_result(lambda: [plan_table(cost)], cost, as_json)
 
 
 def filter_(
-    stems: Annotated[str, typer.Argument(help="A finished pass: its folder or the stems folder in it.")],
+    stems: Annotated[str, typer.Argument(help="Folder of a finished pass, or its stems folder.")],
     out: Out,
-    quality: Annotated[str | None, typer.Option(help="Estimator of each stem's SI-SDR from its scores.")] = None,
+    estimator: Annotated[str | None, typer.Option(help=ESTIMATOR_HELP)] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Decide again from stored scores which stems become tracks; opens no audio.
+    """Select tracks again from stored scores, with other thresholds; opens no audio.
 
     Example: `clearsep filter runs/first/iterations/1 -o strict --set min_re_sdr_db=15`
 
     A limit may be a quantile of the pass: `--set 'min_remix_snr_db={quantile: 0.4, by_label: true}'`
     """
-    from engine.cli import tables
+    from engine.cli.tables import tracks_table
     from engine.selection.thresholds import Thresholds
-    from engine.selection.tracks import write_tracks
+    from engine.selection.tracks import select_tracks
     from engine.settings import build, override
-    from engine.storage.paths import location
 
     thresholds = build(Thresholds, override({}, set_ or []))
-    place = location(stems)
-    folder = place / "stems" if (place / "stems").is_dir() else place
-    estimator: dict[str, Any] = {}
-    if quality is not None:
-        from engine.scoring.estimator import load_estimator
-
-        loaded = load_estimator(quality)
-        estimator = {"estimate": loaded.estimate, "estimator_fingerprint": loaded.fingerprint}
-    tracks = write_tracks(folder, out, thresholds, **estimator)
-    print_result(lambda: [tables.tracks_table(tracks)], tracks, as_json)
+    selection = select_tracks(stems, out, thresholds, estimator=estimator)
+    print_result(lambda: [tracks_table(selection)], selection, as_json)
 
 
 def score(
     mixture: Annotated[str, typer.Argument(help="Audio file of the mixture.")],
-    stems: Annotated[list[str], typer.Argument(help="Audio files of its stems, made by any tool.")],
-    labels: Annotated[str | None, typer.Option(help="Labels of the stems, comma-separated.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="A separator, to ask what the rivals find in a stem.")] = None,
-    tagger: Annotated[str | None, typer.Option(help="A tagger's folder, to ask what it hears in a stem.")] = None,
-    quality: Annotated[str | None, typer.Option(help="RUN/quality, to estimate each stem's SI-SDR.")] = None,
+    stems: Annotated[list[str], typer.Argument(help="Audio files of its stems, separated by any tool.")],
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of the stems, comma-separated; default: file names.")
+    ] = None,
+    separator: Annotated[
+        str | None, typer.Option(help=SEPARATOR_HELP + " It separates each stem again with the rivals' queries.")
+    ] = None,
+    tagger: Annotated[str | None, typer.Option(help=TAGGER_HELP)] = None,
+    estimator: Annotated[str | None, typer.Option(help=ESTIMATOR_HELP)] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score the stems of a mixture, and say what each rule of a gate says (--set min_re_sdr_db=10 and the like)."""
-    from engine.cli import tables
-    from engine.scoring.estimator import load_estimator
+    """Score the stems of a mixture and apply thresholds to them (--set min_re_sdr_db=10 and so on)."""
+    from engine.cli.tables import scores_table
     from engine.selection.score_files import score_files
     from engine.selection.thresholds import Thresholds
-    from engine.separators import load
+    from engine.separators import load_separator
     from engine.settings import build, override
-    from engine.taggers import open_tagger
 
     thresholds = build(Thresholds, override({}, set_ or []))
     names = [label.strip() for label in labels.split(",")] if labels else [Path(stem).stem for stem in stems]
     if len(names) != len(stems) or len(set(names)) != len(names):
-        raise ValueError(f"{len(stems)} stems need as many different labels, not {names}; give --labels")
+        raise ValueError(f"labels must be {len(stems)} different names, one per stem, got {names}; give --labels")
     scored = score_files(
         mixture,
         dict(zip(names, map(str, stems), strict=True)),
         thresholds,
-        separator=load(checkpoint) if checkpoint else None,
-        tagger=open_tagger(tagger) if tagger else None,
-        quality=load_estimator(quality) if quality else None,
+        separator=load_separator(separator) if separator else None,
+        tagger=tagger,
+        estimator=estimator,
     )
-    result = {"stems": scored}
-    print_result(lambda: [tables.scores_table(result)], result, as_json)
+    print_result(lambda: [scores_table(scored)], {"stems": scored}, as_json)
 
 
 def failures(
-    path: Annotated[str, typer.Argument(help="A run, or a pass: the folder with stems/ and failures/.")],
+    path: Annotated[str, typer.Argument(help="Folder of a run or of a pass.")],
     as_json: Json = False,
 ) -> None:
-    """Say what failed and why: reasons first, then the rows; all rows with --json."""
-    from engine.cli.tables import failures as look
+    """List failures: first the reasons with their counts, then the rows (all of them with --json)."""
+    from engine.cli.reports import failures_report
 
-    tables, value = look(path)
+    tables, value = failures_report(path)
     print_result(lambda: tables, value, as_json)
 
 

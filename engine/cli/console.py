@@ -1,13 +1,16 @@
-"""What all commands share: their common options, printing results, progress lines and connecting to Ray."""
+"""Shared by all commands: options, printing results, progress on standard error, exit codes, connecting to Ray."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from types import FrameType
 from typing import Annotated, Any
 
 import rich.table
@@ -15,36 +18,44 @@ import typer
 from rich.console import Console, ConsoleRenderable
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
+from rich.text import Text
 
+_LOGGER = logging.getLogger(__name__)
 _LOG_COLUMNS = 200
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as distil.steps=200; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one setting, such as distil.steps=200; repeatable. `clearsep settings` lists them.",
+    ),
 ]
 Out = Annotated[
-    str, typer.Option("-o", "--out", help="Folder or s3:// address for the results; started again, it goes on there.")
+    str, typer.Option("-o", "--out", help="Folder or s3:// address for the results; the same command resumes there.")
 ]
 ClassMap = Annotated[str | None, typer.Option(help="AudioSet's class_labels_indices.csv, for its segment CSV.")]
-AudioRoot = Annotated[str | None, typer.Option(help="Where AudioSet's audio files are.")]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try again the clips that failed as a whole, and only those.")
-]
-Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a Ray of its own here.")]
+AudioRoot = Annotated[str | None, typer.Option(help="Folder of AudioSet's audio files.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Process only the failed clips again.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a new Ray on this machine.")]
+SEPARATOR_HELP = "Separator: checkpoint folder, or package.module:factory for one of your own."
 
 
 class _PlainHandler(RichHandler):
-    """Prints the message alone, without breaking its lines: a log is not a terminal."""
+    """Prints ``level: message`` (the level from WARNING on) without breaking lines, as logs need it."""
+
+    def render_message(self, record: logging.LogRecord, message: str) -> Text:
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        return Text(level + message)
 
     def render(self, *, record: logging.LogRecord, traceback: Any, message_renderable: ConsoleRenderable) -> Any:  # noqa: ANN401 - rich's types
         return message_renderable
 
 
 def show_progress() -> None:
-    """Print the project's log messages on standard error, so that standard output holds the result alone."""
-    console = Console(stderr=True, soft_wrap=True)
-    handler = _PlainHandler(console=console, highlighter=NullHighlighter(), markup=False)
-    for name in ("clearsep", "engine", "train", "tune", "cluster"):
+    """Print the project's log messages on standard error; standard output holds nothing but the result."""
+    handler = _PlainHandler(console=Console(stderr=True, soft_wrap=True), highlighter=NullHighlighter())
+    for name in ("engine", "train", "tune", "cluster"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
         logger.handlers = [handler]
@@ -53,25 +64,64 @@ def show_progress() -> None:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Ray for the length of a ``with`` block; what Ray prints goes to standard error too."""
-    from cluster.session import connected as session
+    """Ray for the length of a ``with`` block, its own output on standard error."""
+    from cluster.session import connect
 
-    with redirect_stdout(sys.stderr), session(address):
+    with redirect_stdout(sys.stderr), connect(address):
         yield
 
 
-def print_result(tables: Callable[[], list[Any]], value: object, as_json: bool) -> None:
-    """Print a result as tables, or as JSON and nothing else."""
+def print_result(tables: Callable[[], Sequence[Any]], value: object, as_json: bool) -> None:
+    """Print a result as tables (with ``title``, ``columns`` and ``rows``), or as JSON and nothing else."""
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
         return
     console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a log has no width: cells stay whole
+    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: cells stay unbroken
         console = Console(width=_LOG_COLUMNS)
     for table in tables():
-        shown = rich.table.Table(title=table.title, title_justify="left")
+        printed = rich.table.Table(title=table.title, title_justify="left")
         for column in table.columns:
-            shown.add_column(column, overflow="fold")
+            printed.add_column(column, overflow="fold")
         for row in table.rows:
-            shown.add_row(*row)
-        console.print(shown)
+            printed.add_row(*row)
+        console.print(printed, markup=False)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Turn an exception into one line on standard error and the exit code of the process."""
+    with _terminable() as terminated:
+        try:
+            yield
+        except SystemExit as stop:
+            if stop.code == signal.SIGTERM or terminated.is_set():  # Ray exits with the signal's number as it starts
+                _LOGGER.info("terminated; start the same command again to resume")
+                sys.exit(143)
+            if stop.code == 130:  # Typer's exit code for Ctrl-C
+                _LOGGER.info("interrupted; start the same command again to resume")
+            raise
+        except ValueError as error:
+            _LOGGER.error(str(error))
+            sys.exit(2)
+        except (OSError, RuntimeError) as error:
+            has_remedy = getattr(error, "has_remedy", "; " in str(error))
+            _LOGGER.error(f"{error}{'' if has_remedy else '; start the same command again to resume'}")
+            sys.exit(1)
+
+
+@contextmanager
+def _terminable() -> Iterator[threading.Event]:
+    """Let SIGTERM act as Ctrl-C does; the event is set once it came."""
+    terminated = threading.Event()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        if not terminated.is_set():  # a second signal must not interrupt the clean-up
+            terminated.set()
+            raise KeyboardInterrupt
+
+    handler_before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield terminated
+    finally:
+        signal.signal(signal.SIGTERM, handler_before)

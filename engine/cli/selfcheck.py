@@ -1,8 +1,8 @@
-"""What one machine has and can do for a pass, as ``clearsep preflight`` asks every node of a cluster.
+"""A check of one machine, which ``clearsep preflight`` runs on every node of a cluster.
 
-    python -m engine.probe [--out OUT [--marker NAME [--mark put|take]]] [--separator DIR]
+    python -m engine.cli.selfcheck [--out OUT [--marker NAME [--mark put|take]]] [--separator SEPARATOR]
 
-A line of JSON on standard output, see :func:`probe`.
+Prints the result of :func:`probe` as a line of JSON.
 """
 
 from __future__ import annotations
@@ -23,25 +23,26 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("ray", "torch", "numpy", "pyarrow")
+_ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("engine", "train", "tune", "cluster")
 _SECONDS = 4.0
 
 
 def probe(*, out: str | None = None, marker: str | None = None, separator: str | None = None) -> dict[str, Any]:
-    """Versions, GPUs, room and, where they are named, whether ``out`` takes files and ``separator`` separates.
+    """Versions, GPUs and free space; with ``out`` and ``separator`` also tests of writing there and of separating.
 
-    ``marker`` is a file that must be in ``out`` already: another machine has put it there.
+    ``marker`` is a file that another machine has put into ``out``, which must be visible here.
 
-    Keys: ``versions`` by name (``ours`` is a fingerprint of the code), ``gpus_seen`` (name and ``memory_gib``),
-    ``disk_gib`` free where temporary files lie, ``shm_gib`` free of ``shm_total_gib`` in /dev/shm, ``out_ms`` for a
-    write and a read, ``separator_rtf`` (seconds of computing for a second of audio, the second time) and ``errors``
-    by what was tried.
+    Keys: ``versions`` by package (``clearsep`` is a fingerprint of the code), ``gpus_seen`` (name and ``memory_gib``),
+    ``disk_gib`` free for temporary files, ``shm_gib`` free of ``shm_total_gib`` in /dev/shm, ``out_ms`` of a write and
+    a read, ``separator_rtf`` (seconds of computing per second of audio, second call) and ``errors`` by key of the
+    check that failed.
     """
     found: dict[str, Any] = {"versions": _versions(), "errors": {}}
 
-    def attempt(name: str, do: Callable[[], Any]) -> None:
+    def attempt(name: str, check: Callable[[], Any]) -> None:
         try:
-            found[name] = do()
+            found[name] = check()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             found["errors"][name] = f"{type(error).__name__}: {error}"
 
@@ -64,13 +65,13 @@ def _versions() -> dict[str, str | None]:
             versions[name] = importlib.metadata.version(name).partition("+")[0]
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
-    return versions | {"ours": _fingerprint()}
+    return versions | {"clearsep": _code_fingerprint()}
 
 
-def _fingerprint() -> str:
-    root, digest = Path(__file__).resolve().parent.parent, hashlib.sha256()
-    for path in sorted(path for name in _CODE for path in (root / name).rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+def _code_fingerprint() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for name in _CODE for path in (_ROOT / name).rglob("*.py")):
+        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -78,7 +79,7 @@ def _gpus() -> list[dict[str, Any]]:
     import torch
 
     devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    for number in range(len(devices)):  # a driver that does not fit shows only when it is used
+    for number in range(len(devices)):  # a driver of a wrong version fails only when a GPU is used
         torch.zeros(1, device=f"cuda:{number}")
     return [{"name": device.name, "memory_gib": device.total_memory / 2**30} for device in devices]
 
@@ -87,55 +88,60 @@ def _write_and_read(out: str, marker: str | None) -> float:
     from engine.storage.files import write_bytes
     from engine.storage.paths import location
 
-    if marker is not None and not (location(out) / marker).is_file():
-        raise OSError("what another node wrote there is not there; name a folder that all nodes share, or s3://")
-    place, data = location(out) / f".preflight-{uuid.uuid4().hex}", os.urandom(1024)
+    folder = location(out)
+    if marker is not None and not (folder / marker).is_file():
+        raise OSError("cannot see a file that another node wrote; give a folder that all nodes share, or s3://")
+    path, data = folder / f".preflight-{uuid.uuid4().hex}", os.urandom(1024)
     started = time.perf_counter()
     try:
-        write_bytes(place, data)
-        if place.read_bytes() != data:
-            raise OSError(f"{out} does not give back what was written to it")
+        write_bytes(path, data)
+        if path.read_bytes() != data:
+            raise OSError(f"cannot read from {out} what was written to it; check the storage")
     finally:
-        place.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return (time.perf_counter() - started) * 1000.0
 
 
-def _separate(folder: str) -> float:
+def _separate(name: str) -> float:
     import torch
 
-    from engine.separators import load
+    from engine.separators import load_separator
 
-    separator = load(folder, device="cuda" if torch.cuda.is_available() else "cpu")
+    separator = load_separator(name, device="cuda" if torch.cuda.is_available() else "cpu")
     num_samples = int(_SECONDS * separator.sample_rate_hz)
-    for _ in range(2):  # the first call starts things up
+    for _ in range(2):  # the first call includes start-up costs
         started = time.perf_counter()
         mix_BT = torch.randn(1, num_samples, generator=torch.Generator().manual_seed(0)) * 0.1
         with torch.inference_mode():
             stems_BT = separator.separate(mix_BT, separator.labels[:1]).cpu()
     if stems_BT.shape != mix_BT.shape or not torch.isfinite(stems_BT).all():
-        raise RuntimeError(f"the separator answers with {tuple(stems_BT.shape)}, or numbers that are not finite")
+        raise RuntimeError(
+            f"stems must be finite and of shape {tuple(mix_BT.shape)}, got {tuple(stems_BT.shape)} from {name}; "
+            "correct the separator"
+        )
     return (time.perf_counter() - started) / _SECONDS
 
 
 def main() -> None:
-    """Print what :func:`probe` finds; or only put a marker into ``out``, or take it away."""
-    parser = argparse.ArgumentParser(prog="python -m engine.probe")
+    """Print the result of :func:`probe`; with ``--mark`` put or take away the marker file in ``out`` instead."""
+    parser = argparse.ArgumentParser(prog="python -m engine.cli.selfcheck")
     parser.add_argument("--out")
     parser.add_argument("--marker")
     parser.add_argument("--mark", choices=("put", "take"))
     parser.add_argument("--separator")
-    asked = parser.parse_args()
-    if asked.mark is None:
-        found = probe(out=asked.out, marker=asked.marker, separator=asked.separator)
+    options = parser.parse_args()
+    if options.mark is None:
+        found = probe(out=options.out, marker=options.marker, separator=options.separator)
         sys.stdout.write(json.dumps(found) + "\n")
         return
     from engine.storage.files import write_bytes
     from engine.storage.paths import location
 
-    if asked.mark == "put":
-        write_bytes(location(asked.out) / asked.marker, b"another node wrote this")
+    path = location(options.out) / options.marker
+    if options.mark == "put":
+        write_bytes(path, b"another node wrote this")
     else:
-        (location(asked.out) / asked.marker).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

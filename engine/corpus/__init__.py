@@ -1,1 +1,1 @@
-"""TODO engine/corpus."""
+"""Corpora: manifests, folders and AudioSet's lists, read into clips with stable ids and failures with reasons."""

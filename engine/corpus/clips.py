@@ -1,4 +1,4 @@
-"""TODO engine/corpus/clips.py."""
+"""One row of a corpus: checked and turned into a clip or a failure, with a stable id, and cut into shorter clips."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import posixpath
 from collections.abc import Collection
 
 from engine.errors import AudioError
-from engine.schema import failure, plain_label
+from engine.schema import ClipRow, FailureRow, failure, plain_label
 
-CUT_TOLERANCE_S = 0.5  # a segment this much longer than clip_s is one clip, limited to clip_s
+CUT_TOLERANCE_S = 0.5
+"""A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""
 _MAX_TEXT = 4096  # characters of a path or a label; Linux opens no longer path
-_Row = dict[str, object]
+
+ManifestRow = dict[str, object]
+"""Cells of a manifest's row by column, not checked; an exception under ``error`` says why the row is unusable."""
 
 
 def clip_id(path: str, labels: Collection[str], start_s: float | None, end_s: float | None) -> str:
@@ -26,85 +29,92 @@ def clip_id(path: str, labels: Collection[str], start_s: float | None, end_s: fl
 
 
 def resolve(root: str, path: str) -> str:
-    """The path to open: absolute paths and URIs as they are, others under ``root``."""
+    """The path to open: absolute paths and URIs unchanged, others under ``root``."""
     path = path.replace("\\", "/")
     return path if path.startswith("/") or "://" in path else f"{root.rstrip('/')}/{path}"
 
 
-def cut(row: _Row, *, duration_s: float, clip_s: float, min_clip_s: float = 1.0) -> list[_Row]:
-    """A clip row, or its consecutive pieces of ``clip_s`` seconds if it is over 0.5 s longer than that.
+def cut(clip: ClipRow, *, duration_s: float, clip_s: float, min_clip_s: float = 1.0) -> list[ClipRow]:
+    """The clip itself, or consecutive clips of ``clip_s`` seconds if it is over 0.5 s longer than that.
 
-    A row that is not cut keeps its id even where its end is limited to the file's ``duration_s`` or to
-    ``clip_s``. A last piece under ``min_clip_s`` is dropped where others remain.
-
-    Raises AudioError where the row starts after the end of the file.
+    A clip that is not cut keeps its id even if its end is limited to the file's ``duration_s`` or to ``clip_s``. A last
+    clip under ``min_clip_s`` is dropped if there are others. Raises AudioError if the clip starts after the end of the
+    file.
     """
-    if not clip_s > 0:
-        raise ValueError(f"clip_s is above 0, not {clip_s}: choose a length such as 10")
-    start_s, asked_end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
-    begin_s = start_s or 0.0
+    begin_s = clip["start_s"] or 0.0
     if begin_s >= duration_s:
-        raise AudioError(f"{row['path']!r} ends at {duration_s} s, before start_s {begin_s}: correct start_s")
-    end_s = min(duration_s if asked_end_s is None else asked_end_s, duration_s)
+        raise AudioError(
+            f"start_s must be before the end of {clip['path']!r} at {duration_s} s, got {begin_s}; correct start_s"
+        )
+    end_s = duration_s if clip["end_s"] is None else min(clip["end_s"], duration_s)
     if end_s - begin_s <= clip_s + CUT_TOLERANCE_S:
         limited_s = min(end_s, begin_s + clip_s)
-        return [{**row, "end_s": None if asked_end_s is None and limited_s == duration_s else limited_s}]
-    num = math.ceil((end_s - begin_s) / clip_s - 1e-6)
-    if end_s - (begin_s + (num - 1) * clip_s) < min_clip_s:
-        num -= 1
-    edges_s = [round(min(begin_s + i * clip_s, end_s), 6) for i in range(num + 1)]
-    return [_piece(row, *edges) for edges in itertools.pairwise(edges_s)]
+        return [{**clip, "end_s": None if clip["end_s"] is None and limited_s == duration_s else limited_s}]
+    num_clips = math.ceil((end_s - begin_s) / clip_s - 1e-6)
+    if end_s - (begin_s + (num_clips - 1) * clip_s) < min_clip_s:
+        num_clips -= 1
+    edges_s = [round(min(begin_s + i * clip_s, end_s), 6) for i in range(num_clips + 1)]
+    return [_between(clip, start_s, end_s) for start_s, end_s in itertools.pairwise(edges_s)]
 
 
-def _clip_row(row: _Row | Exception) -> _Row:
+def _between(clip: ClipRow, start_s: float, end_s: float) -> ClipRow:
+    identity = clip_id(clip["path"], clip["labels"], start_s, end_s)
+    return {**clip, "clip_id": identity, "start_s": start_s, "end_s": end_s}
+
+
+def clip_row(row: ManifestRow | Exception) -> ClipRow:
+    """The clip of a manifest's row; raises the error of a row that is none."""
     if isinstance(row, Exception):
         raise row
     if isinstance(row.get("error"), Exception):
         raise row["error"]  # type: ignore[misc]
-    path, labels = _path(row), _labels(row)
+    path, labels = path_of(row), labels_of(row)
     if not labels:
-        raise ValueError("a clip has at least one label, this row has none: fill labels")
-    start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
+        raise ValueError("a clip must have at least one label, got none; fill in labels")
+    start_s, end_s = seconds_of(row, "start_s"), seconds_of(row, "end_s")
     if (start_s or 0.0) < 0 or (end_s is not None and end_s <= (start_s or 0.0)):
-        raise ValueError(f"0 <= start_s < end_s, not {start_s} and {end_s}: correct the times or leave them empty")
+        raise ValueError(f"times must be 0 <= start_s < end_s, got {start_s} and {end_s}; correct or leave them empty")
     identity = clip_id(path, labels, start_s, end_s)
     return {"clip_id": identity, "path": path, "labels": labels, "start_s": start_s, "end_s": end_s}
 
 
-def _failure_row(row: _Row | Exception, number: int, error: Exception) -> _Row:
-    """The failure of a row; without path or labels its number stands in for its id."""
+def failure_row(row: ManifestRow | Exception, number: int, error: Exception) -> FailureRow:
+    """The failure of row ``number`` of a manifest; if the row has no path or labels, its id comes from the number."""
     known = {} if isinstance(row, Exception) else row
     path = str(known.get("path") or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
-    labels, identity = [], clip_id(f"row {number}", [path], None, None)
+    clip: ClipRow = {"clip_id": "", "path": path, "labels": [], "start_s": None, "end_s": None}
     with contextlib.suppress(ValueError):
-        labels = _labels(known)
+        clip["labels"] = labels_of(known)
     with contextlib.suppress(ValueError):
-        if path and labels:
-            identity = clip_id(path, labels, _seconds(known, "start_s"), _seconds(known, "end_s"))
-    return failure(clip_id=identity, path=path, num_queries=len(labels), step="manifest", error=error)
+        clip["start_s"], clip["end_s"] = seconds_of(known, "start_s"), seconds_of(known, "end_s")
+        if path and clip["labels"]:
+            clip["clip_id"] = clip_id(path, clip["labels"], clip["start_s"], clip["end_s"])
+    clip["clip_id"] = clip["clip_id"] or clip_id(f"row {number}", [path], None, None)
+    return failure(clip, step="manifest", error=error, is_cut=False)
 
 
-def _path(row: _Row) -> str:
-    path = _text(row.get("path"), "path").strip()
+def path_of(row: ManifestRow) -> str:
+    """The path of a row; ValueError if there is none or it leads out of the root."""
+    path = text_of(row.get("path"), "path").strip()
     if not path:
-        raise ValueError(f"a clip has a path, this row has {path!r}: fill path")
+        raise ValueError(f"a clip must have a path, got {path!r}; fill in path")
     plain = path.replace("\\", "/")
     if not plain.startswith("/") and "://" not in plain and posixpath.normpath(plain).split("/")[0] == "..":
-        raise ValueError(f"a relative path stays below the root, {path!r} climbs out: write it absolute")
+        raise ValueError(f"a relative path must stay below the root, got {path!r} which climbs out; write it absolute")
     return path
 
 
-def _labels(row: _Row) -> list[str]:
-    """Labels without blanks and repeats (also in another spelling), in the order of the row."""
+def labels_of(row: ManifestRow) -> list[str]:
+    """Labels in the order of the row, without blanks and repeats (also repeats in another spelling)."""
     cell = row.get("labels", row.get("label"))
     if isinstance(cell, str) and "labels" in row:
         cell = _split(cell)
     items = [] if cell is None else [cell] if isinstance(cell, str) else cell
     if not isinstance(items, list):
-        raise ValueError(f"labels are a list of strings, not {cell!r}: correct the row")
+        raise ValueError(f"labels must be a list of strings, got {cell!r}; correct the row")
     spelled: dict[str, str] = {}
     for item in items:
-        if label := _text(item, "a label").strip():
+        if label := text_of(item, "a label").strip():
             spelled.setdefault(plain_label(label), label)
     return list(spelled.values())
 
@@ -116,24 +126,27 @@ def _split(cell: str) -> object:
     try:
         return json.loads(cell)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"labels that start with '[' are a JSON list, not {cell[:80]!r}: {error}") from error
+        raise ValueError(f"labels in brackets must be a JSON list, got {cell[:80]!r} ({error}); correct it") from error
 
 
-def _text(value: object, name: str) -> str:
+def text_of(value: object, name: str) -> str:
+    """The text in a cell, empty if it is null; ValueError for other types, NUL, and text that is too long."""
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} is a string, not {value!r}: correct the row")
-    if value and ("\0" in value or len(value) > _MAX_TEXT):
-        what = f"at most {_MAX_TEXT} characters, {value[:80]!r}... has {len(value)}"
-        what = what if len(value) > _MAX_TEXT else f"no NUL, {value!r} has one"
-        raise ValueError(f"{name} has {what}: correct the row")
+        raise ValueError(f"{name} must be a string, got {value!r}; correct the row")
+    text = value or ""
+    if len(text) > _MAX_TEXT:
+        raise ValueError(f"{name} must have at most {_MAX_TEXT} characters, got {len(text)}; correct the row")
+    if "\0" in text:
+        raise ValueError(f"{name} must have no NUL, got {text!r}; correct the row")
     try:
-        (value or "").encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name} is UTF-8, not {value!r}: rename it") from error
-    return value or ""
+        raise ValueError(f"{name} must be UTF-8, got {text!r}; rename it") from error
+    return text
 
 
-def _seconds(row: _Row, name: str) -> float | None:
+def seconds_of(row: ManifestRow, name: str) -> float | None:
+    """The time in a cell, in seconds, None if it is empty."""
     value = row.get(name)
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -142,15 +155,5 @@ def _seconds(row: _Row, name: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise ValueError(f"{name} is a number of seconds or empty, not {value!r}: correct the row")
+        raise ValueError(f"{name} must be a number of seconds or empty, got {value!r}; correct the row")
     return seconds
-
-
-def _piece(row: _Row, start_s: float, end_s: float) -> _Row:
-    labels = _labels({"labels": row["labels"]})
-    return {
-        **row,
-        "clip_id": clip_id(str(row["path"]), labels, start_s, end_s),
-        "start_s": start_s,
-        "end_s": end_s,
-    }

@@ -1,53 +1,54 @@
-"""Manifests, folders and AudioSet's lists → a clip table with stable ids: every row a clip or a failure."""
+"""Read a corpus: every row of a manifest, folder or AudioSet list becomes a clip with a stable id or a failure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from engine.corpus.audioset import _audioset_rows, _display_names
-from engine.corpus.clips import _clip_row, _failure_row, _Row
-from engine.corpus.rows import _MANIFESTS, _folder_rows
+from engine.corpus.audioset import audioset_rows, display_names
+from engine.corpus.clips import ManifestRow, clip_row, failure_row
+from engine.corpus.rows import MANIFEST_READERS, folder_rows
 from engine.corpus.table import Corpus
 from engine.storage.paths import Location, Name, location
 
 
 def read_corpus(source: Name, *, class_map: Name | None = None, audio_root: Name | None = None) -> Corpus:
-    """Reads a ``.csv``, ``.jsonl`` or ``.parquet`` manifest, a folder of folders by label, or AudioSet's CSV.
+    """Read a ``.csv``, ``.jsonl`` or ``.parquet`` manifest, a folder with a subfolder per label, or AudioSet's CSV.
 
-    Manifests have columns path, labels (or label) and optionally start_s, end_s; AudioSet's needs
-    ``class_map`` (index, mid, display_name) and finds its audio by YouTube id. Audio files are not opened.
+    Manifests have columns path, labels (or label) and optionally start_s, end_s. AudioSet's CSV needs ``class_map``
+    (index, mid, display_name); its audio is found by YouTube id. ``audio_root`` is the folder of the audio files, by
+    default the manifest's. Audio files are not opened.
 
-    Raises ValueError for what concerns the whole: no such file, unknown kind, missing column, no rows.
+    Raises ValueError if the source as a whole is unusable: no such file, unknown kind, missing column, no rows.
+
+    >>> corpus = cs.read_corpus("natural.csv")
+    >>> corpus.num_clips, corpus.num_failures
+    (2, 0)
     """
-    place = location(source)
-    if not place.exists():
-        raise ValueError(f"a corpus is a file or folder that exists, not {str(place)!r}: check the path")
-    is_folder = place.is_dir()
-    root = str(location(audio_root) if audio_root is not None else place if is_folder else place.parent)
+    path = location(source)
+    if not path.exists():
+        raise ValueError(f"a corpus must be a file or folder, got {str(path)!r} which does not exist; check the path")
+    is_folder = path.is_dir()
+    root = str(location(audio_root) if audio_root is not None else path if is_folder else path.parent)
+    suffix = path.suffix.lower()
     if class_map is not None:
-        rows = _audioset_rows(place, _display_names(location(class_map)), root)
+        rows = audioset_rows(path, display_names(location(class_map)), root)
     elif is_folder:
-        rows = _folder_rows(place)
-    elif place.suffix.lower() in _MANIFESTS:
-        rows = _MANIFESTS[place.suffix.lower()](place)
+        rows = folder_rows(path)
+    elif suffix in MANIFEST_READERS:
+        rows = MANIFEST_READERS[suffix](path)
     else:
-        raise ValueError(f"a manifest ends in {', '.join(_MANIFESTS)}, not {place.suffix!r}: convert it")
-    return _corpus(rows, place, root)
+        raise ValueError(f"a manifest must end in {', '.join(MANIFEST_READERS)}, got {path.suffix!r}; convert it")
+    return _corpus(rows, path, root)
 
 
-def _corpus(rows: Iterator[_Row | ValueError], source: Location, root: str) -> Corpus:
+def _corpus(rows: Iterator[ManifestRow | ValueError], source: Location, root: str) -> Corpus:
     corpus = Corpus(root)
     for number, row in enumerate(rows, 1):
         try:
-            corpus.add_clip({**_clip_row(row), "row": number})
+            corpus.add_clip({**clip_row(row), "row": number})
         except (ValueError, FileNotFoundError) as error:
-            corpus.add_failure(_failure_row(row, number, error))
-    corpus.close(_repeated)
+            corpus.add_failure(failure_row(row, number, error))
+    corpus.close()
     if not corpus.num_clips and not corpus.num_failures:
-        raise ValueError(f"a corpus has at least one row, {str(source)!r} has none: add clips")
+        raise ValueError(f"a corpus must have at least one row, got none in {str(source)!r}; add clips")
     return corpus
-
-
-def _repeated(row: _Row) -> _Row:
-    error = ValueError(f"a clip stands once in a corpus, row {row['row']} repeats one: remove it")
-    return _failure_row(row, 0, error)

@@ -1,4 +1,4 @@
-"""TODO engine/corpus/rows.py."""
+"""Rows of every kind of corpus, unchecked: CSV, JSONL and Parquet manifests, and folders by label."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import io
 import json
 import os
 import posixpath
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
-from engine.corpus.clips import _Row
+from engine.corpus.clips import ManifestRow
 from engine.storage.files import open_binary, parquet_file
 from engine.storage.paths import Location
 
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .mka .mkv .aif .aiff .au .caf .w64 .wma".split()
 )
-_MAX_CELL = 1 << 26  # of a CSV: a quote that is never closed ends there, a long list of labels does not
+_MAX_CELL = 1 << 26  # characters of a CSV cell: enough for any list of labels, and an unclosed quote ends there
+_CLIP_COLUMNS = (("path",), ("labels", "label"))
 
 
 def _lines(path: Location) -> Iterator[str]:
@@ -28,41 +29,44 @@ def _lines(path: Location) -> Iterator[str]:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             yield from file
     except UnicodeDecodeError as error:
-        raise ValueError(f"a manifest is UTF-8 text, {str(path)!r} is not ({error}): convert it") from error
+        raise ValueError(f"cannot read {str(path)!r} as UTF-8 text ({error}); convert it") from error
 
 
-def _cells(path: Location, *, skip_spaces: bool = False) -> Iterator[list[str]]:
+def csv_cells(path: Location, *, skip_spaces: bool = False) -> Iterator[list[str]]:
+    """The cells of every line of a CSV file that is not empty."""
     csv.field_size_limit(_MAX_CELL)
     reader = csv.reader(_lines(path), skipinitialspace=skip_spaces, strict=True)
     try:
         yield from (cells for cells in reader if cells)
     except csv.Error as error:
-        raise ValueError(f"{str(path)!r} is no CSV near line {reader.line_num} ({error}): check its quotes") from error
+        cause = f"near line {reader.line_num}: {error}"
+        raise ValueError(f"cannot read {str(path)!r} as CSV ({cause}); check its quotes") from error
 
 
-_CLIP_COLUMNS = [("path",), ("labels", "label")]
-
-
-def _check_columns(columns: Collection[str], path: Location, required: list[tuple[str, ...]]) -> None:
+def _require_columns(columns: Collection[str], path: Location, required: Sequence[tuple[str, ...]]) -> None:
     for names in required:
         if not any(name in columns for name in names):
-            raise ValueError(f"{str(path)!r} needs a column {' or '.join(names)}, it has {sorted(columns)}: rename one")
+            raise ValueError(
+                f"{str(path)!r} must have a column {' or '.join(names)}, got {sorted(columns)}; rename one"
+            )
 
 
-def _csv_rows(path: Location, required: list[tuple[str, ...]] = _CLIP_COLUMNS) -> Iterator[_Row | ValueError]:
-    table = _cells(path)
+def csv_rows(path: Location, required: Sequence[tuple[str, ...]] = _CLIP_COLUMNS) -> Iterator[ManifestRow | ValueError]:
+    """Rows of a CSV with a header; ValueError without one column of each group in ``required``."""
+    table = csv_cells(path)
     header = [name.strip() for name in next(table, [])]
     if header and header[0].startswith("#"):
-        raise ValueError(f"AudioSet's CSV {str(path)!r} names classes by code: give class_map (index,mid,display_name)")
-    _check_columns(header, path, required)
+        raise ValueError(f"cannot read the class codes of {str(path)!r}; give class_map (index,mid,display_name)")
+    _require_columns(header, path, required)
     for cells in table:
-        row: _Row = dict(zip(header, cells, strict=False))
+        row: ManifestRow = dict(zip(header, cells, strict=False))
         if len(cells) > len(header):
-            row["error"] = ValueError(f"{len(cells)} cells under {len(header)} columns: quote cells with commas")
+            rule = f"a row must have at most {len(header)} cells, one for each column"
+            row["error"] = ValueError(f"{rule}, got {len(cells)}; quote cells with commas")
         yield row
 
 
-def _jsonl_rows(path: Location) -> Iterator[_Row | ValueError]:
+def _jsonl_rows(path: Location) -> Iterator[ManifestRow | ValueError]:
     columns: set[str] = set()
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
@@ -70,36 +74,37 @@ def _jsonl_rows(path: Location) -> Iterator[_Row | ValueError]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            yield ValueError(f"each line is one JSON object, line {number} is not ({error}): correct it")
+            yield ValueError(f"cannot read line {number} as JSON ({error}); correct it")
             continue
         if isinstance(row, dict):
             columns.update(row)
             yield row
         else:
-            yield ValueError(f"each line is one JSON object, line {number} is {line[:80]!r}: correct it")
+            yield ValueError(f"each line must be a JSON object, got {line[:80]!r} in line {number}; correct it")
     if columns:
-        _check_columns(columns, path, _CLIP_COLUMNS)
+        _require_columns(columns, path, _CLIP_COLUMNS)
 
 
-def _parquet_rows(path: Location) -> Iterator[_Row | ValueError]:
+def _parquet_rows(path: Location) -> Iterator[ManifestRow | ValueError]:
     try:
         with parquet_file(path) as file:
-            _check_columns(file.schema_arrow.names, path, _CLIP_COLUMNS)
+            _require_columns(file.schema_arrow.names, path, _CLIP_COLUMNS)
             names = [n for n in ("path", "labels", "label", "start_s", "end_s") if n in file.schema_arrow.names]
             for batch in file.iter_batches(columns=names):
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{str(path)!r} is no Parquet file ({error}): write it again") from error
+        raise ValueError(f"cannot read {str(path)!r} as Parquet ({error}); write it again") from error
 
 
-_MANIFESTS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+MANIFEST_READERS = {".csv": csv_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+"""Readers of manifests by suffix."""
 
 
-def _audio_files(root: Location) -> Iterator[str]:
-    """Audio files below ``root`` by suffix, hidden ones left out, as sorted relative paths."""
+def audio_files(root: Location) -> Iterator[str]:
+    """Audio files below ``root`` by suffix, without hidden ones, as sorted relative paths."""
     for file in _local_files(root) if isinstance(root, Path) else root.files():
-        hidden = any(part.startswith(".") for part in file.split("/"))
-        if not hidden and posixpath.splitext(file)[1].lower() in AUDIO_SUFFIXES:
+        is_hidden = any(name.startswith(".") for name in file.split("/"))
+        if not is_hidden and posixpath.splitext(file)[1].lower() in AUDIO_SUFFIXES:
             yield file
 
 
@@ -107,10 +112,10 @@ def _local_files(folder: Path, inside: str = "", above: frozenset[tuple[int, int
     """Files first, then folders; links are followed, but not to a folder that the link is in."""
     try:
         status = folder.stat()
-        with os.scandir(folder) as found:
-            entries = sorted((entry.name, _is_folder(entry)) for entry in found)
+        with os.scandir(folder) as listing:
+            entries = sorted((entry.name, _is_folder(entry)) for entry in listing)
     except OSError as error:
-        raise ValueError(f"a corpus's folders can be read, {str(folder)!r} cannot ({error}): check it") from error
+        raise ValueError(f"cannot read folder {str(folder)!r} ({error}); check its permissions") from error
     if (identity := (status.st_dev, status.st_ino)) in above:
         return
     yield from (inside + name for name, is_folder in entries if not is_folder)
@@ -123,8 +128,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def _folder_rows(root: Location) -> Iterator[_Row | ValueError]:
-    """Files directly in the folder become rows without a label: accounted for, not guessed."""
-    for path in _audio_files(root):
+def folder_rows(root: Location) -> Iterator[ManifestRow | ValueError]:
+    """One row for each audio file, labelled by its folder; files directly in ``root`` have no label and so fail."""
+    for path in audio_files(root):
         label, slash, _ = path.partition("/")
         yield {"path": path, "label": label if slash else ""}

@@ -1,65 +1,107 @@
-"""TODO engine/corpus/sources.py."""
+"""Single-source clips: recordings that hold one labelled sound each."""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from engine.corpus.clips import _path, _Row, _text, resolve
-from engine.corpus.rows import _csv_rows, _folder_rows
+from engine.corpus.clips import ManifestRow, path_of, resolve, text_of
+from engine.corpus.rows import csv_rows, folder_rows
+from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
 
 
-def read_sources(path: Name, *, folds: Collection[int] | None = None) -> pa.Table:
-    """Single-source clips as ``SOURCES`` (absolute path, label, fold) from a CSV or a folder by label.
+class SourceRow(TypedDict):
+    """One row of ``SOURCES``."""
 
-    The CSV has columns path, label and optionally fold (0 where absent); others are ignored.
+    path: str
+    """Absolute path or address."""
+    label: str
+    fold: int
 
-    Raises ValueError for a missing file or column, a bad row, and folds that no row is in.
+
+@dataclass(frozen=True)
+class SourceClips:
+    """Single-source clips, read and checked, for training, calibration and evaluation."""
+
+    table: pa.Table
+    """Rows of ``SOURCES``."""
+    root: str
+    """Folder or address that the list's relative paths start from."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def labels(self) -> list[str]:
+        """Label of every clip."""
+        labels: list[str] = self.table["label"].to_pylist()
+        return labels
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits of all labels and of all paths relative to the root, so the folder may move."""
+        rows = self.table.to_pylist()
+        return fingerprint([(os.path.relpath(row["path"], self.root), row["label"]) for row in rows])
+
+    def part(self, number: int, num_parts: int) -> SourceClips:
+        """One of ``num_parts`` parts of each label's clips, counted from 0."""
+        return replace(self, table=_part_of(self.table, number, num_parts))
+
+    def without(self, number: int, num_parts: int) -> SourceClips:
+        """All but one of ``num_parts`` parts of each label's clips."""
+        return replace(self, table=_part_of(self.table, number, num_parts, inside=False))
+
+
+def read_sources(path: Name, *, folds: Collection[int] | None = None) -> SourceClips:
+    """Read single-source clips from a CSV, or from a folder with a subfolder for each label.
+
+    The CSV has columns path, label and optionally fold (0 if absent); other columns are ignored. ``folds`` keeps only
+    clips of these folds.
+
+    Raises ValueError for a missing file or column, for a bad row, and if no clip is in ``folds``.
     """
-    place = location(path)
-    if not place.exists():
-        raise ValueError(f"sources are a CSV or folder that exists, not {str(place)!r}: check the path")
-    root = source_root(path)
-    rows = _folder_rows(place) if place.is_dir() else _csv_rows(place, required=[("path",), ("label",)])
+    source = location(path)
+    if not source.exists():
+        raise ValueError(f"sources must be a CSV or folder, got {str(source)!r} which does not exist; check the path")
+    root = str(source if source.is_dir() else source.parent)
+    rows = folder_rows(source) if source.is_dir() else csv_rows(source, required=[("path",), ("label",)])
     sources = [_source_row(row, root, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     if not sources:
-        raise ValueError(f"sources have at least one row, {str(path)!r} has none: add clips")
+        raise ValueError(f"sources must have at least one row, got none in {str(path)!r}; add clips")
     kept = [row for row in sources if folds is None or row["fold"] in folds]
     if not kept:
-        known = sorted({row["fold"] for row in sources})  # type: ignore[type-var]
-        raise ValueError(f"some row is in the folds asked, none in {list(folds or [])}: {path} has folds {known}")
-    return pa.Table.from_pylist(kept, schema=SOURCES)
+        known = sorted({row["fold"] for row in sources})
+        raise ValueError(f"folds must include one of {known}, got {list(folds or [])} for {path}; choose other folds")
+    return SourceClips(pa.Table.from_pylist(kept, schema=SOURCES), root)
 
 
-def source_root(path: Name) -> str:
-    """The folder that relative paths in a list start from: the list's own, or the folder itself."""
-    place = location(path)
-    return str(place if place.is_dir() else place.parent)
-
-
-def _source_row(row: _Row | ValueError, root: str, where: str) -> _Row:
+def _source_row(row: ManifestRow | ValueError, root: str, where: str) -> SourceRow:
     try:
         if isinstance(row, ValueError):
             raise row
         if isinstance(row.get("error"), ValueError):
             raise row["error"]  # type: ignore[misc]
-        path, label, fold = _path(row), _text(row.get("label"), "label").strip(), row.get("fold") or 0
+        path, label, fold = path_of(row), text_of(row.get("label"), "label").strip(), row.get("fold") or 0
         if not label:
-            raise ValueError("a source has a label, this row has none: fill label")
+            raise ValueError("a source must have a label, got none; fill in label")
         return {"path": resolve(root, path), "label": label, "fold": int(str(fold))}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
 
-def part_of(sources: pa.Table, part: int, num_parts: int, *, inside: bool = True) -> pa.Table:
-    """The rows of one of ``num_parts`` parts of each label's clips, or all others.
+def _part_of(sources: pa.Table, part: int, num_parts: int, *, inside: bool = True) -> pa.Table:
+    """The rows of one of ``num_parts`` parts of each label's clips, or all other rows.
 
-    In the order of their paths, so that what was cut of one recording and is named alike stays together for the most.
+    Clips are divided in the order of their paths, so clips of one recording with similar names mostly stay together.
     """
     order = sources.append_column("row", pa.array(range(len(sources)))).sort_by(
         [("label", "ascending"), ("path", "ascending")]

@@ -1,4 +1,4 @@
-"""The rows of a corpus on disk: sorted by clip id however many they are, in memory that does not grow with them."""
+"""A corpus on disk: its clips sorted by id, and its failures, in memory that does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -10,38 +10,40 @@ import tempfile
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.schema import CLIPS, FAILURES
-from engine.storage.files import atomic_path
-from engine.storage.paths import Location
-
-Row = dict[str, Any]
+from engine.schema import CLIPS, FAILURES, ClipRow, FailureRow, failure
 
 _ROWS_IN_MEMORY = 50_000
 _BATCH_ROWS = 2_000
-_NUMBERED = pa.schema([*CLIPS, pa.field("row", pa.int64(), nullable=False)])  # its place in the manifest
+_NUMBERED = pa.schema([*CLIPS, pa.field("row", pa.int64(), nullable=False)])
+_Row = TypeVar("_Row")
 
 
-class Spill:
-    """Rows put down in any order, a file whenever there are many; read back in the order of a key."""
+class NumberedRow(ClipRow):
+    """A clip and its position in the manifest."""
+
+    row: int
+    """Number of the row, from 1."""
+
+
+class _Spill:
+    """Rows added in any order, written to files of limited size; clips are read back sorted by id and row."""
 
     def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
         self._folder, self._name, self._schema = folder, name, schema
-        self._rows: list[Row] = []
+        self._rows: list[Any] = []
         self._files: list[Path] = []
 
-    def add(self, row: Row) -> None:
-        """Take one more row."""
+    def add(self, row: NumberedRow | FailureRow) -> None:
         self._rows.append(row)
         if len(self._rows) == _ROWS_IN_MEMORY:
-            self.flush()
+            self._flush()
 
-    def flush(self) -> None:
-        """Write what is in memory, sorted where the schema is of clips."""
+    def _flush(self) -> None:
         if not self._rows:
             return
         table = pa.Table.from_pylist(self._rows, schema=self._schema)
@@ -53,19 +55,18 @@ class Spill:
         self._rows = []
 
     def tables(self) -> Iterator[pa.Table]:
-        """The files' batches, one file after another."""
-        self.flush()
+        """The rows in the order of the files."""
+        self._flush()
         for file in self._files:
             yield from _batches(file)
 
-    def merged(self) -> Iterator[Row]:
-        """All rows in the order of clip id and row."""
-        self.flush()
+    def merged(self) -> Iterator[NumberedRow]:
+        """The clips in the order of their ids, and of their rows for one id."""
+        self._flush()
         runs = (itertools.chain.from_iterable(map(pa.Table.to_pylist, _batches(file))) for file in self._files)
         return heapq.merge(*runs, key=lambda row: (row["clip_id"], row["row"]))
 
     def remove(self) -> None:
-        """Delete the files."""
         for file in self._files:
             file.unlink()
         self._files = []
@@ -78,44 +79,50 @@ def _batches(file: Path) -> Iterator[pa.Table]:
 
 
 class Corpus:
-    """Clips and the rows that could not become one; together they are the rows of the source.
+    """Clips, and failures for the rows that are no clips; together they are the rows of the source.
 
-    They lie in a temporary folder of this machine, which goes when this object does.
+    They are in a temporary folder of this machine, which is deleted together with this object.
     """
 
     root: str
     """Absolute folder (or address) that relative paths start from."""
     num_clips: int
     num_failures: int
+    num_failed_queries: int
+    """Labels of the failures, at least one for each."""
     fingerprint: str
-    """Of the clips' ids."""
+    """Sixteen hexadecimal digits of the clips' ids: independent of their order."""
 
     def __init__(self, root: str) -> None:
-        self.root, self.num_clips, self.num_failures, self.fingerprint = root, 0, 0, ""
+        self.root, self.fingerprint = root, ""
+        self.num_clips = self.num_failures = self.num_failed_queries = 0
         folder = Path(tempfile.mkdtemp(prefix="clearsep-corpus-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._incoming = Spill(folder, "incoming", _NUMBERED)
-        self._failures = Spill(folder, "failures", FAILURES)
+        self._incoming = _Spill(folder, "incoming", _NUMBERED)
+        self._failures = _Spill(folder, "failures", FAILURES)
         self._sorted = folder / "clips.parquet"
 
-    def add_clip(self, row: Row) -> None:
-        """Put down a row of ``CLIPS`` and its ``row``."""
+    def add_clip(self, row: NumberedRow) -> None:
+        """Add a clip."""
         self._incoming.add(row)
 
-    def add_failure(self, row: Row) -> None:
-        """Put down a row of ``FAILURES``."""
+    def add_failure(self, row: FailureRow) -> None:
+        """Add a row that is no clip."""
         self._failures.add(row)
         self.num_failures += 1
+        self.num_failed_queries += row["num_queries"]
 
-    def close(self, repeated: Any) -> None:  # noqa: ANN401 - a function of a row
-        """Sort the clips; a clip that comes again is a failure, which ``repeated`` makes of its row."""
+    def close(self) -> None:
+        """Sort the clips; a clip that occurs again is a failure."""
         digest, before = hashlib.sha256(), None
         with pq.ParquetWriter(self._sorted, _NUMBERED) as writer:
-            for rows in _chunks(self._incoming.merged(), _BATCH_ROWS):
+            for rows in chunks(self._incoming.merged(), _BATCH_ROWS):
                 fresh = []
                 for row in rows:
                     if row["clip_id"] == before:
-                        self.add_failure(repeated(row))
+                        rule = "every clip must be in a corpus once"
+                        error = ValueError(f"{rule}, got row {row['row']} which repeats one; remove it")
+                        self.add_failure(failure(row, step="manifest", error=error, is_cut=False))
                         continue
                     before = row["clip_id"]
                     digest.update(before.encode())
@@ -130,10 +137,10 @@ class Corpus:
         """All clips (schema ``CLIPS``) in the order of the source, in memory."""
         return pq.read_table(self._sorted).sort_by("row").select(CLIPS.names).cast(CLIPS)
 
-    def sorted_clips(self) -> Iterator[pa.Table]:
-        """The clips in the order of their ids, some at a time."""
+    def sorted_clips(self, *, min_labels: int = 1) -> Iterator[ClipRow]:
+        """The clips with enough labels in the order of their ids, read a few at a time."""
         for table in _batches(self._sorted):
-            yield table.select(CLIPS.names).cast(CLIPS)
+            yield from (row for row in table.select(CLIPS.names).to_pylist() if len(row["labels"]) >= min_labels)
 
     @property
     def failures(self) -> pa.Table:
@@ -141,19 +148,13 @@ class Corpus:
         return pa.concat_tables([FAILURES.empty_table(), *self.failure_tables()])
 
     def failure_tables(self) -> Iterator[pa.Table]:
-        """The failures, some at a time."""
+        """The failures (schema ``FAILURES``), in tables of limited size."""
         for table in self._failures.tables():
             yield table.cast(FAILURES)
 
 
-def _chunks(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+def chunks(rows: Iterable[_Row], size: int) -> Iterator[list[_Row]]:
+    """Rows in lists of ``size``, the last possibly shorter."""
     iterator = iter(rows)
     while chunk := list(itertools.islice(iterator, size)):
         yield chunk
-
-
-def write_failures(path: Location, tables: Iterable[pa.Table]) -> None:
-    """Write failure rows, some at a time."""
-    with atomic_path(path) as aside, pq.ParquetWriter(aside, FAILURES) as writer:
-        for table in tables:
-            writer.write_table(table)

@@ -1,1 +1,1 @@
-"""TODO engine/passes."""
+"""A pass: separate and score every clip of a corpus, write the stems in shards, record what failed and why."""

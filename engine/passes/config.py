@@ -1,63 +1,77 @@
-"""TODO engine/passes/config.py."""
+"""Settings of a pass, and the identity by which an output folder recognizes its pass."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from engine.audio.decode import MAX_DURATION_S
+from engine.corpus.table import Corpus
+from engine.schema import SCORES_VERSION
+from engine.settings import RUNTIME, Count, Fraction, NonNegative, Positive, config, deciding
+
+if TYPE_CHECKING:
+    from engine.separators import SeparatorSource
+    from engine.taggers import TaggerSource
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class PassConfig:
-    """How a corpus is cut, packed and placed; the first six settings decide what comes out, the rest how fast."""
+    """Settings for cutting a corpus into clips, grouping them into shards and placing the work on the cluster."""
 
-    clip_s: float = 10.0
-    """Longer recordings are cut into clips of this length."""
-    min_clip_s: float = 1.0
-    """A remainder shorter than this is dropped when a recording is cut."""
-    min_labels: int = 2
-    """Clips with fewer labels are set aside (and counted): there is nothing to separate them from."""
+    clip_s: Annotated[Positive, Field(le=MAX_DURATION_S)] = 10.0
+    """Longer recordings are cut into clips of this length, in seconds. Clips are held in memory."""
+    min_clip_s: NonNegative = 1.0
+    """When a recording is cut, a remainder shorter than this, in seconds, is dropped."""
+    min_labels: Count = 2
+    """Clips with fewer labels are set aside and counted: there is nothing to separate their sound from."""
     reseparate: bool = False
-    """Score re-separation too (``engine/reseparate.py``): two forward passes more for each stem."""
-    rows_per_task: int = 64
+    """Also compute the scores of re-separation, which take two more forward passes for each stem."""
+    rows_per_task: Count = 64
     """Rows of the manifest that one decoding task owns."""
-    part_s: float = 320.0
-    """Audio of a stem shard, in seconds of mixture: what travels together and is redone together."""
-    batch_s: float = 80.0
-    """Audio in one call of the separator, in seconds, padding included; one that is too much for its GPU lowers it."""
-    min_actors: int | None = None
-    """Separator actors to start with; null: all that there is room for."""
-    max_actors: int | None = None
-    """Separator actors at the most, which Ray adds as work piles up and there is room; null: as many as the GPUs, or
-    without any the CPUs, hold that are there when a pass begins. Give a number where nodes are still to come, added
-    by hand or by an autoscaler, and ``num_gpus_per_actor`` too where GPUs are: the pass then waits for them."""
-    num_gpus_per_actor: float | None = None
-    """GPU share of an actor; null: a whole one where the cluster has GPUs when a pass begins."""
-    num_cpus_per_actor: float = 0.5
-    """CPU share of an actor; below 1 leaves CPUs for reading and writing on small machines."""
-    autocast: bool = True
+    shard_s: Positive = 320.0
+    """Audio of a stem shard, in seconds of mixture. A shard is written, or redone, as a whole."""
+    batch_s: Annotated[Positive, RUNTIME] = 80.0
+    """Audio in one call of the separator, in seconds, padding included; lowered automatically if memory runs out."""
+    min_actors: Annotated[Count | None, RUNTIME] = None
+    """Separator actors to start with; null: as many as there is room for."""
+    max_actors: Annotated[Count | None, RUNTIME] = None
+    """Upper limit of separator actors, which Ray adds while work is waiting; null: as many as fit when the pass starts.
+
+    If nodes join later, set it, and ``num_gpus_per_actor`` too if they have GPUs: the pass then waits for them.
+    """
+    num_gpus_per_actor: Annotated[NonNegative | None, RUNTIME] = None
+    """GPUs of a separator actor, fractions allowed; null: 1 if the cluster has GPUs when the pass starts, else 0."""
+    num_cpus_per_actor: Annotated[Positive, RUNTIME] = 0.5
+    """CPUs of a separator actor; a value below 1 leaves CPUs for reading and writing on small machines."""
+    autocast: Annotated[bool, RUNTIME] = True
     """Separate in 16 bits on a GPU."""
-    decode_limit_s: float = 60.0
-    """Decoding of a clip that takes longer is given up: the file is damaged or made to do harm."""
-    max_failed_fraction: float = 0.5
-    """A pass in which more of the queries fail stops early, with a summary of the reasons; 1 lets all fail."""
+    decode_limit_s: Annotated[Positive, RUNTIME] = 60.0
+    """Time limit for decoding one clip, in seconds; a file that takes longer is damaged or malicious and fails."""
+    max_failed_fraction: Annotated[Fraction, RUNTIME] = 0.5
+    """A pass stops early if a larger fraction of its queries fails; 1 allows all of them to fail."""
 
     def __post_init__(self) -> None:
-        if self.clip_s > MAX_DURATION_S:
-            raise ValueError(f"clip_s is {self.clip_s}; clips are held in memory, give {MAX_DURATION_S:g} s at most")
-        for name in ("clip_s", "part_s", "batch_s", "rows_per_task", "min_actors", "num_cpus_per_actor"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is {value}; give a number above 0")
-        if not self.decode_limit_s > 0:
-            raise ValueError(f"decode_limit_s is {self.decode_limit_s}; give seconds above 0")
-        if not 0 <= self.max_failed_fraction <= 1:
-            raise ValueError(f"max_failed_fraction is {self.max_failed_fraction}; it is a fraction, 0 to 1")
         if self.max_actors is not None and self.max_actors < (self.min_actors or 1):
-            raise ValueError(f"max_actors {self.max_actors} is below min_actors {self.min_actors}; raise it")
+            raise ValueError(
+                f"max_actors must be at least min_actors ({self.min_actors}), got {self.max_actors}; raise max_actors"
+            )
 
-    def identity(self) -> dict[str, Any]:
-        """The settings that decide what comes out."""
-        names = ("clip_s", "min_clip_s", "min_labels", "reseparate", "rows_per_task", "part_s")
-        return {name: getattr(self, name) for name in names}
+    @property
+    def clips_per_shard(self) -> int:
+        """Clips of a shard, at the most."""
+        return max(1, int(self.shard_s / self.clip_s))
+
+
+def pass_identity(
+    corpus: Corpus, *, separator: SeparatorSource, tagger: TaggerSource | None, config: PassConfig
+) -> dict[str, object]:
+    """Everything that decides the stems and scores of a pass, models and corpus by their fingerprints."""
+    return {
+        "score version": SCORES_VERSION,
+        "settings": deciding(config),
+        "separator": separator.fingerprint,
+        "tagger": tagger.fingerprint if tagger is not None else None,
+        "corpus": corpus.fingerprint,
+    }

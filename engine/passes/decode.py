@@ -1,62 +1,73 @@
-"""Rows of a corpus to decoded clips, cut to length and handed on part by part, so that memory stays bounded."""
+"""Step 1 of a pass: cut the recordings of a task into clips and decode them, one shard at a time.
+
+Headers alone decide how a recording is cut, so memory stays bounded by one shard of samples.
+"""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from engine.audio.worker import DecodeError, Decoder
+from engine.audio.decoder import Decoder
 from engine.corpus.clips import cut, resolve
-from engine.errors import AudioError
+from engine.errors import AudioError, DecodeError
 from engine.passes.config import PassConfig
-from engine.passes.parts import _CLIP, Row, Source, _row
-from engine.passes.records import clips_in, done_records, parse_shard_name, part_name, retry_rows
+from engine.passes.records import clips_in, done_names, parse_shard_name, shard_name, shard_records
 from engine.passes.tasks import Tasks
-from engine.schema import DecodedClip, failure
+from engine.passes.transport import Counts, DecodedShard, pack
+from engine.schema import ClipRow, DecodedClip, FailureRow, clip_columns, failure
 from engine.storage.paths import location
 from engine.storage.retry import retried
 
-Failures = list[dict[str, Any]]
-
-
-def _fail(row: dict[str, Any], error: Exception) -> dict[str, Any]:
-    return failure(clip_id=row["clip_id"], path=row["path"], num_queries=len(row["labels"]), step="decode", error=error)
+_ROUNDING_S = 1e-6
 
 
 def cut_rows(
-    rows: list[dict[str, Any]], *, root: str, clip_s: float, min_clip_s: float, decoder: Decoder
-) -> tuple[list[dict[str, Any]], Failures]:
-    """Rows of ``schema.CLIPS``, each no longer than ``clip_s``, from headers alone; unreadable ones as failures."""
-    pieces, failures = [], []
+    rows: Sequence[Mapping[str, object]], *, root: str, clip_s: float, min_clip_s: float, decoder: Decoder
+) -> tuple[list[ClipRow], list[FailureRow]]:
+    """Cut rows into clips no longer than ``clip_s``, from the headers of their files; unreadable files are failures.
+
+    A row whose ``is_cut`` is true is a clip of an earlier cut: it stays as it is, and fails if its file has become
+    shorter.
+    """
+    clips: list[ClipRow] = []
+    failures: list[FailureRow] = []
     for row in rows:
+        is_cut = bool(row.get("is_cut"))
         try:
-            info = retried(functools.partial(decoder.probe, resolve(root, row["path"])))
-            pieces.extend(cut(row, duration_s=info.duration_s, clip_s=clip_s, min_clip_s=min_clip_s))
+            duration_s = retried(functools.partial(decoder.probe, resolve(root, str(row["path"])))).duration_s
+            clip = clip_columns(row)
+            if is_cut:
+                _require_same_length(clip, duration_s)
+                clips.append(clip)
+            else:
+                clips += cut(clip, duration_s=duration_s, clip_s=clip_s, min_clip_s=min_clip_s)
         except AudioError as error:
-            failures.append(_fail(row, error))
-    return pieces, failures
+            failures.append(failure(row, step="decode", error=error, is_cut=is_cut))
+    return clips, failures
 
 
-def parts(rows: list[dict[str, Any]], *, clip_s: float, part_s: float) -> list[list[dict[str, Any]]]:
-    """Cut rows in groups of at most ``part_s`` seconds (at least one row each); there is always one part."""
-    size = max(1, int(part_s / clip_s))
-    return [rows[i : i + size] for i in range(0, len(rows), size)] or [[]]
+def _require_same_length(clip: ClipRow, duration_s: float) -> None:
+    if clip["end_s"] is not None and clip["end_s"] > duration_s + _ROUNDING_S:
+        raise AudioError(
+            f"cannot find the clip from {clip['start_s'] or 0.0:g} s to {clip['end_s']:g} s in {clip['path']!r} (the "
+            f"file is of another length by now, {duration_s:g} s); restore the file, or start a new pass"
+        )
 
 
 def decode_rows(
-    rows: list[dict[str, Any]], *, root: str, sample_rate_hz: int, clip_s: float, decoder: Decoder
-) -> tuple[list[DecodedClip], Failures]:
-    """Decoded mono clips, and a failure row for every clip that could not be decoded.
+    rows: Sequence[ClipRow], *, root: str, sample_rate_hz: int, clip_s: float, decoder: Decoder
+) -> tuple[list[DecodedClip], list[FailureRow]]:
+    """Decode clips to mono; a clip that cannot be decoded is a failure.
 
     A file that takes too long is tried once: its other clips among ``rows`` fail with the same error.
     """
     clips: list[DecodedClip] = []
-    failures: Failures = []
+    failures: list[FailureRow] = []
     slow: dict[str, AudioError] = {}
     for row in rows:
         path, start_s = resolve(root, row["path"]), row["start_s"] or 0.0
@@ -69,117 +80,79 @@ def decode_rows(
                 raise slow[path]
             clips.append(DecodedClip(row=row, samples_T=retried(decode)))
         except AudioError as error:
-            failures.append(_fail(row, error))
+            failures.append(failure(row, step="decode", error=error))
             if isinstance(error, DecodeError) and error.error_class == "DecoderTimeout":
                 slow[path] = error
     return clips, failures
 
 
 class Decode:
-    """Task: rows of the manifest to parts of decoded clips, one at a time.
+    """Ray Data task: tasks of the pass (:class:`engine.passes.records.PendingTask`) to decoded shards.
 
-    A batch row names a task, a round (0: the first try), in a later round the task's place in its list, and the parts
-    of the task that are done already: of this round, and in a later one of all. What they hold is not done again,
-    whatever has become of the files since.
+    Clips that have stems or a failure in a shard that is done are not processed again, even if their files have changed
+    since.
     """
 
-    def __init__(self, source: Source, config: PassConfig) -> None:
-        self.source, self.config = source, config
+    def __init__(self, config: PassConfig, *, root: str, out: str, sample_rate_hz: int) -> None:
+        self.config, self.root, self.out, self.sample_rate_hz = config, root, out, sample_rate_hz
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for entry in batch.to_pylist():
-            yield from self._parts(**entry)
+        for task in batch.to_pylist():
+            for shard in self.decode(**task):
+                yield pack(shard)
 
-    def _parts(self, task: int, round: int, group: int, done: Sequence[str] = ()) -> Iterator[pa.Table]:
-        started = time.perf_counter()
-        source, config = self.source, self.config
-        out = location(source.out)
+    def decode(self, task: int, done: Sequence[str] = ()) -> Iterator[DecodedShard]:
+        """The missing shards of a task; ``done`` are the names of the others."""
+        started, config = time.perf_counter(), self.config
         decoder = _decoder(config.decode_limit_s)
-        mine = [name for name in done if parse_shard_name(name)[1] == round]
-        others = [name for name in done if parse_shard_name(name)[1] != round]
-        before = retry_rows(out, round, group) if round else []
-        pieces, failures = self._missing(Tasks(out / "corpus").rows(task), before, mine, others, decoder)
-        groups = parts(pieces, clip_s=config.clip_s, part_s=config.part_s)
-        num_parts = max((record["num_parts"] for record in done_records(out, mine)), default=0)
-        groups += [[]] * (num_parts - len(mine) - len(groups))  # files that are shorter by now, or gone
-        taken = {parse_shard_name(name)[2] for name in mine}
+        rows, failures = self._missing_clips(task, done, decoder)
+        size = config.clips_per_shard
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)] or [[]]
+        # If files became shorter or were lost, there are fewer clips, but the recorded number of shards must come.
+        num_shards = max((record["num_shards"] for _, record in shard_records(location(self.out), done)), default=0)
+        groups += [[]] * (num_shards - len(done) - len(groups))
+        taken = {parse_shard_name(name)[1] for name in done}
         numbers = (number for number in itertools.count() if number not in taken)
-        for number, group_rows in zip(numbers, groups, strict=False):
+        for number, group in zip(numbers, groups, strict=False):
             clips, failed = decode_rows(
-                group_rows,
-                root=source.root,
-                sample_rate_hz=source.sample_rate_hz,
-                clip_s=config.clip_s,
-                decoder=decoder,
+                group, root=self.root, sample_rate_hz=self.sample_rate_hz, clip_s=config.clip_s, decoder=decoder
             )
-            less = before if number == 0 else []  # what this round stands in for
-            num_queries_before = sum(row["num_queries"] for row in less)
-            values = {
-                "part": part_name(task, round, number),
-                "task": task,
-                "round": round,
-                "num_parts": len(mine) + len(groups),
-                "num_clips": len(group_rows) + len(failures) - len(less),
-                "num_queries": sum(len(row["labels"]) for row in group_rows)
-                + sum(row["num_queries"] for row in failures)
-                - num_queries_before,
-                "num_failed_before": num_queries_before,
-                "audio_s": sum(len(clip.samples_T) for clip in clips) / source.sample_rate_hz,
-                "clips": [{**clip.row, "samples": clip.samples_T.tobytes()} for clip in clips],
-                "failures": failed + failures,
+            num_queries = [*(len(row["labels"]) for row in group), *(row["num_queries"] for row in failures)]
+            counts: Counts = {
+                "num_shards": len(done) + len(groups),
+                "num_clips": len(num_queries),
+                "num_queries": sum(num_queries),
+                "audio_s": sum(len(clip.samples_T) for clip in clips) / self.sample_rate_hz,
                 "decode_s": time.perf_counter() - started,
             }
-            yield _row(values, _CLIP)
-            failures = []  # they are of the first part
+            yield DecodedShard(name=shard_name(task, number), clips=clips, failures=failed + failures, counts=counts)
+            failures = []  # the first shard has those of cutting
             started = time.perf_counter()
 
-    def _missing(
-        self, rows: list[Row], before: list[Row], mine: Sequence[str], others: Sequence[str], decoder: Decoder
-    ) -> tuple[list[Row], list[Row]]:
-        """The clips of a task that no part holds yet, and those that fail as they are cut."""
-        out = location(self.source.out)
-        held = clips_in(out, mine)
-        if not before:
-            pieces, failures = self._cut([row for row in rows if row["clip_id"] not in held], decoder)
-        else:
-            tried = {row["clip_id"] for row in before}
-            pieces, failures = self._cut_again(rows, [row for row in before if row["clip_id"] not in held], decoder)
-            if any(
-                piece["clip_id"] not in tried for piece in pieces
-            ):  # a recording that broke off may be there in part
-                held |= clips_in(out, others) - tried
-        return [piece for piece in pieces if piece["clip_id"] not in held], failures
-
-    def _cut(self, rows: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
-        config = self.config
-        return cut_rows(
-            rows, root=self.source.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s, decoder=decoder
-        )
-
-    def _cut_again(self, rows: list[Row], before: list[Row], decoder: Decoder) -> tuple[list[Row], list[Row]]:
-        """The clips of a task that failed before, and those of them that fail as they are cut."""
-        wanted = {row["clip_id"]: row for row in before}
-        paths = {row["path"] for row in before}
-        pieces: list[Row] = []
-        failures: list[Row] = []
-        unreadable: dict[str, Row] = {}
-        for row in (row for row in rows if row["path"] in paths):
-            cut, failed = self._cut([row], decoder)
-            unreadable |= {entry["path"]: entry for entry in failed}
-            if wanted.pop(row["clip_id"], None):  # the file itself could not be read, or it is one clip
-                pieces += cut
-                failures += failed
-            else:
-                pieces += [piece for piece in cut if wanted.pop(piece["clip_id"], None)]
-        for row in wanted.values():  # pieces that their files do not have any more
-            same = {name: row[name] for name in ("clip_id", "path", "num_queries")}
-            error = AudioError("its file is of another length by now and has no such clip: start a new pass")
-            lost = failure(**same, step="decode", error=error)
-            failures.append(unreadable.get(row["path"], lost) | same)
-        return pieces, failures
+    def _missing_clips(
+        self, task: int, done: Sequence[str], decoder: Decoder
+    ) -> tuple[list[ClipRow], list[FailureRow]]:
+        """Clips of a task that no shard has yet, and failures of files that cannot be cut."""
+        out, config = location(self.out), self.config
+        held = clips_in(out, done)
+        clips: list[ClipRow] = []
+        failures: list[FailureRow] = []
+        for row in Tasks(out / "corpus").rows(task):
+            if row["clip_id"] in held:
+                continue
+            pieces, failed = cut_rows(
+                [row], root=self.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s, decoder=decoder
+            )
+            before = held
+            if row["tried_in"] and any(piece["clip_id"] != row["clip_id"] for piece in pieces):
+                # A first attempt that was interrupted may have made some of the recording's clips.
+                before = held.union(*(clips_in(out, done_names(out, earlier)) for earlier in row["tried_in"]))
+            clips += [piece for piece in pieces if piece["clip_id"] not in before]
+            failures += failed
+        return clips, failures
 
 
 @functools.lru_cache(maxsize=1)
 def _decoder(limit_s: float) -> Decoder:
-    """This process's decoder."""
+    """The decoder of this process."""
     return Decoder(time_limit_s=limit_s)

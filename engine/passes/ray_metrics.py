@@ -1,7 +1,7 @@
-"""What a pass and a run tell Ray's metrics, to be seen in its dashboard, in Prometheus and in our own Grafana board.
+"""Metrics of passes and runs for Ray's dashboard, for Prometheus and for the Grafana board.
 
-All is told by the process of the command, from what its tasks report of their parts: the steps themselves know no Ray.
-Where Ray is not connected, nothing is told.
+The process of the command records them from the reports of its workers, so the steps themselves do not depend on Ray.
+Without a connection to Ray nothing is recorded.
 """
 
 from __future__ import annotations
@@ -13,33 +13,34 @@ import ray
 import ray.util.metrics
 
 from engine.passes.records import STEPS
+from engine.passes.transport import ShardReport
 
 COUNTERS = {
     "clearsep_audio_seconds": ("Audio of clips whose stems are on disk, in seconds.", ()),
-    "clearsep_step_seconds": ("Time that workers spent in a step, in seconds.", ("step",)),
+    "clearsep_step_seconds": ("Time of workers in a step, in seconds.", ("step",)),
     "clearsep_queries": ("Queries by outcome: stem or failed.", ("outcome",)),
     "clearsep_failures": ("Failed queries by step and class of error.", ("step", "error_class")),
 }
 GAUGES = {
     "clearsep_clips_waiting": ("Clips of the pass that are not on disk yet.", ()),
-    "clearsep_real_time_factor": ("Seconds of separating for a second of audio, of the last part.", ("worker",)),
-    "clearsep_batch_fill_fraction": ("Share of a separator's batches that is audio and not padding.", ("worker",)),
-    "clearsep_vram_bytes": ("Most GPU memory that the last part took.", ("worker",)),
-    "clearsep_kept_fraction": ("Share of an iteration's stems that its gate kept.", ("iteration",)),
-    "clearsep_sdri_db": ("SDR improvement of an iteration's separator on the run's validation.", ("iteration",)),
+    "clearsep_real_time_factor": ("Seconds of separation per second of audio, in the last shard.", ("worker",)),
+    "clearsep_batch_fill_fraction": ("Fraction of a separator's batches that is audio, not padding.", ("worker",)),
+    "clearsep_vram_bytes": ("Largest GPU memory in use for the last shard.", ("worker",)),
+    "clearsep_kept_fraction": ("Fraction of an iteration's stems that its thresholds kept.", ("iteration",)),
+    "clearsep_sdri_db": ("SDR improvement of an iteration's separator on the validation mixtures.", ("iteration",)),
 }
 
 
 @functools.cache
 def _counter(name: str) -> Any:  # noqa: ANN401 - Ray has no types
-    about, tags = COUNTERS[name]
-    return ray.util.metrics.Counter(name, description=about, tag_keys=tags)
+    description, tags = COUNTERS[name]
+    return ray.util.metrics.Counter(name, description=description, tag_keys=tags)
 
 
 @functools.cache
 def _gauge(name: str) -> Any:  # noqa: ANN401 - Ray has no types
-    about, tags = GAUGES[name]
-    return ray.util.metrics.Gauge(name, description=about, tag_keys=tags)
+    description, tags = GAUGES[name]
+    return ray.util.metrics.Gauge(name, description=description, tag_keys=tags)
 
 
 def _count(name: str, value: float, **tags: str) -> None:
@@ -47,35 +48,34 @@ def _count(name: str, value: float, **tags: str) -> None:
         _counter(name).inc(value, tags=tags)
 
 
-def record_shard(row: dict[str, Any], *, clips_waiting: float) -> None:
-    """Tell of a part, as :class:`engine.stages.ScoreAndWrite` reports it."""
+def record_shard(report: ShardReport, *, clips_waiting: int) -> None:
+    """Record the report of a shard."""
     if not ray.is_initialized():
         return
-    _count("clearsep_audio_seconds", row["audio_s"])
+    record = report.record
+    _count("clearsep_audio_seconds", record["audio_s"])
     for step in STEPS:
-        _count("clearsep_step_seconds", row[f"{step}_s"], step=step)
-    num_failed = row["num_failed"] + row["num_failed_before"]
-    _count("clearsep_queries", row["num_queries"] + row["num_failed_before"] - num_failed, outcome="stem")
-    _count("clearsep_queries", num_failed, outcome="failed")
-    for failed in row["failed"]:
-        names = {"step": failed["step"], "error_class": failed["error_class"]}
-        _count("clearsep_failures", failed["num_queries"], **names)
-    _gauge("clearsep_clips_waiting").set(max(0.0, clips_waiting))
-    worker = {"worker": row["worker"]}
-    if row["audio_s"]:
-        _gauge("clearsep_real_time_factor").set(row["separate_s"] / row["audio_s"], tags=worker)
-        _gauge("clearsep_batch_fill_fraction").set(row["batch_fill_fraction"], tags=worker)
-    if row["vram_bytes"]:
-        _gauge("clearsep_vram_bytes").set(row["vram_bytes"], tags=worker)
+        _count("clearsep_step_seconds", record[f"{step}_s"], step=step)  # type: ignore[literal-required]
+    _count("clearsep_queries", record["num_stems"], outcome="stem")
+    _count("clearsep_queries", record["num_failed"], outcome="failed")
+    for (step, error_class), num_queries in report.failed.items():
+        _count("clearsep_failures", num_queries, step=step, error_class=error_class)
+    _gauge("clearsep_clips_waiting").set(clips_waiting)
+    worker = {"worker": report.use.worker}
+    if record["audio_s"]:
+        _gauge("clearsep_real_time_factor").set(record["separate_s"] / record["audio_s"], tags=worker)
+        _gauge("clearsep_batch_fill_fraction").set(report.use.batch_fill_fraction, tags=worker)
+    if report.use.vram_bytes:
+        _gauge("clearsep_vram_bytes").set(report.use.vram_bytes, tags=worker)
 
 
 def record_kept(iteration: int, *, num_kept: int, num_stems: int) -> None:
-    """Tell what an iteration's gate kept."""
+    """Record the fraction of its stems that an iteration kept."""
     if ray.is_initialized() and num_stems:
         _gauge("clearsep_kept_fraction").set(num_kept / num_stems, tags={"iteration": str(iteration)})
 
 
 def record_validation(iteration: int, sdri_db: float) -> None:
-    """Tell what an iteration's separator is worth."""
+    """Record the validation result of an iteration's separator."""
     if ray.is_initialized():
         _gauge("clearsep_sdri_db").set(sdri_db, tags={"iteration": str(iteration)})

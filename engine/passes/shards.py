@@ -1,84 +1,140 @@
-"""What a pass leaves on disk, and the filter's selection over it.
+"""Stem shards of a pass and the manifest that closes it: write, check, and read the audio of single stems.
 
-``stems/<part>.parquet`` holds every stem of a part with its audio and scores, ``failures/<part>.parquet`` what of it
-could not be done, and ``stems/<part>.done.json``, written last, says that both are whole (``engine/account.py``).
-``stems/manifest.json`` closes the pass. ``tracks/`` refers to rows of the stem shards instead of copying them (measured
-in ``benchmarks/tracks.py``), so that a selection costs two scans of the score columns and no second copy of the audio.
+``stems/<shard>.parquet`` has every stem of a shard with its audio and scores, ``failures/<shard>.parquet`` has its
+failures, and ``stems/<shard>.done.json``, written last, marks both as complete (``engine/passes/records.py``).
+``stems/manifest.json`` closes the pass. A selection refers to rows of these shards and copies no audio (measured in
+``benchmarks/speed/tracks.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 
 from engine.audio.flac import decode_flac24
-from engine.passes.records import failure_rows
-from engine.schema import FAILURES, STEMS
+from engine.corpus.table import Corpus
+from engine.passes.config import PassConfig
+from engine.passes.records import Totals, WrittenShard
+from engine.schema import FAILURES, STEMS, FailureRow
+from engine.settings import deciding
 from engine.storage.files import parquet_file, read_json, sha256_file, write_parquet
+from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
 
 
-def write_part(
-    out: Location, part: str, *, stems: list[dict[str, Any]], failures: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """Write the stems and failures of a part; returns what its record says of them."""
-    path = out / "stems" / f"{part}.parquet"
+class PassSummary(TypedDict):
+    """Contents of ``OUT/summary.json``."""
+
+    num_clips: int
+    """Clips after cutting, with the rows of the manifest that are no clips."""
+    num_set_aside: int
+    """Rows of the manifest with fewer than ``min_labels`` labels."""
+    num_queries: int
+    """Each is a stem or failed."""
+    num_stems: int
+    num_failed: int
+    """Failed queries."""
+    audio_h: float
+    wall_s: float
+    """Time of the start that finished the pass."""
+    audio_s_per_s: float
+    """Audio separated in that start, in seconds per second of wall time."""
+    step_s: dict[str, float]
+    """Time of all workers by step."""
+    step_fraction: dict[str, float]
+    separator_fingerprint: str
+    config_fingerprint: str
+    fingerprint: str
+    """Of the separator and all stems."""
+
+
+class PassManifest(PassSummary):
+    """Contents of ``OUT/stems/manifest.json``, which closes a pass."""
+
+    shards: dict[str, str]
+    """SHA-256 of every stem shard, by its name."""
+
+
+def write_shard(
+    out: Location, name: str, *, stems: Sequence[Mapping[str, object]], failures: Sequence[FailureRow]
+) -> WrittenShard:
+    """Write the stems and failures of a shard."""
+    path = out / "stems" / f"{name}.parquet"
     write_parquet(path, pa.Table.from_pylist(stems, schema=STEMS), rows_per_group=8)
-    failed = out / "failures" / f"{part}.parquet"
+    failed = out / "failures" / f"{name}.parquet"
     if failures:
         write_parquet(failed, pa.Table.from_pylist(failures, schema=FAILURES))
     else:
-        failed.unlink(missing_ok=True)  # of a try that was broken off before it was recorded
+        failed.unlink(missing_ok=True)  # an attempt that was interrupted before its record may have left one
     num_failed = sum(row["num_queries"] for row in failures)
     return {"num_stems": len(stems), "num_failed": num_failed, "sha256": sha256_file(path)}
 
 
+def pass_manifest(
+    totals: Totals,
+    corpus: Corpus,
+    config: PassConfig,
+    *,
+    separator: str,
+    num_set_aside: int,
+    wall_s: float,
+    audio_s_before: float,
+) -> PassManifest:
+    """The manifest of a pass whose tasks are all done.
+
+    ``separator`` is a fingerprint; ``audio_s_before`` is of shards that earlier starts made.
+    """
+    all_s = sum(totals.step_s.values()) or 1.0
+    return {
+        "num_clips": totals.num_clips + corpus.num_failures,
+        "num_set_aside": num_set_aside,
+        "num_queries": totals.num_queries + corpus.num_failed_queries,
+        "num_stems": totals.num_stems,
+        "num_failed": totals.num_failed + corpus.num_failed_queries,
+        "audio_h": totals.audio_s / 3600.0,
+        "wall_s": wall_s,
+        "audio_s_per_s": (totals.audio_s - audio_s_before) / wall_s,
+        "step_s": totals.step_s,
+        "step_fraction": {step: step_s / all_s for step, step_s in totals.step_s.items()},
+        "separator_fingerprint": separator,
+        "config_fingerprint": fingerprint(deciding(config)),
+        "shards": totals.sha256,
+        "fingerprint": fingerprint([separator, totals.sha256]),
+    }
+
+
 def stem_shards(stems: Location) -> list[Location]:
-    """The stem shards of a closed pass, in order; ``ValueError`` if it is not closed or a shard is missing."""
+    """The stem shards of a closed pass, in order.
+
+    Raises ``ValueError`` if the pass is not closed or a shard is missing.
+    """
     manifest = stems / "manifest.json"
     if not manifest.is_file():
-        raise ValueError(f"{stems} is not a finished pass: it has no manifest.json; finish separate-corpus first")
-    shards = [stems / f"{part}.parquet" for part in sorted(read_json(manifest)["shards"])]
+        raise ValueError(f"cannot find {manifest} (the pass is not finished); finish separate-corpus first")
+    shards = [stems / f"{name}.parquet" for name in sorted(read_json(manifest)["shards"])]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
-        raise ValueError(f"{stems} lacks {len(missing)} of its shards, first {missing[0]}; restore or redo the pass")
+        number = f"{len(missing)} of the shards of {stems} (the first is {missing[0]})"
+        raise ValueError(f"cannot find {number}; restore them, or start the pass again in another folder")
     return shards
 
 
 def verify(stems: Location) -> list[str]:
-    """Names of the shards whose bytes are not those the manifest recorded."""
+    """Names of the shards whose bytes differ from those that the manifest recorded."""
     shards = stem_shards(stems)
     recorded = read_json(stems / "manifest.json")["shards"]
     return [shard.name for shard in shards if sha256_file(shard) != recorded[shard.stem]]
 
 
-def read_failures(out: Location) -> pa.Table:
-    """All failure rows of a pass that stand, in memory."""
-    return pa.Table.from_pylist([row for _, row in failure_rows(out)], schema=FAILURES)
-
-
-def _read_columns(shard: Location, columns: list[str]) -> pa.Table:
+def read_columns(shard: Location, columns: list[str]) -> pa.Table:
+    """Some columns of a stem shard."""
     with parquet_file(shard) as file:
         return file.read(columns=columns)
-
-
-def _read_rows(stems: Location, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-    """The coded audio of some rows of a stem shard, reading only the row groups that hold them."""
-    with parquet_file(stems / shard) as file:
-        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
-        groups = np.searchsorted(ends, rows, side="right")
-        columns = [name for name in _AUDIO if name in file.schema_arrow.names]
-        tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
-    starts = [int(ends[group]) - len(tables[group]) for group in groups]
-    return [
-        tables[group].slice(row - start, 1).to_pylist()[0]
-        for row, group, start in zip(rows, groups, starts, strict=True)
-    ]
 
 
 def read_audio(stems: Location, shard: str, rows: Sequence[int]) -> list[np.ndarray]:
@@ -90,6 +146,20 @@ def read_clip(stems: Location, shard: str, *, first_row: int, num_stems: int) ->
     """A clip ``[T]`` and all its stems ``[S, T]`` (float32), in the order of its rows."""
     rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
     if rows[0].get("mixture_flac") is None:
-        raise ValueError(f"{stems / shard} holds no mixture at row {first_row}; make the pass again")
+        raise ValueError(f"{stems / shard} must have a mixture at row {first_row}, got none; make the pass again")
     mixture_T = decode_flac24(rows[0]["mixture_flac"], rows[0]["mixture_exponent"])
     return mixture_T, np.stack([decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in rows])
+
+
+def _read_rows(stems: Location, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """The coded audio of some rows of a stem shard; reads only the row groups that have them."""
+    with parquet_file(stems / shard) as file:
+        ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
+        groups = np.searchsorted(ends, rows, side="right")
+        columns = [name for name in _AUDIO if name in file.schema_arrow.names]
+        tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
+    starts = [int(ends[group]) - len(tables[group]) for group in groups]
+    return [
+        tables[group].slice(row - start, 1).to_pylist()[0]
+        for row, group, start in zip(rows, groups, starts, strict=True)
+    ]

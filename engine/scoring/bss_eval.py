@@ -1,4 +1,10 @@
-"""TODO engine/scoring/bss_eval.py."""
+"""BSS-eval SDR. The solver is our own because it takes a fifth of the time of a library (benchmarks/speed/scoring.md).
+
+Correlations come from short transforms and the filter from Levinson's recursion (Scheibler 2022, "SDR - medium rare
+with fast computations").
+
+Shape suffixes: B rows, T samples, K blocks, N samples of a block, F frequency bins, L taps of the filter or lags.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +17,26 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from engine.scoring.energies import MAX_DB, _energy, _Pair, ratio_db
+from engine.scoring.energies import MAX_DB, SignalPair, energy, ratio_db
 
-_SINGULAR_LOAD = 1e-10  # keeps an exact copy above 100 dB: the load costs it at most load / 4 of its energy
-_WORST_RESIDUAL = 1e-8  # of Levinson's recursion; on recordings it stays below 1e-10
-_ROUNDING = 1e-15  # of correlations, relative to the energies
-_WORST_ERROR = 1e-4  # of an energy: 4e-4 dB
+_SINGULAR_LOAD = (
+    1e-10  # of the diagonal; it costs a copy of the reference load / 4 of its energy: it stays above 100 dB
+)
+_WORST_RESIDUAL = 1e-8  # accepted from Levinson's recursion; on recordings it stays below 1e-10
+_ROUNDING = 1e-15  # error of a correlation relative to the energies
+_WORST_ERROR = 1e-4  # accepted relative error of an energy: 4e-4 dB
 _SAMPLES_AT_ONCE = 2**18
 
 
-def _bss_sdr_db(pair: _Pair, filter_length: int) -> Tensor:
+def pair_bss_sdr_db(pair: SignalPair, filter_length: int) -> Tensor:
+    """BSS-eval SDR of a pair (see ``metrics.bss_sdr_db``)."""
     cross_BL, auto_BL = _correlations(pair.estimate, pair.reference, filter_length)
     filter_BL = _solve_toeplitz(auto_BL, cross_BL)
     target = (filter_BL * _toeplitz_product(auto_BL, filter_BL)).sum(-1)
     rest = pair.estimate_energy - 2 * (filter_BL * cross_BL).sum(-1) + target
     largest = pair.estimate_energy.sqrt() + filter_BL.abs().sum(-1) * pair.reference_energy.sqrt()
     wanted = torch.maximum(rest, target * 10 ** (-MAX_DB / 10))
-    if (_ROUNDING * largest.square() > _WORST_ERROR * wanted).any():  # a large filter, or above 90 dB or so
+    if (_ROUNDING * largest.square() > _WORST_ERROR * wanted).any():  # a filter with large taps, or above about 90 dB
         target, rest = _energies(pair.estimate, pair.reference, filter_BL)
     return ratio_db(target, rest.clamp(min=0))
 
@@ -35,7 +44,7 @@ def _bss_sdr_db(pair: _Pair, filter_length: int) -> Tensor:
 def _correlations(estimate: Tensor, reference: Tensor, filter_length: int) -> tuple[Tensor, Tensor]:
     """Σ_t e[t] s[t - l] and Σ_t s[t] s[t - l] for the lags l of the filter, [B, L] each.
 
-    By small transforms, a few at a time, which stay in cache: a third of the time of one long one.
+    Computed by short transforms, a few at a time, that stay in cache: a third of the time of one long transform.
     """
     cross_BF = auto_BF = estimate.new_zeros((), dtype=torch.complex128)
     num_fft = _num_fft(filter_length)
@@ -48,21 +57,21 @@ def _correlations(estimate: Tensor, reference: Tensor, filter_length: int) -> tu
 
 
 def _first_lags(spectrum_BF: Tensor, filter_length: int) -> Tensor:
-    """Lags of a filter, in order, from the spectrum of blocks against what starts a filter's past earlier."""
+    """Lags of the filter in order, from the cross spectrum of blocks and histories that begin L - 1 samples earlier."""
     lags_BN: Tensor = torch.fft.irfft(spectrum_BF)
     return lags_BN.roll(filter_length - 1, -1)[..., :filter_length]
 
 
 def _energies(estimate: Tensor, reference: Tensor, filter_BL: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the reference through the filter, made by overlap-save, and of what the estimate has beside it."""
+    """Energies of the filtered reference, made by overlap-save, and of the rest of the estimate."""
     filter_length = filter_BL.shape[-1]
     filter_BF = torch.fft.rfft(filter_BL, _num_fft(filter_length))
     target = rest = filter_BL.new_zeros(())
     for estimate_BKN, _, history_BKN in _blocks(estimate, reference, filter_length):
         blocks_BKN = torch.fft.irfft(torch.fft.rfft(history_BKN) * filter_BF[..., None, :])
         target_BKN = blocks_BKN[..., filter_length - 1 :]
-        target = target + _energy(target_BKN).sum(-1)
-        rest = rest + _energy(estimate_BKN - target_BKN).sum(-1)
+        target = target + energy(target_BKN).sum(-1)
+        rest = rest + energy(estimate_BKN - target_BKN).sum(-1)
     return target, rest
 
 
@@ -71,9 +80,9 @@ def _num_fft(filter_length: int) -> int:
 
 
 def _blocks(estimate: Tensor, reference: Tensor, filter_length: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Both in blocks [B, K, N], and the reference's with the past that a filter sees, [B, K, N + L - 1], in float64.
+    """Estimate and reference in blocks [B, K, N], and the reference's blocks with the L - 1 samples before each.
 
-    The blocks go on for the filter's tail. A few at a time on a CPU.
+    In float64. The blocks extend over the filter's tail; on a CPU a few are returned at a time.
     """
     num_past = filter_length - 1
     num_fft = _num_fft(filter_length)
@@ -93,13 +102,14 @@ def _blocks(estimate: Tensor, reference: Tensor, filter_length: int) -> Iterator
 def _solve_toeplitz(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
     """Filter [B, L] with Toeplitz(auto) filter = cross; zero for a silent reference.
 
-    By Levinson's recursion, on the CPU: a fifth of Cholesky's time. It fails where rounding makes the matrix
-    indefinite (a slow tone, a band-limited clip), which its residual shows; only there Cholesky's loads the diagonal.
+    Levinson's recursion on the CPU takes a fifth of the time of Cholesky's factorisation. It fails if rounding makes
+    the matrix indefinite (a slow tone, a band-limited clip), which its residual shows; such rows are solved by
+    Cholesky's factorisation with a loaded diagonal.
     """
     power_B1 = torch.where(auto_BL[..., :1] > 0, auto_BL[..., :1], 1.0)
     shape, num_lags = cross_BL.shape, cross_BL.shape[-1]
     auto_BL = (auto_BL / power_B1).expand(shape).reshape(-1, num_lags).clone()
-    auto_BL[:, 0] = 1.0  # of a silent reference too
+    auto_BL[:, 0] = 1.0  # also for a silent reference
     cross_BL = (cross_BL / power_B1).reshape(-1, num_lags)
     filter_BL = _levinson(auto_BL, cross_BL)
     failed_B = ~(_residual(auto_BL, cross_BL, filter_BL) <= _WORST_RESIDUAL)
@@ -110,9 +120,10 @@ def _solve_toeplitz(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
 
 
 def _levinson(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
+    """Filters [B, L]; NaN for a singular matrix."""
     filter_BL = np.full(cross_BL.shape, np.nan)
     for row, pair in enumerate(zip(auto_BL.cpu().numpy(), cross_BL.cpu().numpy(), strict=True)):
-        with contextlib.suppress(np.linalg.LinAlgError):  # stays NaN
+        with contextlib.suppress(np.linalg.LinAlgError):
             filter_BL[row] = scipy.linalg.solve_toeplitz(*pair, check_finite=False)
     return torch.from_numpy(filter_BL).to(auto_BL.device)
 
@@ -126,7 +137,7 @@ def _residual(auto_BL: Tensor, cross_BL: Tensor, filter_BL: Tensor) -> Tensor:
 
 
 def _toeplitz_product(auto_BL: Tensor, filter_BL: Tensor) -> Tensor:
-    """Toeplitz(auto) filter, [B, L], by a circular convolution."""
+    """Toeplitz(auto) times filter, [B, L], by circular convolution."""
     num_lags = auto_BL.shape[-1]
     circle = torch.cat([auto_BL, auto_BL.new_zeros(*auto_BL.shape[:-1], 1), auto_BL.flip(-1)[..., :-1]], -1)
     spectra = torch.fft.rfft(circle) * torch.fft.rfft(filter_BL, circle.shape[-1])
@@ -135,12 +146,13 @@ def _toeplitz_product(auto_BL: Tensor, filter_BL: Tensor) -> Tensor:
 
 
 def _toeplitz(auto_BL: Tensor) -> Tensor:
+    """Symmetric matrices [B, L, L]."""
     even = torch.cat([auto_BL.flip(-1), auto_BL[:, 1:]], -1)  # lags from 1 - L to L - 1
     return even.unfold(-1, auto_BL.shape[-1], 1).flip(-2).contiguous()
 
 
 def _cholesky(matrix_BLL: Tensor) -> Tensor:
-    """Lower factors of matrices with unit diagonal; each that rounding made indefinite is loaded, alone."""
+    """Lower factors of matrices with unit diagonal; the diagonal of those that are indefinite is loaded."""
     factor_BLL: Tensor
     factor_BLL, failed_B = torch.linalg.cholesky_ex(matrix_BLL)
     if failed_B.any():

@@ -1,4 +1,8 @@
-"""TODO engine/scoring/energies.py."""
+"""Energies and inner products of signals, and their ratios in dB, for the metrics.
+
+Ratios are bounded to [-100, 100] dB and defined for every finite input: a numerator of 0 gives -100, otherwise a
+denominator of 0 gives +100.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +13,55 @@ import torch
 from torch import Tensor
 
 MAX_DB = 100.0
+"""Bound of every ratio in dB."""
 
 
 def ratio_db(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Ratio of two energies in dB by the rules of this module."""
+    """Ratio of two energies in dB, bounded."""
     ratio_db = 10 * torch.log10(numerator / denominator)
     return torch.where(numerator > 0, ratio_db, -MAX_DB).clamp(-MAX_DB, MAX_DB)
 
 
-def _energy(signal: Tensor) -> Tensor:
+def energy(signal: Tensor) -> Tensor:
+    """Sum of squares over time, in the signal's precision."""
     return signal.square().sum(-1)
 
 
-def _norm(signal: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(signal, dim=-1, dtype=torch.float64)
-    return norm
+def norm(signal: Tensor) -> Tensor:
+    """Root of the energy over time, in float64."""
+    root: Tensor = torch.linalg.vector_norm(signal, dim=-1, dtype=torch.float64)
+    return root
 
 
 def check_lengths(*signals: Tensor) -> None:
-    """Raises ValueError unless the signals have one length, which is not zero."""
+    """Raise ValueError unless the signals have the same length of at least 1 sample."""
     lengths = [signal.shape[-1] if signal.ndim else 0 for signal in signals]
     if min(lengths) < 1 or len(set(lengths)) > 1:
         raise ValueError(f"signals must have one length of at least 1 sample, got {lengths}; cut or pad them")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pair:
-    """Two signals with the inner products that the ratios are made of, at scales where none overflows or vanishes.
+class SignalPair:
+    """Two signals with the inner products for the ratios, scaled so that none overflows or underflows.
 
-    The products hold a ratio of energies up to 100 dB to 1e-4 dB: what float64 rounds is 1e-15 of the larger energy.
+    A ratio of energies of up to 100 dB is exact to 1e-4 dB: float64 rounds by 1e-15 of the larger energy.
     """
 
     estimate: Tensor
     reference: Tensor
     gain: Tensor
-    """By what the estimate was divided, relative to the reference, within 1e±30."""
+    """Divisor of the estimate relative to that of the reference, within 1e±30."""
     estimate_energy: Tensor
     product: Tensor
     reference_energy: Tensor
 
     @classmethod
-    def of(cls, estimate: Tensor, reference: Tensor) -> _Pair:
+    def of(cls, estimate: Tensor, reference: Tensor) -> SignalPair:
+        """Raises ValueError if lengths differ or are zero; leading dimensions broadcast."""
         check_lengths(estimate, reference)
         products = _products(estimate, reference)
         gain = torch.ones_like(products[0])
-        if not _is_safe(products[0], products[2]):
+        if not is_in_range(products[0], products[2]):
             estimate, reference = estimate.double(), reference.double()
             peak_B1, reference_peak_B1 = peak(estimate), peak(reference)
             gain = (peak_B1 / reference_peak_B1)[..., 0].clamp(1e-30, 1e30).expand(gain.shape)
@@ -70,7 +78,7 @@ class _Pair:
 
 
 def _products(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """|x|², x·y and |y|² in float64; on a CPU row by row, which stay in cache: a third of the time."""
+    """|x|², x·y and |y|² in float64; on a CPU row by row, so that a row stays in cache: a third of the time."""
     first, second = _broadcast(first, second)
     if first.device.type != "cpu":
         return _three_dots(first.double(), second.double())
@@ -92,12 +100,12 @@ def _three_dots(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return dot(first, first), dot(first, second), dot(second, second)
 
 
-def _is_safe(*energies: Tensor) -> bool:
-    """Whether no energy is so large or small that its square, or a sample's, is out of float64's range."""
-    return all(bool(((energy > 1e-120) & (energy < 1e120)).all()) for energy in energies)
+def is_in_range(*energies: Tensor) -> bool:
+    """True if squares of the energies and of the samples are within float64's range."""
+    return all(bool(((value > 1e-120) & (value < 1e120)).all()) for value in energies)
 
 
 def peak(signal: Tensor) -> Tensor:
-    """Largest magnitude, [B, 1]; a tiny number for silence, so that it divides."""
+    """Largest magnitude, [B, 1]; for silence the smallest positive number, so that one can divide by it."""
     largest = torch.maximum(signal.amax(-1, keepdim=True), -signal.amin(-1, keepdim=True))  # faster than abs
     return largest.clamp(min=torch.finfo(signal.dtype).tiny)

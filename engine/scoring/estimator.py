@@ -1,8 +1,9 @@
-"""An estimate of every stem's SI-SDR from its scores, calibrated where the truth is known; opens no audio.
+"""An estimate of every stem's SI-SDR from its scores, fitted to stems whose true SI-SDR is known; opens no audio.
 
-A ridge regression on standardised scores: few clips with a known truth suffice for it, and what it says is the sum of
-what each score says. More flexible ones (additive hinges, small networks) fitted the calibration better and natural
-clips worse (benchmarks/log.md).
+It is a ridge regression on standardised scores: a few clips with known sources are enough to fit it. More flexible
+models (additive hinges, small networks) fitted the calibration better and natural clips worse (benchmarks/log.md).
+
+Shape suffixes: N stems, F scores.
 """
 
 from __future__ import annotations
@@ -20,40 +21,41 @@ from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 
 _FORMAT = SCORES_VERSION
-_TAIL = 0.01  # of the calibration: beyond what is left of it a score says nothing more, lest a fit be stretched
-_TRUTH_DB = (-10.0, 25.0)  # the same for the truth
-_RIDGE = 10.0  # stems that pull every weight to zero
+_TAIL = 0.01  # scores are clipped at the quantiles 0.01 and 0.99 of the calibration, so that outliers have no leverage
+_TRUTH_DB = (-10.0, 25.0)  # bounds of the true SI-SDR, for the same reason
+_RIDGE = 10.0
+_NUM_FOLDS = 5
 _NUM_ERRORS = 5
-_FILE = "quality.json"
+_FILE = "estimator.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiSdrEstimator:
-    """A calibrated estimator: SI-SDR = bias + Σ weight (score - mean) / deviation, undefined scores at their mean."""
+    """SI-SDR = bias + Σ weight (score - mean) / deviation; an undefined score counts as its mean."""
 
     names: tuple[str, ...]
-    """The scores it looks at."""
+    """Names of the scores."""
     lowest: tuple[float, ...]
-    """Scores below this count as this: the calibration has not seen them."""
+    """Scores below this value count as this value, because the calibration had none."""
     highest: tuple[float, ...]
-    """Likewise above."""
+    """Scores above this value count as this value."""
     mean: tuple[float, ...]
-    """Of each score over the calibration."""
+    """Mean of each score over the calibration."""
     deviation: tuple[float, ...]
-    """Likewise."""
+    """Standard deviation of each score over the calibration."""
     weight: tuple[float, ...]
-    """dB for each standard deviation of a score."""
+    """Weight of each score in dB per standard deviation."""
     bias: float
     """Mean SI-SDR of the calibration, in dB."""
     error_at_db: tuple[float, ...]
-    """Estimates at which the error is known, rising."""
+    """Rising estimates at which the error is known."""
     error_db: tuple[float, ...]
-    """Root mean square error there, out of sample."""
+    """Root mean square error at these estimates, on held-out stems."""
     about: dict[str, Any]
-    """How it was calibrated, for whoever asks."""
+    """How the estimator was calibrated; for information only."""
 
     def estimate(self, scores: pa.Table) -> pa.Table:
-        """Rows of ``schema.ESTIMATES`` for rows of ``schema.SCORES``; null where all that it looks at is undefined."""
+        """Rows of ``schema.ESTIMATES`` for rows of ``schema.SCORES``; null if all its scores are undefined."""
         values_NF = np.clip(_features(scores, self.names), self.lowest, self.highest)
         known_NF = np.isfinite(values_NF)
         scaled_NF = np.where(known_NF, (values_NF - self.mean) / np.asarray(self.deviation), 0.0)
@@ -67,44 +69,42 @@ class SiSdrEstimator:
 
     @property
     def fingerprint(self) -> str:
-        """Stands for everything that decides an estimate."""
+        """Equal for estimators that give equal estimates."""
         return fingerprint({name: value for name, value in asdict(self).items() if name != "about"})
 
 
-def calibrate(
+def fit_estimator(
     scores: pa.Table, truth_db: Sequence[float], *, groups: Sequence[int], about: dict[str, Any]
 ) -> SiSdrEstimator:
-    """Fit an estimator to stems whose true SI-SDR is known, a row each.
+    """Fit an estimator to stems whose true SI-SDR is known, one row each.
 
-    Stems of a ``groups`` value are held out together when the error is measured (five parts). Scores that are undefined
-    throughout are left out. Raises ``ValueError`` for fewer than 50 stems or a truth that does not vary.
+    The error is measured by five-fold cross-validation; stems with the same value of ``groups`` are in one fold. Scores
+    that are undefined for all stems are left out. Raises ``ValueError`` for fewer than 50 stems or a constant truth.
     """
     truth_N = np.clip(np.asarray(truth_db, np.float64), *_TRUTH_DB)
     if len(truth_N) < 50 or np.ptp(truth_N) < 1.0:
         raise ValueError(
-            f"{len(truth_N)} stems of one clip or another that are alike or too few: nothing to calibrate with; "
-            "give more single-source clips"
+            f"a calibration must have at least 50 stems with a true SI-SDR that varies by 1 dB, got {len(truth_N)} "
+            f"that vary by {np.ptp(truth_N) if len(truth_N) else 0.0:.1f} dB; give more single-source clips"
         )
     names = [name for name in SCORES.names if scores[name].null_count < len(scores)]
     values_NF = _features(scores, names)
     lowest_F, highest_F = np.nanquantile(values_NF, (_TAIL, 1.0 - _TAIL), axis=0)
     values_NF = np.clip(values_NF, lowest_F, highest_F)
-    part_N = np.unique(np.asarray(groups), return_inverse=True)[1] % 5
+    fold_N = np.unique(np.asarray(groups), return_inverse=True)[1] % _NUM_FOLDS
     held_out_N = np.zeros(len(truth_N))
-    for part in np.unique(part_N):
-        inside = part_N == part
+    for fold in np.unique(fold_N):
+        inside = fold_N == fold
         held_out_N[inside] = _predict(values_NF[inside], *_fit(values_NF[~inside], truth_N[~inside]))
     mean_F, deviation_F, weight_F, bias = _fit(values_NF, truth_N)
     error_at_db, error_db = _errors(held_out_N, truth_N)
-    fitted = (lowest_F, highest_F, mean_F, deviation_F, weight_F)
-    lowest, highest, mean, deviation, weight = (tuple(float(value) for value in values) for values in fitted)
     return SiSdrEstimator(
         names=tuple(names),
-        lowest=lowest,
-        highest=highest,
-        mean=mean,
-        deviation=deviation,
-        weight=weight,
+        lowest=tuple(lowest_F.tolist()),
+        highest=tuple(highest_F.tolist()),
+        mean=tuple(mean_F.tolist()),
+        deviation=tuple(deviation_F.tolist()),
+        weight=tuple(weight_F.tolist()),
         bias=bias,
         error_at_db=error_at_db,
         error_db=error_db,
@@ -112,16 +112,16 @@ def calibrate(
     )
 
 
-_Fit = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+def _fit(values_NF: np.ndarray, truth_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Mean, deviation and weight [F] of each score, and the bias."""
+    from sklearn.linear_model import Ridge  # takes a second to import
 
-
-def _fit(values_NF: np.ndarray, truth_N: np.ndarray) -> _Fit:
     mean_F = np.nanmean(values_NF, axis=0)
     deviation_F = np.maximum(np.nanstd(values_NF, axis=0), 1e-6)
-    scaled_NF = np.nan_to_num((values_NF - mean_F) / deviation_F)
     bias = float(truth_N.mean())
-    normal_FF = scaled_NF.T @ scaled_NF + _RIDGE * np.eye(len(mean_F))
-    return mean_F, deviation_F, np.linalg.solve(normal_FF, scaled_NF.T @ (truth_N - bias)), bias
+    ridge = Ridge(alpha=_RIDGE, fit_intercept=False)
+    ridge.fit(np.nan_to_num((values_NF - mean_F) / deviation_F), truth_N - bias)
+    return mean_F, deviation_F, ridge.coef_, bias
 
 
 def _predict(
@@ -132,38 +132,39 @@ def _predict(
 
 
 def _errors(estimate_N: np.ndarray, truth_N: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Root mean square error in parts of the estimate's range that hold as many stems each."""
-    order = np.array_split(np.argsort(estimate_N), _NUM_ERRORS)
-    at_db = tuple(float(estimate_N[rows].mean()) for rows in order)
-    return at_db, tuple(float(np.sqrt(np.mean((estimate_N[rows] - truth_N[rows]) ** 2))) for rows in order)
+    """Mean estimate and root mean square error in parts of the estimates' range that have equally many stems."""
+    parts = np.array_split(np.argsort(estimate_N), _NUM_ERRORS)
+    at_db = tuple(float(estimate_N[rows].mean()) for rows in parts)
+    return at_db, tuple(float(np.sqrt(np.mean((estimate_N[rows] - truth_N[rows]) ** 2))) for rows in parts)
 
 
 def _features(scores: pa.Table, names: Sequence[str]) -> np.ndarray:
-    """Scores ``[N, F]``, undefined ones as NaN."""
+    """Scores ``[N, F]``; undefined ones are NaN."""
     columns = [scores[name].to_numpy().astype(np.float64) for name in names]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def save_estimator(quality: SiSdrEstimator, folder: Name) -> None:
-    """Write ``quality.json`` into a folder."""
-    write_json(location(folder) / _FILE, {"format": _FORMAT, **asdict(quality), "fingerprint": quality.fingerprint})
+def save_estimator(estimator: SiSdrEstimator, folder: Name) -> None:
+    """Write ``estimator.json`` into a folder."""
+    description = {"format": _FORMAT, **asdict(estimator), "fingerprint": estimator.fingerprint}
+    write_json(location(folder) / _FILE, description)
 
 
 def load_estimator(folder: Name) -> SiSdrEstimator:
-    """The estimator in a folder; ``ValueError`` if there is none, or one that is damaged or of another version."""
+    """The estimator in a folder; ``ValueError`` if there is none, or if it is damaged or of another version."""
     path = location(folder) / _FILE
     if not path.is_file():
-        raise ValueError(f"{folder} holds no {_FILE}; a run keeps it in RUN/quality, `clearsep calibrate` makes one")
+        raise ValueError(f"there is no {_FILE} in {folder}; give RUN/estimator, or make one with `clearsep calibrate`")
     stored = read_json(path)
     if not isinstance(stored, dict) or stored.pop("format", None) != _FORMAT:
-        raise ValueError(f"{path} is not of format {_FORMAT}; calibrate again with this version")
-    told = stored.pop("fingerprint", None)
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()
-    }
+        raise ValueError(f"{path} must have format {_FORMAT}, got another version; calibrate again")
+    recorded = stored.pop("fingerprint", None)
+    values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in stored.items()}
     if set(values) != set(SiSdrEstimator.__dataclass_fields__) or not set(values["names"]) <= set(SCORES.names):
-        raise ValueError(f"{path} has not the fields of an estimator; calibrate again with this version")
-    quality = SiSdrEstimator(**values)
-    if quality.fingerprint != told:
-        raise ValueError(f"{path} was changed since it was written; calibrate again")
-    return quality
+        raise ValueError(f"{path} must have the fields of an estimator, got others; calibrate again")
+    estimator = SiSdrEstimator(**values)
+    if estimator.fingerprint != recorded:
+        raise ValueError(
+            f"{path} must have the fingerprint of its values, got another (it was edited); calibrate again"
+        )
+    return estimator

@@ -1,8 +1,8 @@
-"""Re-separation: is a stem found again among other sounds, and do its rivals' queries find themselves in it?
+"""Re-separation: scores of stems from separating them again, remixed with other clips and by rivals' queries.
 
 RemixIT and Self-Remixing train on remixed stems of different clips (Tzinis et al. 2022, arXiv 2202.08862; Saijo & Ogawa
-2023, arXiv 2211.10194); here the same remix judges them. A stem that still holds its clip, or another sound, gives
-itself away: the separator takes that out again, or a rival's query finds it. Two forward passes a stem.
+2023, arXiv 2211.10194); here the same remix scores them. If a stem still contains other sounds of its clip, the
+separator removes them from the remix, or a rival's query finds them. This takes two separations per stem.
 
 Shape suffixes: S stems of a clip, T samples.
 """
@@ -18,24 +18,24 @@ import torch
 from engine.schema import SeparatedClip, plain_label
 from engine.scoring.energies import MAX_DB
 from engine.scoring.metrics import level_db, si_sdr_db
+from engine.scoring.scores import Scores
 from engine.separators.batching import BatchedSeparator, Query
 
-Columns = dict[str, float | None]
 _GAIN_DB = 5.0
 
 
-def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, seed: int = 0) -> list[list[Columns]]:
+def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, seed: int = 0) -> list[list[Scores]]:
     """``cycle_si_sdr_db`` and ``rival_leak_db`` of every stem of every clip, in order.
 
-    *Cycle*: a stem is remixed with a stem of another of these clips, whose labels it does not share, at equal energy
-    and a drawn gain of up to 5 dB up or down, and separated by its own query: SI-SDR of that against the stem. *Leak*:
-    level of what the query of its loudest rival in the clip makes of the stem alone, relative to the stem. None where
-    there is no such partner or rival, and where the separator fails or its stem is not finite; -100 for a silent stem.
-    The draws depend on the seed and the clip's id alone.
+    *Cycle*: a stem is remixed with a stem of another of these clips that has none of its labels, at equal energy and a
+    random gain of up to 5 dB up or down, and separated by its own query; the score is the SI-SDR of the result against
+    the stem. *Leak*: the query of the loudest other stem of the clip is separated from the stem alone; the score is the
+    level of the result relative to the stem. None if there is no such other clip or stem, if the separator fails, or if
+    the stem is not finite; -100 for a silent stem. The draws depend only on the seed and the clip's id.
     """
     queries: list[Query] = []
-    places: list[tuple[int, int, str]] = []
-    rows: list[list[Columns]] = [
+    targets: list[tuple[int, int, str]] = []  # clip, stem and column of each query
+    rows: list[list[Scores]] = [
         [{"cycle_si_sdr_db": None, "rival_leak_db": None} for _ in item.labels] for item in clips
     ]
     for number, item in enumerate(clips):
@@ -47,31 +47,32 @@ def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, see
                 continue
             for column, query in _queries(clips, number, label, stem_T, seed):
                 queries.append(query)
-                places.append((number, stem, column))
-    for (number, stem, column), answer in zip(places, batched.ask(queries), strict=True):
-        if not isinstance(answer, Exception):
-            rows[number][stem][column] = _score(column, answer, clips[number].stems_ST[stem])
+                targets.append((number, stem, column))
+    for (number, stem, column), again_T in zip(targets, batched.separate(queries), strict=True):
+        if not isinstance(again_T, Exception):
+            rows[number][stem][column] = _score(column, again_T, clips[number].stems_ST[stem])
     return rows
 
 
 def _queries(
     clips: Sequence[SeparatedClip], number: int, label: str, stem_T: np.ndarray, seed: int
 ) -> list[tuple[str, Query]]:
-    found = []
+    """The queries that score a stem, with the column of each."""
+    queries = []
     partner_T = _partner(clips, number, label, len(stem_T), seed)
     if partner_T is not None:
         level = np.sqrt(np.mean(np.square(stem_T, dtype=np.float64)) / np.mean(np.square(partner_T, dtype=np.float64)))
         gain = level * 10.0 ** (_rng(seed, clips[number], label, "gain").uniform(-_GAIN_DB, _GAIN_DB) / 20.0)
         remix_T = (stem_T + gain * partner_T).astype(np.float32)
-        found.append(("cycle_si_sdr_db", Query(samples_T=remix_T, label=label)))
+        queries.append(("cycle_si_sdr_db", Query(samples_T=remix_T, label=label)))
     rival = _rival(clips[number], label)
     if rival is not None:
-        found.append(("rival_leak_db", Query(samples_T=stem_T, label=rival)))
-    return found
+        queries.append(("rival_leak_db", Query(samples_T=stem_T, label=rival)))
+    return queries
 
 
 def _partner(clips: Sequence[SeparatedClip], number: int, label: str, num_samples: int, seed: int) -> np.ndarray | None:
-    """A stem of another clip that names nothing this one does, cut or repeated to length; None if there is none."""
+    """A stem of another clip that shares no label with this one, cut or repeated to length; None if there is none."""
     labels_present = {plain_label(name) for name in clips[number].clip.row["labels"]}
     order = _rng(seed, clips[number], label, "partner").permutation(len(clips))
     for other in order:
@@ -84,19 +85,19 @@ def _partner(clips: Sequence[SeparatedClip], number: int, label: str, num_sample
 
 
 def _rival(item: SeparatedClip, label: str) -> str | None:
-    """The other label of a clip whose stem is loudest; a label without a stem counts as silent."""
+    """The other label of a clip whose stem is loudest; None if there is no other stem."""
     energy = {name: float(np.sum(np.square(stem_T))) for name, stem_T in zip(item.labels, item.stems_ST, strict=True)}
     others = [name for name in energy if name != label]
     return max(others, key=lambda name: energy[name]) if others else None
 
 
-def _score(column: str, answer_T: np.ndarray, stem_T: np.ndarray) -> float:
-    answer, stem = torch.from_numpy(answer_T), torch.from_numpy(np.ascontiguousarray(stem_T))
+def _score(column: str, again_T: np.ndarray, stem_T: np.ndarray) -> float:
+    again, stem = torch.from_numpy(again_T), torch.from_numpy(np.ascontiguousarray(stem_T))
     if column == "cycle_si_sdr_db":
-        return float(si_sdr_db(estimate=answer, reference=stem).float())
-    return float(level_db(signal=answer, reference=stem).float())
+        return float(si_sdr_db(estimate=again, reference=stem).float())
+    return float(level_db(signal=again, reference=stem).float())
 
 
-def _rng(seed: int, item: SeparatedClip, *words: str) -> np.random.Generator:
-    key = "\0".join([item.clip.row["clip_id"], *words])
+def _rng(seed: int, item: SeparatedClip, *purpose: str) -> np.random.Generator:
+    key = "\0".join([item.clip.row["clip_id"], *purpose])
     return np.random.default_rng([seed, int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")])

@@ -1,4 +1,4 @@
-"""Stems → score columns: one row of `schema.SCORES` for every stem, whatever its worth.
+"""The scores of every stem that need only its clip: one row of `schema.SCORES` per stem.
 
 Shape suffixes: B clips, S stems of a clip, T samples.
 """
@@ -13,23 +13,23 @@ from engine.scoring import metrics, spectra
 from engine.scoring.energies import peak
 
 Scores = dict[str, float | None]
-_SAMPLES_AT_ONCE = 2**18  # of stems, on a CPU: what one step leaves is still in cache for the next
+"""Values of columns of `schema.SCORES` for one stem; None if undefined."""
+_SAMPLES_AT_ONCE = 2**18  # of stems on a CPU, so that the results of one step are still in cache for the next
 
 
 def score_clip(*, mixture_T: Tensor, stems_ST: Tensor, sample_rate_hz: int) -> list[Scores]:
-    """Scores of one clip, one dict per stem: `score_batch` of this clip alone."""
+    """Scores of each stem of one clip; see `score_batch`."""
     (rows,) = score_batch(mixtures_BT=mixture_T[None], stems_BST=stems_ST[None], sample_rate_hz=sample_rate_hz)
     return rows
 
 
 @torch.no_grad()
 def score_batch(*, mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> list[list[Scores]]:
-    """Scores of clips of one length: per clip, one dict per stem with exactly the names in `schema.SCORES`.
+    """Scores of clips of one length: for each clip a list of its stems' scores, with every name in `schema.SCORES`.
 
-    Values are those of the float32 columns, so a threshold decides the same before and after a write. A clip
-    with one stem has no coherence and nothing contested: None. What takes a separator
-    or a tagger is None too. Raises ValueError where the shapes do not agree or are empty, or where a mixture or stem
-    has a sample that is not finite, naming the first.
+    Values are rounded to float32 like the columns, so that thresholds decide the same before and after a write.
+    Coherence and contested energy are None for the only stem of a clip; scores that need a separator or a tagger are
+    None. Raises ValueError if shapes differ or are empty, or if a sample is not finite.
     """
     _check_shapes(mixtures_BT, stems_BST)
     _check_finite(mixtures_BT, stems_BST)
@@ -56,13 +56,16 @@ def _scored(mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> list
         "share_si_sdr_db": spectra.share_si_sdr_db(clips),
         "contested_db": spectra.contested_db(clips) if stems_BST.shape[1] > 1 else None,
     }
-    return _rows(dict.fromkeys(SCORES.names) | columns, num_stems=stems_BST.shape[1])
+    return _rows(dict.fromkeys(SCORES.names) | columns, stems_BST.shape)
 
 
-def _rows(columns: dict[str, Tensor | None], *, num_stems: int) -> list[list[Scores]]:
-    """Columns of shape [B] (repeated on each stem), [B, S] or None, turned into dicts."""
-    lists = {name: _as_float32_lists(values, num_stems) for name, values in columns.items()}
-    num_clips = max(len(values) for values in lists.values() if values is not None)
+def _rows(columns: dict[str, Tensor | None], shape: torch.Size) -> list[list[Scores]]:
+    """Rows of columns, rounded to float32, with shape [B, S] or [B] (the same for each stem), or None."""
+    num_clips, num_stems = shape[:2]
+    lists = {
+        name: None if values is None else values.float().view(num_clips, -1).expand(num_clips, num_stems).tolist()
+        for name, values in columns.items()
+    }
     return [
         [
             {name: None if values is None else values[clip][stem] for name, values in lists.items()}
@@ -72,33 +75,20 @@ def _rows(columns: dict[str, Tensor | None], *, num_stems: int) -> list[list[Sco
     ]
 
 
-def _as_float32_lists(values: Tensor | None, num_stems: int) -> list[list[float]] | None:
-    if values is None:
-        return None
-    values_BS = values if values.ndim == 2 else values[:, None].expand(-1, num_stems)
-    rows: list[list[float]] = values_BS.to(torch.float32).tolist()
-    return rows
-
-
 def _check_shapes(mixtures_BT: Tensor, stems_BST: Tensor) -> None:
     agree = stems_BST.ndim == 3 and mixtures_BT.shape == (stems_BST.shape[0], stems_BST.shape[2])
     if not agree or stems_BST.numel() == 0:
         raise ValueError(
-            "each clip needs one mixture and at least one stem, all of one length of at least 1 sample: "
-            f"pass [B, T] and [B, S, T], got {tuple(mixtures_BT.shape)} and {tuple(stems_BST.shape)}"
+            "mixtures and stems must have shapes [B, T] and [B, S, T] with at least 1 stem and 1 sample, "
+            f"got {tuple(mixtures_BT.shape)} and {tuple(stems_BST.shape)}; give each clip a mixture of its length"
         )
 
 
 def _check_finite(mixtures_BT: Tensor, stems_BST: Tensor) -> None:
-    if torch.isfinite(stems_BST.sum() + mixtures_BT.sum()):  # at a fraction of the time
+    if torch.isfinite(stems_BST.sum() + mixtures_BT.sum()):  # a quick check that most batches pass
         return
-    bad_BS = ~torch.isfinite(peak(stems_BST)[..., 0])  # NaN outranks every magnitude
-    bad_B = ~torch.isfinite(peak(mixtures_BT)[..., 0])
-    if bad_B.any():
-        culprit = f"the mixture of clip {int(bad_B.nonzero()[0])}"
-    elif bad_BS.any():
-        clip, stem = bad_BS.nonzero()[0].tolist()
-        culprit = f"stem {stem} of clip {clip}"
-    else:
-        return
-    raise ValueError(f"every sample must be finite, but {culprit} has NaN or infinity; record it as a failure")
+    for signal, samples in (("the mixture of clip {}", mixtures_BT), ("stem {1} of clip {0}", stems_BST)):
+        bad = (~torch.isfinite(peak(samples)[..., 0])).nonzero().tolist()  # the peak of a signal with NaN is NaN
+        if bad:
+            where = signal.format(*bad[0])
+            raise ValueError(f"every sample must be finite, got NaN or infinity in {where}; record it as a failure")

@@ -1,7 +1,7 @@
-"""Scores of a clip's stems over time and frequency, all of one set of spectra: pure, batched, on any device.
+"""Scores of a clip's stems over time and frequency, from one set of spectra: pure, batched, on any device.
 
-Where metrics.py compares signals, this looks at who claims which point of the clip's spectrogram. Single precision:
-a score is good to 1e-3 dB below 40 dB, and bounded to [-100, 100] by the rules of metrics.py.
+metrics.py compares signals; these scores compare how the stems divide the points of the clip's spectrogram. They use
+single precision: a score below 40 dB is exact to 1e-3 dB. Values in dB are bounded to [-100, 100] as in metrics.py.
 
 Shape suffixes: B clips (any leading dimensions, or none), S stems of a clip, T samples, F bins, N frames.
 """
@@ -24,12 +24,12 @@ _COHERENCE_FLOOR = 1e-2
 
 @dataclass(frozen=True, kw_only=True)
 class Spectra:
-    """What the scores need of a clip's spectra: sums, in float64, over Hann frames of 64 ms, half overlapped.
+    """Sums over a clip's spectra, in float64, of Hann frames of 64 ms that overlap by half.
 
-    Clips under 1 s have shorter frames, at least 30 of them.
+    Clips shorter than 1 s have shorter frames, at least 30 of them.
 
-    X is the mixture's spectrum and S a stem's, at a common scale; q its share of all that the clip's stems claim at a
-    point, |S| / Σ|S|, 0 where none claims anything; m = min(|S|, |X|) q what of the mixture its mask takes.
+    X is the mixture's spectrum and S a stem's, at a common scale; q = |S| / Σ|S| is the stem's share of all stems at a
+    point, 0 where all are silent; m = min(|S|, |X|) q is the magnitude that the stem's mask takes from the mixture.
     """
 
     taken_BS: Tensor
@@ -41,9 +41,9 @@ class Spectra:
     share_BS: Tensor
     """Σ q² |X|²"""
     contested_BS: Tensor
-    """Σ of the square of what the others claim too, min(|S|, Σ|S| - |S|)"""
+    """Σ min(|S|, Σ|S| - |S|)²: energy that the other stems claim too"""
     stem_BS: Tensor
-    """Σ |S|², summed as shared and share are, so that what is equal stays so"""
+    """Σ |S|², summed in the same order as shared and share, so that equal values stay equal"""
     stem_BSF: Tensor
     """Σ |S|² over frames"""
     mixture_B1F: Tensor
@@ -51,11 +51,11 @@ class Spectra:
     cross_2BSF: Tensor
     """Σ S X* over frames, real and imaginary part"""
     between_2BPF: Tensor
-    """Σ S R* over frames, of every two stems: the pairs of :func:`_pairs`"""
+    """Σ S R* over frames, for every two stems: the pairs of :func:`_pairs`"""
 
     @classmethod
     def of(cls, *, stems_BST: Tensor, mixture_BT: Tensor, sample_rate_hz: int) -> Spectra:
-        """Raises ValueError where lengths differ or are zero, or the rate is not positive."""
+        """Raises ValueError if lengths differ or are zero, or if the rate is not positive."""
         if sample_rate_hz < 1:
             raise ValueError(f"sample_rate_hz must be positive, got {sample_rate_hz}; pass the rate of the stems")
         check_lengths(stems_BST, mixture_BT)
@@ -65,7 +65,7 @@ class Spectra:
         frames = pad(signals, (hop, hop + -signals.shape[-1] % hop)).unfold(-1, 2 * hop, hop)
         window = torch.hann_window(2 * hop, device=signals.device)
         at_once = frames.shape[-2]
-        if signals.device.type == "cpu":  # a few frames at a time, which stay in cache
+        if signals.device.type == "cpu":  # a few frames at a time, so that they stay in cache
             at_once = max(1, _VALUES_AT_ONCE * at_once // frames.numel())
         sums: dict[str, Tensor] = {}
         for first in range(0, frames.shape[-2], at_once):
@@ -76,7 +76,7 @@ class Spectra:
 
 
 def _sums(spectra: Tensor) -> dict[str, Tensor]:
-    """Of some frames, from real and imaginary parts [2, B, 1 + S, N, F] of the mixture and the stems."""
+    """The sums over some frames, from real and imaginary parts [2, B, 1 + S, N, F] of the mixture and the stems."""
     power = torch.addcmul(spectra[0] * spectra[0], spectra[1], spectra[1])
     magnitude = power.sqrt()
     mixture_B1NF, stems_BSNF = magnitude[..., :1, :, :], magnitude[..., 1:, :, :]
@@ -116,28 +116,29 @@ def _cross(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(num_stems: int) -> tuple[list[int], list[int]]:
-    """Every two stems once: those next to each other first, then those further apart."""
+    """Every two stems once: adjacent stems first, then those further apart."""
     pairs = [(second, second - by) for by in range(1, num_stems) for second in range(by, num_stems)]
     return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def _total(values_BSNF: Tensor) -> Tensor:
-    """Over bins in single precision, over frames in double."""
+    """Sum over bins in single precision, then over frames in double precision."""
     return values_BSNF.sum(-1).double().sum(-1)
 
 
 def _energy(values_BSNF: Tensor) -> Tensor:
+    """Sum of squares, over frames in double precision."""
     energy_BS: Tensor = torch.linalg.vector_norm(values_BSNF, dim=-1).double().square().sum(-1)
     return energy_BS
 
 
 def mask_snr_db(spectra: Spectra) -> Tensor:
-    """The SNR that the separator's own masks expect of each stem, [B, S]: 10 log10(Σ q²|X|² / Σ q(1-q)|X|²).
+    """SNR of each stem that is expected from the stems' masks, [B, S]: 10 log10(Σ q²|X|² / Σ q(1-q)|X|²).
 
-    q is the mask that makes the stem of the mixture, min(1, |S|/|X|), times the stem's share of all that the clip's
-    stems claim there, |S| / Σ|S|. If q is the chance that the point is the source's, q(1-q)|X|² is the variance of
-    what is taken. So half of everything in both of two stems gives -4.8, and a binary mask that no other stem
-    contradicts gives 100, right or wrong. A silent stem gives -100.
+    q is the mask that makes the stem from the mixture, min(1, |S|/|X|), times the stem's share of all stems at the
+    point, |S| / Σ|S|. If q is the probability that the point belongs to the source, q(1-q)|X|² is the variance of the
+    energy taken. Two stems that are both half of the mixture have -4.8; a binary mask that no other stem contradicts
+    has 100, whether it is right or wrong. A silent stem has -100.
     """
     return ratio_db(spectra.taken_BS, spectra.doubtful_BS)
 
@@ -145,27 +146,27 @@ def mask_snr_db(spectra: Spectra) -> Tensor:
 def share_si_sdr_db(spectra: Spectra) -> Tensor:
     """SI-SDR of each stem's spectrogram against the stem's share of the clip, X |S| / Σ|S|, [B, S].
 
-    Low where the stems of a clip contradict each other, or where what they leave of the clip would change them. The
-    share is that of Liutkus & Badeau 2015 (their alpha of 1). A silent stem gives -100.
+    It is low if the stems of a clip contradict each other, or if dividing up the rest of the clip would change them.
+    The share is that of Liutkus & Badeau 2015 (with their alpha = 1). A silent stem has -100.
     """
     target_BS = spectra.shared_BS.square() / torch.where(spectra.share_BS > 0, spectra.share_BS, 1.0)
     return ratio_db(target_BS, (spectra.stem_BS - target_BS).clamp(min=0))
 
 
 def contested_db(spectra: Spectra) -> Tensor:
-    """Energy of each stem that the other stems of its clip claim too, relative to its own, [B, S], at most 0.
+    """Energy of each stem that the other stems of its clip claim too, relative to its energy, [B, S], at most 0 dB.
 
-    At each point the others claim the sum of their magnitudes, as far as the stem reaches. A copy gives 0, disjoint
-    stems -100, and so does a silent or an only stem.
+    At each point the others claim the sum of their magnitudes, up to the stem's. A copy has 0; a stem that no other
+    overlaps, a silent stem and an only stem have -100.
     """
-    return ratio_db(spectra.contested_BS, spectra.stem_BS).clamp(max=0.0)  # what rounding leaves above
+    return ratio_db(spectra.contested_BS, spectra.stem_BS).clamp(max=0.0)  # rounding can give a little more than 0
 
 
 def mixture_coherence_fraction(spectra: Spectra) -> Tensor:
-    """How much each stem is a filtered copy of its mixture, [B, S] in 0..1: Σ_f |Sxy| / Σ_f √(Sxx Syy).
+    """Coherence of each stem with its mixture, [B, S] in 0..1: Σ_f |Sxy| / Σ_f √(Sxx Syy) over Welch spectra.
 
-    Over Welch spectra of the frames. A copy at any gain or polarity gives 1, silence 0. A stem of a clip whose other
-    stems are disjoint in time or frequency gives the square root of its part in the mixture there.
+    A copy at any gain or polarity has 1, silence 0. If the other stems of the clip are disjoint from it in time or
+    frequency, a stem has the square root of its fraction of the mixture there.
     """
     bound_BS = (spectra.stem_BSF * spectra.mixture_B1F).sqrt().sum(-1)
     cross_BS = torch.hypot(*spectra.cross_2BSF).sum(-1)
@@ -173,13 +174,13 @@ def mixture_coherence_fraction(spectra: Spectra) -> Tensor:
 
 
 def coherence_fraction(spectra: Spectra) -> Tensor | None:
-    """How much each stem is a filtered copy of the most similar other of its clip, [B, S] in 0..1; None for one stem.
+    """Coherence of each stem with the most similar other stem of its clip, [B, S] in 0..1; None for one stem.
 
-    Σ_f |Sxy| / Σ_f √(Sxx Syy) over Welch spectra of the frames. In the denominator Sxx and Syy are raised by 1/100 of
-    their mean over frequency, lest what leaks through the window between tones far apart count, and the ratio is
-    rescaled so that a copy is 1 at any gain or polarity; delayed by 2 ms it is 0.99. Disjoint bands tend to 0; silence
-    is 0, with itself too. Independent noise is not 0 but about 0.9 / √frames: 0.11 for 2 s, 0.05 for 10 s, and more
-    where both stems are loud in a few frames only. Good to 1e-6, as the float32 of its column.
+    Σ_f |Sxy| / Σ_f √(Sxx Syy) over Welch spectra. In the denominator Sxx and Syy are raised by 1/100 of their mean over
+    frequency, so that leakage of the window between distant tones does not count, and the ratio is scaled so that a
+    copy has 1 at any gain or polarity. A copy delayed by 2 ms has 0.99, disjoint bands about 0, and silence 0, even
+    with itself. Independent noise has about 0.9 / √frames: 0.11 for 2 s, 0.05 for 10 s, and more if both stems are loud
+    in a few frames only. Exact to 1e-6, the precision of the float32 column.
     """
     num_stems = spectra.stem_BSF.shape[-2]
     if num_stems == 1:

@@ -1,8 +1,10 @@
-"""Thresholds over stored scores: kept, or rejected with its reason; opens no audio.
+"""Applies thresholds to stored scores: every stem is kept, or rejected with a reason; opens no audio.
 
-In this order: rules with a number for a limit; rules with a quantile, over what those leave standing; the floor of each
-label, which readmits what only the rules on its rank rejected; the cap. A score that is undefined (the coherence of an
-only stem) passes its rule, one that is not a number fails it. No verdict depends on the order of the rows.
+The order is: rules with a number for a limit; rules with a quantile, which is taken over the stems that are left; the
+floor of each label, which readmits stems that only rules on the rank rejected; the cap. A score that is undefined (such
+as the coherence of an only stem) passes its rule; NaN fails it. Verdicts do not depend on the order of the rows.
+
+Shape suffix: N stems.
 """
 
 from __future__ import annotations
@@ -17,72 +19,78 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from engine.schema import ESTIMATES, SCORES, plain_label
-from engine.selection.thresholds import RULES, Quantile, Thresholds, column_of, per_label, rules, scores_asked
-
-__all__ = ["VERDICT", "Quantile", "Thresholds", "judge", "require_scores"]
+from engine.selection.thresholds import (
+    RULES,
+    Quantile,
+    Thresholds,
+    active_rules,
+    compares_labels,
+    required_scores,
+    score_of,
+)
 
 VERDICT = pa.schema(
     [
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("rejected_by", pa.string()),  # the first rule that failed, or label_cap_ratio
-        pa.field("rejected_value", pa.float32()),  # the stem's score there; null: not a number
-        pa.field("rejected_limit", pa.float32()),  # the rule's limit; the cap's: the score of the last that it kept
-        pa.field("kept_by_floor", pa.bool_(), nullable=False),  # the rule on rank_by rejects it, the floor keeps it
+        pa.field("rejected_value", pa.float32()),  # the stem's score in that rule; null: NaN
+        pa.field("rejected_limit", pa.float32()),  # the rule's limit; for the cap: the score of the last stem it kept
+        pa.field("kept_by_floor", pa.bool_(), nullable=False),  # rejected by a rule on rank_by, kept by the floor
     ]
 )
+"""Columns of the verdict on a stem."""
 
 _REASONS = (*RULES, "label_cap_ratio")
-_PAIRED = ("coherence_fraction", "contested_db")  # undefined for the only stem of a clip
+_PAIRED = ("coherence_fraction", "contested_db")  # scores that are undefined for the only stem of a clip
 _REMEDIES = {
     "cycle_si_sdr_db": "make the pass again with re-separation on",
     "rival_leak_db": "make the pass again with re-separation on",
     "tagger_margin_db": "make the pass again with a tagger",
-    **dict.fromkeys(ESTIMATES.names, "give an estimator (`clearsep filter --quality DIR`)"),
+    **dict.fromkeys(ESTIMATES.names, "give an estimator (`clearsep filter --estimator DIR`)"),
 }
 
 
 def require_scores(scores: pa.Table, thresholds: Thresholds) -> None:
-    """``ValueError`` if a threshold asks for a score that no stem has, though some could.
+    """Raise ``ValueError`` if the thresholds need a score that no stem of the pass has, although some could.
 
-    ``scores`` is a whole pass, with ``num_stems`` of each stem's clip beside the scores.
+    ``scores`` has all stems of a pass, with the column ``num_stems`` of their clips.
     """
-    for column, setting in scores_asked(thresholds).items():
-        able = scores
+    for column, setting in required_scores(thresholds).items():
+        stems = scores
         if column in _PAIRED and "num_stems" in scores.column_names:
-            able = scores.filter(pc.greater(scores["num_stems"], 1))
-        if len(able) and (column not in able.column_names or able[column].null_count == len(able)):
+            stems = scores.filter(pc.greater(scores["num_stems"], 1))
+        if len(stems) and (column not in stems.column_names or stems[column].null_count == len(stems)):
             raise ValueError(_undefined(column, setting))
 
 
 def _undefined(column: str, setting: str) -> str:
     remedy = _REMEDIES.get(column, f"make the pass again with a separator and settings that give {column}")
-    instead = f"choose another than rank_by={column}" if setting == "rank_by" else f"take {setting} out"
-    return f"{setting} asks for {column}, which no stem has; {remedy}, or {instead}"
+    instead = "choose another rank_by" if setting == "rank_by" else f"remove {setting}"
+    return f"cannot apply {setting} (no stem has {column}); {remedy}, or {instead}"
 
 
 def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
-    """A row of ``VERDICT`` for every row of ``scores``, the stems of a whole pass.
+    """A row of ``VERDICT`` for every row of ``scores``, all stems of a pass.
 
-    It has the columns of ``schema.SCORES`` and ``schema.ESTIMATES`` that the thresholds ask for, ``label`` too for a
-    quantile by label, a floor or a cap, and ``clip_id`` for the last two, which break ties by it; else ``ValueError``.
+    ``scores`` must have the columns of ``thresholds.required_columns``; a missing one is a ``ValueError``. Floor and
+    cap break ties by ``clip_id``.
     """
     ledger = _Ledger(len(scores))
     broken_N = np.zeros(len(scores), np.bool_)
     other_N = np.zeros(len(scores), np.bool_)
-    asked = list(rules(thresholds))
-    for rule, limit in asked:
+    rules = sorted(active_rules(thresholds), key=lambda rule: isinstance(rule[1], Quantile))  # numbers first
+    standing_N = None
+    for rule, limit in rules:
         score = _score(scores, rule, thresholds)
-        broken_N |= score.broken_N
-        if not isinstance(limit, Quantile):
-            failed_N = ledger.ask(rule, score, np.full(len(scores), limit, np.float32))
-            other_N |= failed_N if column_of(rule) != thresholds.rank_by else False
-    standing_N = ledger.standing_N.copy()
-    for rule, limit in asked:
         if isinstance(limit, Quantile):
-            score = _score(scores, rule, thresholds)
-            failed_N = ledger.ask(rule, score, _quantiles(score, standing_N, limit, scores))
-            other_N |= failed_N if column_of(rule) != thresholds.rank_by else False
-    if per_label(thresholds):
+            standing_N = ledger.standing_N if standing_N is None else standing_N  # before the first quantile
+            limit_N = _quantiles(score, standing_N, limit, scores)
+        else:
+            limit_N = np.full(len(scores), limit, np.float32)
+        failed_N = ledger.apply(rule, score, limit_N)
+        broken_N |= score.broken_N
+        other_N |= failed_N if score_of(rule) != thresholds.rank_by else False
+    if compares_labels(thresholds):
         ranking = _ranking(scores, thresholds.rank_by)
         if thresholds.label_floor_fraction is not None:
             _floor(ledger, ranking, other_N | broken_N, thresholds.label_floor_fraction)
@@ -93,7 +101,7 @@ def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Score:
-    """A score of all stems: float32 values, and where they are defined (a number or broken) and broken (not one)."""
+    """A score of all stems, as float32: ``defined_N`` is false for null, ``broken_N`` is true for NaN."""
 
     values_N: np.ndarray
     defined_N: np.ndarray
@@ -101,7 +109,7 @@ class _Score:
 
 
 def _score(scores: pa.Table, rule: str, thresholds: Thresholds) -> _Score:
-    column = column_of(rule)
+    column = score_of(rule)
     if column == "estimated_si_sdr_db" and thresholds.estimate_confidence != 0.5:
         sigmas = NormalDist().inv_cdf(thresholds.estimate_confidence)
         errors = pc.multiply(_column(scores, "estimated_error_db", "estimate_confidence"), pa.scalar(sigmas))
@@ -114,7 +122,7 @@ def _column(scores: pa.Table, name: str, setting: str) -> pa.ChunkedArray:
     if name not in scores.column_names:
         if name in SCORES.names or name in ESTIMATES.names:
             raise ValueError(_undefined(name, setting))
-        raise ValueError(f"{setting} asks for the {name} of every stem, as only a pass has it; take {setting} out")
+        raise ValueError(f"cannot apply {setting} (only the stems of a pass have {name}); remove {setting}")
     return scores[name]
 
 
@@ -125,7 +133,7 @@ def _defined(column: pa.ChunkedArray) -> _Score:
 
 
 class _Ledger:
-    """Who is rejected so far, by which reason, at what value and limit."""
+    """Which stems are rejected so far, with reason, value and limit."""
 
     def __init__(self, num_stems: int) -> None:
         self._reason_N = np.full(num_stems, -1, np.int8)
@@ -135,31 +143,33 @@ class _Ledger:
 
     @property
     def standing_N(self) -> np.ndarray:
-        """Who is not rejected."""
-        found: np.ndarray = self._reason_N < 0
-        return found
+        """True for stems that are not rejected."""
+        standing_N: np.ndarray = self._reason_N < 0
+        return standing_N
 
-    def ask(self, rule: str, score: _Score, limit_N: np.ndarray) -> np.ndarray:
-        """Reject those still standing that fail a rule; returns all that fail it."""
+    def apply(self, rule: str, score: _Score, limit_N: np.ndarray) -> np.ndarray:
+        """Reject the standing stems that fail a rule; returns true for all stems that fail it."""
         is_min = rule.startswith("min_")
-        passes_N = score.values_N >= limit_N if is_min else score.values_N <= limit_N  # NaN: neither
+        passes_N = score.values_N >= limit_N if is_min else score.values_N <= limit_N  # false for NaN
         failed_N: np.ndarray = score.defined_N & ~passes_N
         rows = np.flatnonzero(failed_N & self.standing_N)
         self.reject(rows, rule, score.values_N[rows], limit_N[rows])
         return failed_N
 
     def reject(self, rows: np.ndarray, reason: str, values: np.ndarray, limits: np.ndarray | float) -> None:
+        """Mark rows as rejected."""
         self._reason_N[rows] = _REASONS.index(reason)
         self._value_N[rows] = values
         self._limit_N[rows] = limits
         self._saved_N[rows] = False
 
     def readmit(self, rows: np.ndarray) -> None:
+        """Mark rows as kept by the floor."""
         self._reason_N[rows] = -1
         self._saved_N[rows] = True
 
     def verdict(self) -> pa.Table:
-        """As a table of ``VERDICT``."""
+        """The table of ``VERDICT``."""
         kept_N = self.standing_N
         names = pa.array(_REASONS).take(pa.array(self._reason_N, mask=kept_N))
         value = pa.array(self._value_N, mask=kept_N | np.isnan(self._value_N))
@@ -168,24 +178,24 @@ class _Ledger:
 
 
 def _codes(scores: pa.Table, setting: str) -> np.ndarray:
-    """A number for every stem that is equal for equal labels, however they are spelt."""
+    """A number for every stem, equal for equal labels in any spelling."""
     coded = _column(scores, "label", setting).combine_chunks()
     if not pa.types.is_dictionary(coded.type):
         coded = pc.dictionary_encode(coded)
-    spelt = [plain_label(label) for label in coded.dictionary.to_pylist()]
-    numbers = {label: number for number, label in enumerate(sorted(set(spelt)))}
-    table = np.array([numbers[label] for label in spelt], np.int32)
-    codes_N: np.ndarray = table[coded.indices.to_numpy()] if spelt else np.zeros(0, np.int32)
+    labels = [plain_label(label) for label in coded.dictionary.to_pylist()]
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    table = np.array([numbers[label] for label in labels], np.int32)
+    codes_N: np.ndarray = table[coded.indices.to_numpy()] if labels else np.zeros(0, np.int32)
     return codes_N
 
 
 def _groups(codes: np.ndarray, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """``rows`` cut where their ``codes``, which are in order, change."""
+    """Split ``rows`` into groups of equal ``codes``, which are sorted."""
     return iter(np.split(rows, np.flatnonzero(np.diff(codes)) + 1)) if len(rows) else iter(())
 
 
 def _quantiles(score: _Score, standing_N: np.ndarray, limit: Quantile, scores: pa.Table) -> np.ndarray:
-    """The limit of every stem; NaN where no stem can ask for it."""
+    """The limit of every stem; NaN for a label without a defined score."""
     counted_N = standing_N & score.defined_N & ~score.broken_N
     codes_N = _codes(scores, "by_label") if limit.by_label else np.zeros(len(scores), np.int32)
     limit_N = np.full(len(scores), np.nan, np.float32)
@@ -198,14 +208,14 @@ def _quantiles(score: _Score, standing_N: np.ndarray, limit: Quantile, scores: p
 
 @dataclass(frozen=True, kw_only=True)
 class _Ranking:
-    """The rows of every label, best first and undefined ranks last, ties by clip; and the ranks of all rows."""
+    """The rows of every label, best first, undefined ranks last, ties by clip; and the ranks of all rows."""
 
     groups: list[np.ndarray]
     ranks_N: np.ndarray
 
 
 def _ranking(scores: pa.Table, rank_by: str) -> _Ranking:
-    ranks_N = _column(scores, rank_by, "rank_by").to_numpy()  # undefined: NaN
+    ranks_N = _column(scores, rank_by, "rank_by").to_numpy()  # NaN if undefined
     codes_N = _codes(scores, "label_floor_fraction or label_cap_ratio")
     clips = _column(scores, "clip_id", "label_floor_fraction or label_cap_ratio")
     is_lower_better = f"min_{rank_by}" not in RULES
@@ -216,17 +226,17 @@ def _ranking(scores: pa.Table, rank_by: str) -> _Ranking:
 
 
 def _floor(ledger: _Ledger, ranking: _Ranking, barred_N: np.ndarray, fraction: float) -> None:
-    """Readmit the best of every label that keeps less than its share of the stems that are not barred."""
+    """Readmit the best stems of every label that keeps less than ``fraction`` of its stems that are not barred."""
     kept_N = ledger.standing_N
     for group in ranking.groups:
-        able = group[~barred_N[group]]
-        missing = math.ceil(fraction * len(able) - 1e-6) - int(kept_N[able].sum())
-        spare = able[~kept_N[able] & ~np.isnan(ranking.ranks_N[able])]
-        ledger.readmit(spare[: max(0, missing)])
+        eligible = group[~barred_N[group]]
+        missing = math.ceil(fraction * len(eligible) - 1e-6) - int(kept_N[eligible].sum())
+        rejected = eligible[~kept_N[eligible] & ~np.isnan(ranking.ranks_N[eligible])]
+        ledger.readmit(rejected[: max(0, missing)])
 
 
 def _cap(ledger: _Ledger, ranking: _Ranking, ratio: float) -> None:
-    """Reject the worst of every label that keeps more than ``ratio`` times the median."""
+    """Reject the worst stems of every label that keeps more than ``ratio`` times the median."""
     kept_N = ledger.standing_N
     kept = [rows for group in ranking.groups if (rows := group[kept_N[group]]).size]
     if not kept:

@@ -1,110 +1,143 @@
-"""Scores and verdict of stems that lie in audio files, whoever made them."""
+"""Scores and verdicts for stems in audio files, made by any tool."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from engine.audio.decode import MAX_DURATION_S, decode, probe
-from engine.schema import SCORES, DecodedClip, SeparatedClip
-from engine.scoring.estimator import SiSdrEstimator
+from engine.schema import ESTIMATES, SCORES, ClipRow, DecodedClip, SeparatedClip
+from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.scoring.model_scores import Scorer, tagger_margins
-from engine.scoring.scores import score_clip
+from engine.scoring.scores import Scores, score_clip
 from engine.selection.filter import judge, require_scores
-from engine.selection.thresholds import Quantile, Thresholds, column_of, rules
+from engine.selection.thresholds import Quantile, Thresholds, active_rules, score_of
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator
-from engine.taggers import Tagger
+from engine.taggers import Tagger, find_tagger
 
 _LENGTH_TOLERANCE_S = 0.1
 _BATCH_S = 80.0
 
 
+class RuleVerdict(TypedDict):
+    """The verdict of one rule alone on a stem."""
+
+    passes: bool
+    value: float | None
+    """The stem's score; None if undefined."""
+    limit: float | dict[str, Any]
+    """The rule's number, or the fields of its quantile."""
+
+
+class StemVerdict(TypedDict):
+    """Scores of a stem and the verdicts of the thresholds."""
+
+    label: str
+    kept: bool
+    rejected_by: str | None
+    """The first rule that rejects the stem, or ``label_cap_ratio``."""
+    rejected_value: float | None
+    rejected_limit: float | None
+    kept_by_floor: bool
+    rules: dict[str, RuleVerdict]
+    """Every active rule by name."""
+    scores: Scores
+    """Every column of ``schema.SCORES``, and with an estimator of ``schema.ESTIMATES``."""
+
+
 def score_files(
     mixture: str | Path,
-    stems: dict[str, str],
+    stems: Mapping[str, str | Path],
     thresholds: Thresholds,
     *,
     separator: Separator | None = None,
-    tagger: Tagger | None = None,
-    quality: SiSdrEstimator | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of stems in audio files (``{label: path}``), what each rule says of them, and the verdict.
+    tagger: Tagger | str | os.PathLike[str] | None = None,
+    estimator: SiSdrEstimator | str | os.PathLike[str] | None = None,
+) -> list[StemVerdict]:
+    """Scores of stems in audio files (``{label: path}``), with the verdict of each rule alone and of all together.
 
-    With a ``separator`` the scores are at its rate, else at the mixture's, and its queries are asked what they find in
-    each stem; there are no other clips to remix with, so ``cycle_si_sdr_db`` stays None. Files may differ by 0.1 s in
-    length, as tools that pad do, and are cut to the shortest. Beyond, for labels that the separator does not know, and
-    for rules that ask for a score without what makes it: ``ValueError``.
+    With a ``separator``, scores are computed at its rate, otherwise at the mixture's rate, and the queries of the other
+    labels are separated from each stem. There are no other clips for a remix, so ``cycle_si_sdr_db`` is None. Files may
+    differ by 0.1 s in length, because some tools pad them, and are cut to the shortest. ``tagger`` and ``estimator``
+    are folders or opened ones. Raises ``ValueError`` for a larger difference, a label that the separator does not know,
+    and rules whose score is not computed.
+
+    >>> bell, dog = cs.score_files("mixture.wav", {"bell": "bell.wav", "dog": "dog.wav"}, cs.Thresholds())
+    >>> bell["label"], bell["kept"], bell["scores"]["remix_snr_db"] > 60
+    ('bell', True, True)
     """
+    if isinstance(tagger, (str, os.PathLike)):
+        tagger = find_tagger(tagger).open()
+    if isinstance(estimator, (str, os.PathLike)):
+        estimator = load_estimator(estimator)
     rate = separator.sample_rate_hz if separator is not None else probe(mixture).sample_rate_hz
-    item = _clip(mixture, stems, rate)
+    item = _read_clip(mixture, stems, rate)
     rows = score_clip(
         mixture_T=torch.from_numpy(item.clip.samples_T), stems_ST=torch.from_numpy(item.stems_ST), sample_rate_hz=rate
     )
     if separator is not None:
-        separator.separate(torch.zeros(len(stems), 0), item.labels)  # says which label it does not know
+        separator.separate(torch.zeros(len(stems), 0), item.labels)  # raises for a label that it does not know
         batched = BatchedSeparator(separator=separator, batch_s=_BATCH_S)
-        rows = [row | more for row, more in zip(rows, Scorer(batched=batched).extra([item])[0], strict=True)]
+        rows = [row | more for row, more in zip(rows, Scorer(batched=batched).model_scores([item])[0], strict=True)]
     if tagger is not None:
         margins = tagger_margins([item], tagger, sample_rate_hz=rate, batch_s=_BATCH_S)[0]
         rows = [row | margin for row, margin in zip(rows, margins, strict=True)]
-    return _verdicts(item, pa.Table.from_pylist(rows, schema=SCORES), thresholds, quality)
+    scores = pa.Table.from_pylist(rows, schema=SCORES)
+    if estimator is not None:
+        for name, column in zip(ESTIMATES.names, estimator.estimate(scores).columns, strict=True):
+            scores = scores.append_column(ESTIMATES.field(name), column)
+    return _verdicts(item, scores, thresholds)
 
 
-def _clip(mixture: str | Path, stems: dict[str, str], rate: int) -> SeparatedClip:
-    longest_s = max(MAX_DURATION_S, probe(mixture).duration_s + 1.0)
+def _read_clip(mixture: str | Path, stems: Mapping[str, str | Path], rate: int) -> SeparatedClip:
+    max_s = max(MAX_DURATION_S, probe(mixture).duration_s + 1.0)
     paths = (mixture, *stems.values())
-    audio = [decode(path, sample_rate_hz=rate, max_duration_s=longest_s) for path in paths]
+    audio = [decode(path, sample_rate_hz=rate, max_duration_s=max_s) for path in paths]
     lengths_s = {str(path): len(signal_T) / rate for path, signal_T in zip(paths, audio, strict=True)}
     if max(lengths_s.values()) - min(lengths_s.values()) > _LENGTH_TOLERANCE_S:
-        told = ", ".join(f"{path} {length_s:.2f} s" for path, length_s in lengths_s.items())
-        raise ValueError(f"stems are as long as their mixture, these are not: {told}; give stems of this mixture")
+        lengths = ", ".join(f"{path} {length_s:.2f} s" for path, length_s in lengths_s.items())
+        raise ValueError(f"stems must be as long as their mixture, got {lengths}; give stems of this mixture")
     num_samples = min(len(samples_T) for samples_T in audio)
     mixture_T, *stems_T = (samples_T[:num_samples] for samples_T in audio)
-    row = {"clip_id": str(mixture), "path": str(mixture), "labels": list(stems), "start_s": None, "end_s": None}
+    row = ClipRow(clip_id=str(mixture), path=str(mixture), labels=list(stems), start_s=None, end_s=None)
     return SeparatedClip(clip=DecodedClip(row=row, samples_T=mixture_T), labels=list(stems), stems_ST=np.stack(stems_T))
 
 
-def _verdicts(
-    item: SeparatedClip, scores: pa.Table, thresholds: Thresholds, quality: SiSdrEstimator | None
-) -> list[dict[str, Any]]:
-    if quality is not None:
-        estimates = quality.estimate(scores)
-        scores = pa.table({name: table[name] for table in (scores, estimates) for name in table.column_names})
-    shown = scores.to_pylist()
-    for name, values in (
-        ("label", item.labels),
-        ("clip_id", [item.clip.row["clip_id"]] * len(shown)),
-        ("num_stems", [len(shown)] * len(shown)),
-    ):
-        scores = scores.append_column(name, pa.array(values))
+def _verdicts(item: SeparatedClip, scores: pa.Table, thresholds: Thresholds) -> list[StemVerdict]:
+    num_stems, values = len(item.labels), scores.to_pylist()
+    identity = {"label": item.labels, "clip_id": [item.clip.row["clip_id"]] * num_stems}
+    for name, column in (identity | {"num_stems": [num_stems] * num_stems}).items():
+        scores = scores.append_column(name, pa.array(column))
     require_scores(scores, thresholds)
-    on: dict[str, Any] = dict(rules(thresholds))
-    off: dict[str, Any] = dict.fromkeys((*on, "label_floor_fraction", "label_cap_ratio"))
-    said = {name: judge(scores, replace(thresholds, **(off | {name: limit}))).to_pylist() for name, limit in on.items()}
+    limits: dict[str, Any] = dict(active_rules(thresholds))
+    none: dict[str, Any] = dict.fromkeys((*limits, "label_floor_fraction", "label_cap_ratio"))
+    alone = {
+        name: judge(scores, replace(thresholds, **(none | {name: limit})))["kept"].to_pylist()
+        for name, limit in limits.items()
+    }
     verdicts = judge(scores, thresholds).to_pylist()
-    return [
+    rows = [
         {
             "label": label,
             **verdict,
             "rules": {
                 name: {
-                    "passes": rows[number]["kept"],
-                    "value": shown[number][column_of(name)],
-                    "limit": _limit(on[name]),
+                    "passes": kept[number],
+                    "value": values[number][score_of(name)],
+                    "limit": asdict(limits[name]) if isinstance(limits[name], Quantile) else limits[name],
                 }
-                for name, rows in said.items()
+                for name, kept in alone.items()
             },
-            "scores": shown[number],
+            "scores": values[number],
         }
         for number, (label, verdict) in enumerate(zip(item.labels, verdicts, strict=True))
     ]
-
-
-def _limit(limit: float | Quantile) -> float | dict[str, Any]:
-    return asdict(limit) if isinstance(limit, Quantile) else limit
+    return cast(list[StemVerdict], rows)

@@ -1,16 +1,21 @@
-"""Separators: what takes a mixture and a query and returns the stem, and how it is kept on disk."""
+"""Separators: given a mixture and a query, a separator returns the stem; built-in network, checkpoints, batches."""
 
 from engine.separators.base import Separator, overlap_add
 from engine.separators.checkpoint import load, read_description, save
 from engine.separators.model import QueryEncoder, QuerySeparator
 from engine.separators.network import NetworkConfig
+from engine.separators.separator_source import SeparatorFactory, SeparatorSource, find_separator, load_separator
 
 __all__ = [
     "NetworkConfig",
     "QueryEncoder",
     "QuerySeparator",
     "Separator",
+    "SeparatorFactory",
+    "SeparatorSource",
+    "find_separator",
     "load",
+    "load_separator",
     "overlap_add",
     "read_description",
     "save",

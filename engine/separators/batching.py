@@ -1,4 +1,4 @@
-"""Queries to stems in batches measured in seconds of audio; a batch that does not fit, or fails, is halved."""
+"""Separation in batches measured in seconds of audio; a batch that fails or does not fit in memory is halved."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.separators import Separator
+from engine.separators.base import Separator
 from engine.storage.retry import ATTEMPTS, is_transient, retried
 
-_GROWTH = 1.1
+_GROWTH = 1.1  # of a batch that fitted, each time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What a separator is asked: a label's sound in samples ``[T]`` (float32)."""
+    """A mixture, samples ``[T]`` (float32), and the label to separate from it."""
 
     samples_T: np.ndarray
     label: str
@@ -27,35 +27,34 @@ class Query:
 
 @dataclass(kw_only=True)
 class BatchedSeparator:
-    """A separator and what it runs on; learns how much fits, so that GPUs of several kinds serve one pass."""
+    """A separator with its device and batch size; it learns how much fits, so that one pass can use different GPUs."""
 
     separator: Separator
     batch_s: float
-    """Audio in one call of the separator, in seconds, padding included."""
+    """Most audio in one call of the separator, in seconds, padding included."""
     device: str = "cpu"
     autocast: bool = False
-    """Separate in 16 bits."""
+    """Separate in 16-bit floating point."""
     fits_s: float = math.inf
-    """Audio of a batch that fitted after a larger one had not; a little more is tried at every turn."""
+    """Size in seconds of a batch that fitted when a larger one did not; it grows by 10 % with every call."""
 
-    def ask(self, queries: Sequence[Query]) -> list[np.ndarray | Exception]:
-        """The stem ``[T]`` of every query, or what went wrong with it: a fault costs its query alone."""
+    def separate(self, queries: Sequence[Query]) -> list[np.ndarray | Exception]:
+        """The stem ``[T]`` of every query, or the exception that separating it raised; other queries are unaffected."""
         self.fits_s *= _GROWTH
         batch_samples = self._batch_samples
-        answers: list[np.ndarray | Exception] = [RuntimeError("not asked")] * len(queries)
+        stems: dict[int, np.ndarray | Exception] = {}
         for positions in pack((len(query.samples_T) for query in queries), batch_samples=batch_samples):
-            for position, answer in zip(positions, self._run([queries[i] for i in positions]), strict=True):
-                answers[position] = answer
-        return answers
+            stems |= zip(positions, self._run([queries[i] for i in positions]), strict=True)
+        return [stems[position] for position in range(len(queries))]
 
     @property
     def _batch_samples(self) -> int:
         return max(1, int(min(self.batch_s, self.fits_s) * self.separator.sample_rate_hz))
 
     def fill_fraction(self, num_samples: Sequence[int]) -> float:
-        """Share of the batches for queries of these lengths that is audio, neither padding nor room left over."""
+        """Fraction of the batches for queries of these lengths that is audio, not padding or unused room."""
         batch_samples = self._batch_samples
-        batches = list(pack(num_samples, batch_samples=batch_samples))
+        batches = pack(num_samples, batch_samples=batch_samples)
         room = sum(max(batch_samples, num_samples[batch[0]]) for batch in batches)
         return sum(num_samples) / room if room else 0.0
 
@@ -64,7 +63,7 @@ class BatchedSeparator:
         if not isinstance(outcome, Exception):
             return list(outcome)
         if len(batch) == 1:
-            return [self._patiently(batch[0], outcome)]
+            return [self._retry(batch[0], outcome)]
         if self.device == "cuda":
             torch.cuda.empty_cache()
         half = len(batch) // 2
@@ -73,17 +72,17 @@ class BatchedSeparator:
             self.fits_s = min(self.fits_s, (len(batch) - half) * longest / self.separator.sample_rate_hz)
         return self._run(batch[:half]) + self._run(batch[half:])
 
-    def _patiently(self, query: Query, outcome: Exception) -> np.ndarray | Exception:
-        """The stem of a query that failed for a reason that may pass, asked for again after a while."""
+    def _retry(self, query: Query, outcome: Exception) -> np.ndarray | Exception:
+        """Separate a query again that failed with ``outcome``, if that is an error that may pass."""
         if not is_transient(outcome):
             return outcome
         time.sleep(1.0)
 
         def again() -> np.ndarray:
-            answer = self._attempt([query])
-            if isinstance(answer, Exception):
-                raise answer
-            return answer[0]
+            stems = self._attempt([query])
+            if isinstance(stems, Exception):
+                raise stems
+            return stems[0]
 
         try:
             return retried(again, attempts=ATTEMPTS - 1)
@@ -91,7 +90,7 @@ class BatchedSeparator:
             return error.with_traceback(None)
 
     def _attempt(self, batch: list[Query]) -> list[np.ndarray] | Exception:
-        """The stems of a batch, or what went wrong, without the traceback: that would keep the batch in memory."""
+        """Stems of a batch, or the error without its traceback, which would keep the batch in memory."""
         lengths = [len(query.samples_T) for query in batch]
         try:
             with torch.autocast(self.device, enabled=self.autocast):
@@ -103,7 +102,7 @@ class BatchedSeparator:
 
 
 def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int]]:
-    """Positions packed into batches: longest first, ``rows x longest <= batch_samples`` (at least one row each)."""
+    """Pack positions into batches, longest first; queries x longest <= ``batch_samples`` unless there is one query."""
     sizes = list(num_samples)
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i])
     batch: list[int] = []

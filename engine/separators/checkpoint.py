@@ -1,9 +1,9 @@
-"""The built-in separator on disk."""
+"""Checkpoint folders of the built-in separator: ``separator.json`` and ``weights.safetensors``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 
@@ -11,26 +11,33 @@ from engine.separators.model import QuerySeparator
 from engine.separators.network import NetworkConfig
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name
-from engine.storage.weights import Checkpoint
+from engine.storage.weights import Checkpoint, Description
 
 _CHECKPOINT = Checkpoint(kind="separator", architecture="band_split_tcn", config=NetworkConfig, make=QuerySeparator)
 
 
-def save(separator: QuerySeparator, folder: Name, *, history: Sequence[dict[str, Any]] = ()) -> None:
-    """Write a separator's folder; ``history`` tells how its weights came to be, one entry a training."""
+class SeparatorDescription(Description):
+    """The content of ``separator.json``."""
 
-    def more(description: dict[str, Any]) -> dict[str, Any]:
-        description = description | {"sample_rate_hz": separator.sample_rate_hz}
-        return description | {"fingerprint": fingerprint(description)}
+    sample_rate_hz: int
+    """Rate of the audio that the separator takes and returns."""
+
+
+def save(separator: QuerySeparator, folder: Name, *, history: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write a separator's folder, with the ``history`` of its trainings."""
+
+    def more(description: Mapping[str, Any]) -> Mapping[str, Any]:
+        rate = {"sample_rate_hz": separator.sample_rate_hz}
+        return rate | {"fingerprint": fingerprint({**description, **rate})}
 
     _CHECKPOINT.save(separator, folder, config=separator.config, labels=separator.labels, more=more, history=history)
 
 
-def read_description(folder: Name) -> dict[str, Any]:
-    """What ``separator.json`` says, checked for format and architecture."""
-    return _CHECKPOINT.read(folder)
+def read_description(folder: Name) -> SeparatorDescription:
+    """The description in ``separator.json``, checked for format and architecture."""
+    return cast(SeparatorDescription, _CHECKPOINT.read(folder))
 
 
 def load(folder: Name, *, device: str | torch.device = "cpu") -> QuerySeparator:
-    """The separator in a folder, ready to separate; ``ValueError`` says what does not fit."""
+    """The separator in a folder, ready to separate; ``ValueError`` if its files do not fit."""
     return _CHECKPOINT.load(folder, device=device)

@@ -1,4 +1,4 @@
-"""The built-in separator as a whole: a vocabulary of queries and the network they steer."""
+"""The built-in separator: a vocabulary of queries and the network that separates by them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from engine.schema import plain_label
 from engine.separators.base import overlap_add
 from engine.separators.network import MaskNetwork, NetworkConfig
 
-_CHUNK_S, _OVERLAP_S = 12.0, 1.0
+_CHUNK_S, _OVERLAP_S = 12.0, 1.0  # of longer mixtures
 
 
 class QueryEncoder(nn.Module):
-    """A closed vocabulary of labels, one learned vector ``[Q]`` each, that can grow."""
+    """A vocabulary of labels, each with a learned vector ``[Q]``; labels can be added."""
 
     def __init__(self, labels: Sequence[str], query_features: int) -> None:
         super().__init__()
@@ -26,34 +26,35 @@ class QueryEncoder(nn.Module):
         self.grow(labels)
 
     def grow(self, labels: Sequence[str]) -> None:
-        """Add the labels that are new; what is known keeps its place and its vector."""
+        """Add the labels that are new; known labels keep their row and their vector."""
         if not labels and not self.labels:
-            raise ValueError("a separator needs at least one label; give it labelled clips")
+            raise ValueError("a separator must have at least one label, got none; give it labelled clips")
         new = [label for label in dict.fromkeys(labels) if label not in self.labels]
         index = {plain_label(label): i for i, label in enumerate((*self.labels, *new))}
         if len(index) != len(self.labels) + len(new):
-            raise ValueError(f"labels differ only in case or underscores: {sorted({*self.labels, *new})}; rename one")
+            names = sorted({*self.labels, *new})
+            raise ValueError(f"labels must differ in more than case and underscores, got {names}; rename one")
         fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
         self.vectors_LQ = nn.Parameter(torch.cat([self.vectors_LQ.data, fresh_LQ]))
         self.labels, self._index = (*self.labels, *new), index
 
     def index(self, query: str) -> int:
-        """The row of a query's vector; an unknown label is a ``ValueError`` that names the nearest."""
-        found = self._index.get(plain_label(query))
-        if found is None:
+        """Row of a query's vector; an unknown label is a ``ValueError`` that names the nearest known one."""
+        row = self._index.get(plain_label(query))
+        if row is None:
             known = {plain_label(label): label for label in self.labels}
             near = difflib.get_close_matches(plain_label(query), known, n=1, cutoff=0.5)
             hint = nearest(known[near[0]] if near else query, self.labels)
-            raise ValueError(f"the separator does not know {query!r}; {hint}")
-        return found
+            raise ValueError(f"there is no label {query!r} in the separator; {hint}")
+        return row
 
     def forward(self, index_B: Tensor) -> Tensor:
-        """Vectors ``[B, Q]``."""
+        """Vectors ``[B, Q]`` of rows of the vocabulary."""
         return self.vectors_LQ[index_B]
 
 
 class QuerySeparator(nn.Module):
-    """The built-in :class:`~engine.separators.base.Separator`."""
+    """The built-in :class:`~engine.separators.base.Separator`, of a network and a vocabulary."""
 
     def __init__(self, config: NetworkConfig, labels: Sequence[str]) -> None:
         super().__init__()
@@ -73,19 +74,20 @@ class QuerySeparator(nn.Module):
         return self.queries.labels
 
     def forward(self, mix_BT: Tensor, index_B: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Stems ``[B, T]`` for rows of the vocabulary; differentiable, no chunking."""
+        """Stems ``[B, T]`` for rows of the vocabulary; differentiable, in one chunk."""
         stems_BT: Tensor = self.network(mix_BT, self.queries(index_B), lengths_B)
         return stems_BT
 
     @torch.inference_mode()
     def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
-        """See :meth:`Separator.separate`; mixtures over 12 s are cut into chunks that overlap by 1 s."""
+        """See :meth:`Separator.separate`; mixtures longer than 12 s are cut into chunks that overlap by 1 s."""
         if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
             raise ValueError(
-                f"mixtures have shape {tuple(mix_BT.shape)} for {len(queries)} queries; give [B, T] and B queries"
+                f"mixtures must have shape [B, T] for B queries, got {tuple(mix_BT.shape)} for {len(queries)} queries; "
+                "give one query for each mixture"
             )
         if not torch.isfinite(mix_BT).all():
-            raise ValueError("the mixture has NaN or infinite samples; repair or drop the clip")
+            raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
         device = self.queries.vectors_LQ.device
         index_B = torch.tensor([self.queries.index(query) for query in queries], device=device, dtype=torch.long)
         mix_BT = mix_BT.to(device, torch.float32)

@@ -2,62 +2,63 @@
 
 Follows the band-split family (Luo & Yu 2023, arXiv 2209.15174): the spectrogram is cut into bands, wide where hearing
 is coarse, and each band is projected to a few features by its own weights and back to a mask by its own weights.
-Between the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 1809.07454) mix all bands, because they
-cost a CPU a tenth of band-wise recurrence; every block is modulated by the query (FiLM, Perez et al. 2018, arXiv
+Between the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 1809.07454) mix all bands; on a CPU they
+take a tenth of the time of band-wise recurrence. Every block is modulated by the query (FiLM, Perez et al. 2018, arXiv
 1709.07871).
 
-Shape legend: B batch, T samples, F bins, N frames, K bands, W bins of the widest band, C channels, Q query features.
+Shape legend: B batch, T samples, F bins, N frames, K bands, D features of a band, C channels, Q query features, M masks
+(one: a magnitude mask; the dimension is kept because stored weights have it).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from engine.settings import Count, config
+
 _GROUPS = 8
-_FLOOR = 1e-4  # of a bin's power in a mixture of unit power
+_FLOOR = 1e-4  # added to the power of a bin, in a mixture of unit power
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class NetworkConfig:
-    """Architecture of the built-in network; ``channels`` and ``num_blocks`` are the size dial."""
+    """Architecture of the built-in network; ``channels`` and ``num_blocks`` set its size."""
 
-    sample_rate_hz: int = 16000
-    """Rate of the audio it separates."""
-    num_fft: int = 1024
+    sample_rate_hz: Count = 16000
+    """Rate of the audio that the network separates."""
+    num_fft: Count = 1024
     """Window of the short-time Fourier transform, in samples."""
-    hop_samples: int = 256
-    """Step between frames, in samples."""
-    num_bands: int = 80
-    """Overlapping mel-spaced bands of the split."""
-    band_features: int = 2
+    hop_samples: Count = 256
+    """Step between frames, in samples; it must divide ``num_fft`` at least twice."""
+    num_bands: Count = 80
+    """Number of overlapping mel-spaced bands."""
+    band_features: Count = 2
     """Features per band after the split."""
-    channels: int = 256
-    """Width of the trunk."""
-    num_blocks: int = 10
-    """Dilated convolutions of the trunk; dilation doubles and starts again after five."""
-    query_features: int = 64
-    """Width of a query's embedding."""
-    mask: str = "magnitude"
-    """``magnitude`` keeps the mixture's phase, ``complex`` also rotates it."""
+    channels: Annotated[Count, Field(multiple_of=_GROUPS)] = 256
+    """Width of the convolutions."""
+    num_blocks: Count = 10
+    """Number of dilated convolutions; the dilation doubles from one to the next and starts again at 1 after five."""
+    query_features: Count = 64
+    """Length of a query's vector."""
 
     def __post_init__(self) -> None:
-        if self.mask not in ("magnitude", "complex"):
-            raise ValueError(f"mask is 'magnitude' or 'complex', not {self.mask!r}")
-        for name, value in asdict(self).items():
-            if name != "mask" and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} is a positive whole number, not {value!r}")
         if self.num_fft % self.hop_samples or self.num_fft < 2 * self.hop_samples:
-            raise ValueError(f"hop_samples {self.hop_samples} must divide num_fft {self.num_fft} at least twice")
-        if self.channels % _GROUPS:
-            raise ValueError(f"channels is {self.channels}; give a multiple of {_GROUPS}")
+            raise ValueError(
+                f"hop_samples must divide num_fft {self.num_fft} at least twice, got {self.hop_samples}; "
+                f"choose one such as {max(1, self.num_fft // 4)}"
+            )
 
 
 def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
-    """First bin and end bin of each overlapping mel band; together they cover every bin."""
+    """First bin and end bin of each overlapping mel band; together they cover every bin.
+
+    torchaudio has filters, from which these edges, which fill the gaps between narrow bands, cannot be read.
+    """
     num_bins = config.num_fft // 2 + 1
     mel = 2595.0 * math.log10(1.0 + config.sample_rate_hz / 2 / 700.0)
     points_hz = [
@@ -75,14 +76,14 @@ def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
 
 
 class BandSplit(nn.Module):
-    """Maps between bins and band features: a band's energy and learned detail in, its gain and learned detail out.
+    """Maps bins to band features and back: each band has its energy or gain, and learned details.
 
-    Weights are dense matrices that are masked to each band's bins: on every device that is faster than gathering.
+    Weights are dense matrices that are zero outside each band's bins: on every device this is faster than gathering.
     """
 
     inside_FK: Tensor
 
-    def __init__(self, config: NetworkConfig, num_masks: int) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         num_bins, num_bands, detail = config.num_fft // 2 + 1, config.num_bands, config.band_features - 1
         inside_FK = torch.zeros(num_bins, num_bands)
@@ -90,11 +91,11 @@ class BandSplit(nn.Module):
             inside_FK[first:end, band] = 1.0
         self.register_buffer("inside_FK", inside_FK, persistent=False)
         self.split_FKD = nn.Parameter(torch.randn(num_bins, num_bands, detail) * inside_FK.sum(0)[:, None] ** -0.5)
-        self.merge_MKDF = nn.Parameter(torch.randn(num_masks, num_bands, detail, num_bins) * 0.1)
-        self.merge_bias_MF = nn.Parameter(torch.zeros(num_masks, num_bins))
+        self.merge_MKDF = nn.Parameter(torch.randn(1, num_bands, detail, num_bins) * 0.1)
+        self.merge_bias_MF = nn.Parameter(torch.zeros(1, num_bins))
 
     def split(self, power_BNF: Tensor, frames_BN1: Tensor) -> Tensor:
-        """Power ``[B, N, F]`` to band features ``[B, N, K * D]``: log band energy, then detail within the band."""
+        """Band features ``[B, N, K * D]`` of powers ``[B, N, F]``: log energy of the bands, then their details."""
         energy_BNK = torch.log(power_BNF @ (self.inside_FK / self.inside_FK.sum(0)) + _FLOOR)
         weights_FKD = self.split_FKD * self.inside_FK[..., None]
         detail_BNKD = torch.einsum("bnf,fkd->bnkd", torch.log(power_BNF + _FLOOR), weights_FKD)
@@ -104,7 +105,7 @@ class BandSplit(nn.Module):
         return torch.cat([energy_BNK - mean_B[:, None, None], detail_BNKD.flatten(2)], dim=-1)
 
     def merge(self, features_BNC: Tensor) -> Tensor:
-        """Band features ``[B, N, M * K * D]`` to mask logits ``[M, B, N, F]``, averaged where bands overlap."""
+        """Mask logits ``[M, B, N, F]`` of band features ``[B, N, M * K * D]``, averaged where bands overlap."""
         inside_KF = self.inside_FK.T / self.inside_FK.sum(1)
         detail_MKDF = self.merge_MKDF * inside_KF[:, None]
         weights_MKDF = torch.cat(
@@ -116,7 +117,7 @@ class BandSplit(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual dilated convolution over frames, normalised over the whole mixture and modulated by the query."""
+    """Residual dilated convolution over frames, normalised over all frames and modulated by the query."""
 
     def __init__(self, channels: int, query_features: int, dilation: int) -> None:
         super().__init__()
@@ -126,7 +127,7 @@ class Block(nn.Module):
         self.film = nn.Linear(query_features, 2 * channels)
 
     def forward(self, hidden_BNC: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
-        """Frames outside ``frames_BN1`` count as zero padding, so that padding a batch changes nothing."""
+        """Frames where ``frames_BN1`` is 0 are zero padding, so that padding a batch does not change its stems."""
         padded = nn.functional.pad(hidden_BNC * frames_BN1, (0, 0, self.dilation, self.dilation))
         num = hidden_BNC.shape[1]
         taps = torch.cat([padded[:, i * self.dilation : i * self.dilation + num] for i in range(3)], dim=-1)
@@ -139,11 +140,11 @@ class Block(nn.Module):
 
 
 def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation ``[B, C]`` over each group of channels and the frames that count (Wu & He 2018)."""
+    """Mean and deviation ``[B, C]`` over each group of channels and the frames inside ``frames_BN1`` (Wu & He 2018)."""
     size = hidden_BNC.shape[-1] // _GROUPS
     count_B1 = frames_BN1.sum((1, 2)).clamp(min=1.0)[:, None] * size
     frames_B1N = frames_BN1.transpose(1, 2).float()
-    with torch.autocast(hidden_BNC.device.type, enabled=False):  # 16 bits would lose the variance in the squares
+    with torch.autocast(hidden_BNC.device.type, enabled=False):  # in 16 bits the variance is lost in rounding
         sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
     mean_BG, square_BG = (total.view(-1, _GROUPS, size).sum(2) / count_B1 for total in (sums_BC, squares_BC))
     deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
@@ -151,30 +152,26 @@ def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Te
 
 
 class MaskNetwork(nn.Module):
-    """Mixture and query embedding to the named source, by a mask on the mixture's spectrogram."""
+    """Separates the source that a query vector names, by a mask on the mixture's spectrogram."""
 
     window_F: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.bands = BandSplit(config, num_masks=2 if config.mask == "complex" else 1)
+        self.bands = BandSplit(config)
         split_features = config.num_bands * config.band_features
         self.inward = nn.Linear(split_features, config.channels)
         self.blocks = nn.ModuleList(
             Block(config.channels, config.query_features, 2 ** (i % 5)) for i in range(config.num_blocks)
         )
-        num_masks = 2 if config.mask == "complex" else 1
-        self.outward = nn.Linear(config.channels, num_masks * split_features)
-        with torch.no_grad():  # no rotation to begin with: random phases teach silence before anything else
-            self.outward.weight[split_features:] = 0.0
-            self.outward.bias[split_features:] = 0.0
+        self.outward = nn.Linear(config.channels, split_features)
         self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
 
     def forward(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Stems ``[B, T]`` of mixtures right-padded with zeros beyond ``lengths_B`` samples.
+        """Stems ``[B, T]`` of mixtures that are padded with zeros after ``lengths_B`` samples.
 
-        Scale-equivariant: the mixture is brought to unit power first and the stem is scaled back.
+        The mixture is scaled to unit power and the stem is scaled back, so a gain of the mixture is a gain of the stem.
         """
         num_samples, hop, size = mix_BT.shape[-1], self.config.hop_samples, self.config.num_fft
         if lengths_B is None:
@@ -190,14 +187,11 @@ class MaskNetwork(nn.Module):
         return stems_BT * level_B1 * inside_BT
 
     def mask(self, magnitude_BNF: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
-        """Mask ``[B, F, N]``, real in 0..1 or complex within the unit disc."""
+        """Mask ``[B, F, N]`` from 0 to 1; the stem keeps the mixture's phase."""
         with torch.autocast(magnitude_BNF.device.type, enabled=False):
             features_BNC = self.bands.split(magnitude_BNF.square(), frames_BN1)
         hidden_BNC = self.inward(features_BNC)
         for block in self.blocks:
             hidden_BNC = block(hidden_BNC, query_BQ, frames_BN1)
         logits_MBNF = self.bands.merge(self.outward(hidden_BNC))
-        gain_BFN = logits_MBNF[0].sigmoid().transpose(1, 2)
-        if self.config.mask == "magnitude":
-            return gain_BFN
-        return torch.polar(gain_BFN.float(), math.pi * logits_MBNF[1].float().tanh().transpose(1, 2))
+        return logits_MBNF[0].sigmoid().transpose(1, 2)

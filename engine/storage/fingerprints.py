@@ -1,38 +1,80 @@
-"""TODO engine/storage/fingerprints.py."""
+"""Fingerprints of settings and inputs, and the claim of an output folder for one set of them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import yaml
+
+from engine.storage.files import read_json, write_bytes, write_json
+from engine.storage.paths import Location
 
 
 def fingerprint(value: object) -> str:
-    """Sixteen hexadecimal digits that stand for any JSON-like value."""
+    """Sixteen hexadecimal digits of the SHA-256 of any JSON-like value."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def claim(
+    path: Location,
+    identity: Mapping[str, Any],
+    *,
+    what: str,
+    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> None:
+    """Store what a folder is for in ``path``, as YAML if its name ends in ``.yaml``, else as JSON.
+
+    If the file exists, it must have the same ``identity``, and is then updated: ``comparable`` may leave out what is
+    allowed to change. Raises ``ValueError`` if it differs; ``what`` is a noun such as "a pass".
+    """
+    is_yaml = path.suffix == ".yaml"
+    wanted = json.loads(json.dumps(identity, allow_nan=False))
+    if path.is_file():
+        found = _read_yaml(path) if is_yaml else read_json(path)
+        if found == wanted:
+            return
+        compare = comparable or (lambda settings: settings)
+        if changed := differences(compare(found), compare(wanted)):
+            raise ValueError(
+                f"{path.parent} must hold {what} with these settings, got {what} with another {changed}; "
+                "give another folder"
+            )
+    if is_yaml:
+        write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+    else:
+        write_json(path, wanted)
+
+
+def _read_yaml(path: Location) -> Any:  # noqa: ANN401 - YAML is any shape
+    try:
+        return yaml.safe_load(path.read_bytes())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); give another folder") from None
+
+
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """In words how two mappings differ, such as ``settings (clip_s 3.0, not 10.0)``; empty where they do not."""
-    told = []
+    """The names whose values differ, such as ``settings (clip_s 3.0, not 10.0)``; empty if none does."""
+    changes = []
     for name in wanted:
         before, now = found.get(name), wanted[name]
         if before == now:
             continue
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             keys = [key for key in {**now, **before} if before.get(key) != now.get(key)]
-            told.append(f"{name} ({', '.join(f'{key} {_change(before.get(key), now.get(key))}' for key in keys)})")
+            changes.append(f"{name} ({', '.join(f'{key} {_change(before.get(key), now.get(key))}' for key in keys)})")
         else:
-            told.append(f"{name} ({_change(before, now)})")
-    return " and ".join(told)
+            changes.append(f"{name} ({_change(before, now)})")
+    return " and ".join(changes)
 
 
 def _change(before: object, now: object) -> str:
-    return f"{_short(before)}, not {_short(now)}"
+    return f"{_shortened(before)}, not {_shortened(now)}"
 
 
-def _short(value: object) -> str:
-    words = json.dumps(value, default=str)
-    return words if len(words) <= 60 else f"{words[:57]}..."
+def _shortened(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

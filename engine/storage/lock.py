@@ -1,4 +1,8 @@
-"""One run at a time on an output folder: the second is told no, and one that was killed does not lock the next out."""
+"""A lock on an output folder, so that one process at a time writes to it; a killed process leaves it free.
+
+The lock in S3 is our own because the known libraries take a lock server or a table of a database for it; here it is one
+object that its holder renews, written only under S3's conditions (``If-Match``, ``If-None-Match``).
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict, cast
 
+from engine.errors import InUseError, LockLostError
 from engine.storage.paths import Location
 
 if TYPE_CHECKING:
@@ -24,33 +29,45 @@ if TYPE_CHECKING:
 
 _LOGGER = logging.getLogger(__name__)
 RENEW_S = 15.0
-"""How often the holder of a lock in S3 says that it lives."""
+"""Interval at which the holder of a lock in S3 renews it."""
 STALE_S = 60.0
-"""A lock in S3 that was not renewed for so long, by the server's clock, is of a holder that is gone."""
+"""Without renewal for this long, by the server's clock, the holder of a lock in S3 counts as gone."""
 STOP_S = 30.0
-"""A holder that lost its lock ends its work within this time, or is ended."""
-_POLL_S = 1.0  # between two looks at a lock that is waited for
-_RELEASE_S = 20.0  # how long the end of a block waits for its lock to be given back
+"""A process that lost its lock is killed if it does not end within this time."""
+_POLL_S = 1.0  # between two attempts to get a lock, when waiting for it
+_RELEASE_S = 20.0  # longest wait for the release of a lock
 
 
-class InUseError(ValueError):
-    """Another holds the lock."""
+class _Holder(TypedDict, total=False):
+    """The content of a lock."""
+
+    host: str
+    pid: int
+    processes: str
+    """Name of the space of process ids; see :func:`_process_space`."""
+    since: str
+    token: str
+    """In S3: identifies this hold of the lock."""
+    renewed: float
+    """In S3: Unix time of the last renewal, for readers only."""
+    released: float
+    """In S3: Unix time of the release; there are no other fields then."""
 
 
 @contextmanager
 def lock(out: Location, name: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock ``.<name>.lock`` of an output folder for the length of a ``with`` block.
 
-    On a file system the lock is the kernel's (``flock``) and goes with the process, however it ends; in S3 it is an
-    object that its holder renews. Where another holds it, raises :class:`InUseError`, or with ``wait`` waits until that
-    one is done or gone. A holder in S3 that was silent for ``STALE_S`` may find that another has taken its place: the
-    block is interrupted and ends with ``RuntimeError``.
+    On a file system the kernel keeps the lock (``flock``) until the process ends; in S3 it is an object that its holder
+    renews. If another process holds it, raises :class:`InUseError`, or with ``wait`` waits until it is free.
+    If another process takes the lock over because it was not renewed for ``STALE_S``, the block is interrupted and
+    :class:`LockLostError` is raised.
     """
     path = out / f".{name}.lock"
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(_held_file(path, out) if isinstance(path, Path) else _held_object(path, out))
+                stack.enter_context(_hold_file(path, out) if isinstance(path, Path) else _hold_object(path, out))
                 break
             except InUseError:
                 if not wait:
@@ -59,56 +76,57 @@ def lock(out: Location, name: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
-def _me() -> dict[str, Any]:
+def _this_process() -> _Holder:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes(), "since": since}
+    return {"host": socket.gethostname(), "pid": os.getpid(), "processes": _process_space(), "since": since}
 
 
-def _processes() -> str:
-    """What tells a machine's or a container's processes from those of others, whose numbers are the same."""
+def _process_space() -> str:
+    """A name for the process ids of this machine or container; other machines use the same numbers."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
 
 
-def _who(holder: dict[str, Any]) -> str:
+def _describe(holder: _Holder) -> str:
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}" if "pid" in holder else "another run"
 
 
-def _refusal(out: Location, holder: dict[str, Any]) -> InUseError:
-    return InUseError(f"{out} is in use by {_who(holder)}; wait until it ends, or give another folder")
+def _in_use(out: Location, holder: _Holder, more: str = "") -> InUseError:
+    cause = f"{out} is in use by {_describe(holder)}{more}"
+    return InUseError(f"cannot start ({cause}); wait until it ends, or give another folder")
+
+
+def _parse(text: str | bytes) -> _Holder:
+    try:
+        holder = json.loads(text)
+    except ValueError:  # it is being written
+        return {}
+    return cast(_Holder, holder) if isinstance(holder, dict) else {}
 
 
 @contextmanager
-def _held_file(path: Path, out: Location) -> Iterator[None]:
+def _hold_file(path: Path, out: Location) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise _refusal(out, _read(file.read())) from None
+            raise _in_use(out, _parse(file.read())) from None
         file.seek(0)
         file.truncate()
-        file.write(json.dumps(_me()))
+        file.write(json.dumps(_this_process()))
         file.flush()
         yield
 
 
-def _read(text: str | bytes) -> dict[str, Any]:
-    try:
-        holder = json.loads(text)
-    except ValueError:  # it is being written
-        return {}
-    return holder if isinstance(holder, dict) else {}
-
-
 @contextmanager
-def _held_object(path: S3Path, out: Location) -> Iterator[None]:
-    mine = {**_me(), "token": uuid.uuid4().hex}
-    _take(path, out, mine)
-    renewer = _Renewer(path, out, mine)
+def _hold_object(path: S3Path, out: Location) -> Iterator[None]:
+    own = _Holder(**_this_process(), token=uuid.uuid4().hex)
+    _take(path, out, own)
+    renewer = _Renewer(path, out, own)
     renewer.start()
     try:
         yield
@@ -118,51 +136,52 @@ def _held_object(path: S3Path, out: Location) -> Iterator[None]:
     finally:
         renewer.end()
     if renewer.loss is not None:
-        raise RuntimeError(renewer.loss)
+        raise LockLostError(renewer.loss)
 
 
 class _Renewer(threading.Thread):
-    """Says every ``RENEW_S`` that the holder lives, as long as that is so; interrupts its work where it lost the lock.
+    """Renews a lock in S3 every ``RENEW_S``; interrupts the main thread if another process has taken the lock over.
 
-    Every write is conditional on what was there before: nothing of another holder is ever written over.
+    Every write has a condition on the version that was read, so that another holder's lock is never overwritten.
     """
 
-    def __init__(self, path: S3Path, out: Location, mine: dict[str, Any]) -> None:
+    def __init__(self, path: S3Path, out: Location, own: _Holder) -> None:
         super().__init__(daemon=True, name=f"lock {path}")
-        self._path, self._out, self._mine = path, out, mine
+        self._path, self._out, self._own = path, out, own
         self._done = threading.Event()
         self.loss: str | None = None
-        """In words, where another holds the lock now."""
+        """Error message if another process holds the lock now."""
 
     def run(self) -> None:
         while not self._done.wait(RENEW_S):
             try:
                 self._renew()
-            except Exception as error:  # noqa: BLE001 - whatever it was, the lock has to be renewed next time
-                _LOGGER.warning("the lock %s was not renewed: %s; it is tried again", self._path, error)
+            except Exception as error:  # noqa: BLE001 - after any error the lock has to be renewed the next time
+                _LOGGER.warning("cannot renew the lock %s (%s); trying again", self._path, error)
             if self.loss is not None:
                 self._interrupt()
                 return
         self._release()
 
     def _renew(self) -> None:
-        found = self._path.tagged()
-        if found is None:  # deleted by hand: as long as nobody has taken it, it is put back
-            self._path.create(_record(self._mine))
-        elif self._is_mine(found.data):
-            self._path.replace_same(_record(self._mine), etag=found.etag)  # false where it changed: seen next time
+        version = self._path.read_version()
+        if version is None:  # deleted by hand: put it back unless another process has taken it
+            self._path.create(_content(self._own))
+        elif self._is_own(version.data):  # a change since then is seen at the next renewal
+            self._path.replace_version(_content(self._own), etag=version.etag)
 
-    def _is_mine(self, data: bytes) -> bool:
-        holder = _read(data)
-        if holder.get("token") != self._mine["token"]:
+    def _is_own(self, data: bytes) -> bool:
+        holder = _parse(data)
+        if holder.get("token") != self._own["token"]:
             self.loss = (
-                f"{self._out} was taken over by {_who(holder)}, as this process ({self._mine['pid']} on "
-                f"{self._mine['host']}) had not been heard of for {STALE_S:.0f} s; it stops, the other goes on"
+                f"cannot continue ({self._out} was taken over by {_describe(holder)}, because this process "
+                f"({self._own['pid']} on {self._own['host']}) did not renew its lock for {STALE_S:.0f} s); "
+                "wait until the other process ends"
             )
         return self.loss is None
 
     def _interrupt(self) -> None:
-        """Interrupt the main thread as Ctrl-C does; what does not end upon that is ended."""
+        """Interrupt the main thread as Ctrl-C does; kill the process if it does not end."""
         if self._done.is_set():
             return
         if callable(signal.getsignal(signal.SIGINT)):
@@ -174,50 +193,53 @@ class _Renewer(threading.Thread):
         os._exit(1)
 
     def end(self) -> None:
-        """Give the lock back, where it is still this holder's; where that cannot be done it ends by going stale."""
+        """Release the lock if this process still holds it; a lock that cannot be released becomes stale."""
         self._done.set()
         self.join(_RELEASE_S)
         if self.is_alive() and self.loss is None:
-            _LOGGER.warning("the lock %s was not given back in %.0f s; it goes stale", self._path, _RELEASE_S)
+            self._warn(f"no answer in {_RELEASE_S:.0f} s")
 
     def _release(self) -> None:
         try:
-            found = self._path.tagged()
-            if found is not None and self._is_mine(found.data):
-                self._path.replace_same(json.dumps({"released": time.time()}).encode(), etag=found.etag)
+            version = self._path.read_version()
+            if version is not None and self._is_own(version.data):
+                self._path.replace_version(json.dumps({"released": time.time()}).encode(), etag=version.etag)
         except (OSError, ValueError) as error:
-            _LOGGER.warning("the lock %s was not given back: %s; it goes stale", self._path, error)
+            self._warn(error)
+
+    def _warn(self, cause: object) -> None:
+        _LOGGER.warning("cannot release the lock %s (%s); it is free in %.0f s", self._path, cause, STALE_S)
 
 
-def _record(mine: dict[str, Any]) -> bytes:
-    return json.dumps({**mine, "renewed": time.time()}).encode()
+def _content(own: _Holder) -> bytes:
+    return json.dumps({**own, "renewed": time.time()}).encode()
 
 
-def _take(path: S3Path, out: Location, mine: dict[str, Any]) -> None:
-    """Create the object, or take it from a holder that is gone: of this machine without its process, or silent."""
-    found = path.tagged()
-    if found is None:
-        path.create(_record(mine))
+def _take(path: S3Path, out: Location, own: _Holder) -> None:
+    """Create the lock, or take it over if it was released, is stale or its process on this machine has ended."""
+    version = path.read_version()
+    if version is None:
+        path.create(_content(own))
     else:
-        holder = _read(found.data)
-        if not _is_gone(holder, found.age_s):
-            labels_present = f"it was last heard of {found.age_s:.0f} s ago; after {STALE_S:.0f} s it counts as gone"
-            raise InUseError(f"{_refusal(out, holder)} ({labels_present})")
-        path.replace_same(_record(mine), etag=found.etag)
-    # Whether the write was the first is read from the object: an answer that was lost on its way says no by itself.
-    now = path.tagged()
-    holder = _read(now.data) if now else {}
-    if holder.get("token") != mine["token"]:
-        raise _refusal(out, holder)
+        holder = _parse(version.data)
+        if not _is_gone(holder, version.age_s):
+            age = f"renewed its lock {version.age_s:.0f} s ago and counts as gone after {STALE_S:.0f} s"
+            raise _in_use(out, holder, f", which {age}")
+        path.replace_version(_content(own), etag=version.etag)
+    # The answers to the writes are not used: after a lost answer, the retry of a write that succeeded returns false.
+    now = path.read_version()
+    holder = _parse(now.data) if now else {}
+    if holder.get("token") != own["token"]:
+        raise _in_use(out, holder)
 
 
-def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
+def _is_gone(holder: _Holder, age_s: float) -> bool:
     if "released" in holder or age_s > STALE_S:
         return True
-    return holder.get("processes") == _processes() and not _lives(int(holder["pid"]))
+    return holder.get("processes") == _process_space() and not _is_alive(int(holder["pid"]))
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""TODO engine/storage/paths.py."""
+"""Names of files and folders: local paths, or ``s3://`` addresses of objects in S3."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ if TYPE_CHECKING:
     from engine.storage.s3 import S3Path
 
 Location: TypeAlias = "Path | S3Path"
+"""A file or folder: an absolute local path, or an address in S3."""
 Name: TypeAlias = "str | os.PathLike[str] | S3Path"
-"""What a user or a caller names a location with."""
+"""A user's or caller's name of a location."""
 
 
 def is_s3(path: Name) -> bool:
-    """Whether it is an address of S3 (a ``Path`` of one has lost a slash)."""
+    """Return true for an address in S3, also if ``Path`` has removed one of its slashes."""
     return str(path).startswith("s3:/")
 
 
-def location(path: Name) -> Location:
-    """The location that a user's words name: ``s3://bucket/key``, or a path made absolute."""
-    if not is_s3(path):
-        return Path(os.path.abspath(str(path)))
+def location(name: Name) -> Location:
+    """The location with a name: ``s3://bucket/key``, or a local path, which is made absolute."""
+    if not is_s3(name):
+        return Path(os.path.abspath(str(name)))
     from engine.storage.s3 import S3Path
 
-    return S3Path(str(path))
+    return S3Path(str(name))
 
 
-def beside(folder: Location, other: Location) -> str:
-    """``other`` as seen from ``folder``: relative within one file system or bucket, so that both can move together."""
-    if is_s3(folder) != is_s3(other):
-        return str(other)
-    return os.path.relpath(str(other), str(folder)) if not is_s3(folder) else _beside_s3(folder, other)
+def relative_name(path: Location, *, folder: Location) -> str:
+    """The name of ``path`` relative to ``folder``, so that both can be moved together.
+
+    It is the full name if they are on different file systems or in different buckets.
+    """
+    if is_s3(folder) != is_s3(path):
+        return str(path)
+    if not is_s3(folder):
+        return os.path.relpath(str(path), str(folder))
+    (bucket, _, key), (folder_bucket, _, prefix) = (
+        str(one).removeprefix("s3://").partition("/") for one in (path, folder)
+    )
+    return os.path.relpath(f"/{key}", f"/{prefix}") if bucket == folder_bucket else str(path)
 
 
-def _beside_s3(folder: Location, other: Location) -> str:
-    ours, theirs = (str(place).removeprefix("s3://").split("/") for place in (folder, other))
-    return str(other) if ours[0] != theirs[0] else os.path.relpath("/".join(theirs), "/".join(ours))
-
-
-def found_beside(folder: Location, relative: str) -> Location:
-    """The location that :func:`beside` put in words."""
-    return location(relative) if is_s3(relative) or relative.startswith("/") else (folder / relative).resolve()
+def resolve_name(name: str, *, folder: Location) -> Location:
+    """The location with a name that :func:`relative_name` returned."""
+    return location(name) if is_s3(name) or name.startswith("/") else (folder / name).resolve()

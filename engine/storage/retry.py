@@ -1,4 +1,4 @@
-"""Errors that pass by themselves, such as a network's, and how often to try again."""
+"""Retries of what fails for a reason that may pass by itself, such as a network error."""
 
 from __future__ import annotations
 
@@ -13,42 +13,28 @@ import botocore.exceptions
 import urllib3.exceptions
 
 ATTEMPTS = 4
-"""How often something is tried that fails for a reason that may pass."""
+"""Number of attempts, the first included."""
+_FIRST_WAIT_S = 0.5
 
-_ERRNOS = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTUNREACH,
-        errno.EINTR,
-        errno.EIO,
-        errno.EMFILE,
-        errno.ENETDOWN,
-        errno.ENETRESET,
-        errno.ENETUNREACH,
-        errno.ENFILE,
-        errno.ENOBUFS,
-        errno.ENOMEM,
-        errno.EPIPE,
-        errno.EREMOTEIO,
-        errno.ESTALE,
-        errno.ETIMEDOUT,
-    }
+_TRANSIENT_ERRNOS = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EAGAIN EBUSY ECONNABORTED ECONNREFUSED ECONNRESET EHOSTUNREACH EINTR EIO EMFILE ENETDOWN ENETRESET "
+        "ENETUNREACH ENFILE ENOBUFS ENOMEM EPIPE EREMOTEIO ESTALE ETIMEDOUT"
+    ).split()
+    if hasattr(errno, name)  # EREMOTEIO is Linux only
 )
-_CODES = frozenset(
+_TRANSIENT_S3_CODES = frozenset(
     "InternalError RequestTimeout RequestTimeTooSkewed ServiceUnavailable SlowDown Throttling ThrottlingException "
     "TooManyRequests 429 500 502 503 504".split()
 )
-_KINDS: tuple[type[BaseException], ...] = (
+_TRANSIENT_CLASSES: tuple[type[BaseException], ...] = (
     MemoryError,
     TimeoutError,
     ConnectionError,
     http.client.HTTPException,
-    botocore.exceptions.ConnectionError,  # that cannot be made
-    botocore.exceptions.HTTPClientError,  # that end or time out
+    botocore.exceptions.ConnectionError,
+    botocore.exceptions.HTTPClientError,
     botocore.exceptions.IncompleteReadError,
     botocore.exceptions.ResponseStreamingError,
     botocore.exceptions.CredentialRetrievalError,
@@ -60,26 +46,25 @@ _Value = TypeVar("_Value")
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is of the network, of throttling or of memory: it may pass by itself."""
-    if getattr(error, "transient", False):  # what another process found out
+    """Return true if an error or its cause is of the network, throttling or memory, and so may pass by itself."""
+    if getattr(error, "transient", False):  # the decoder process has checked it
         return True
-    if isinstance(error, botocore.exceptions.SSLError):  # a certificate that is wrong stays so
+    if isinstance(error, botocore.exceptions.SSLError):  # a wrong certificate stays wrong
         return False
-    if isinstance(error, _KINDS) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it
+    if isinstance(error, _TRANSIENT_CLASSES) or type(error).__name__ == "OutOfMemoryError":  # of torch
         return True
     if isinstance(error, botocore.exceptions.ClientError):
-        return error.response.get("Error", {}).get("Code") in _CODES
-    if isinstance(error, OSError) and error.errno in _ERRNOS:
+        return error.response.get("Error", {}).get("Code") in _TRANSIENT_S3_CODES
+    if isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNOS:
         return True
     return error.__cause__ is not None and is_transient(error.__cause__)
 
 
-def retried(
-    call: Callable[[], _Value], *, attempts: int = ATTEMPTS, first_wait_s: float = 0.5, max_wait_s: float = 60.0
-) -> _Value:
-    """What ``call`` returns, tried again after a growing, partly random wait where its error is transient.
+def retried(call: Callable[[], _Value], *, attempts: int = ATTEMPTS, max_wait_s: float = 60.0) -> _Value:
+    """Return what ``call`` returns; after a transient error, wait and call it again.
 
-    The last error is raised with its number of tries as ``attempts``.
+    The wait doubles each time, with a random factor of 0.5 to 1.5. The last error is raised, with the number of
+    attempts in its attribute ``attempts``.
     """
     for attempt in range(1, attempts + 1):
         try:
@@ -88,5 +73,5 @@ def retried(
             if attempt == attempts or not is_transient(error):
                 error.attempts = attempt  # type: ignore[attr-defined]
                 raise
-        time.sleep(min(first_wait_s * 2 ** (attempt - 1), max_wait_s) * random.uniform(0.5, 1.5))
+        time.sleep(min(_FIRST_WAIT_S * 2 ** (attempt - 1), max_wait_s) * random.uniform(0.5, 1.5))
     raise AssertionError("not reached")

@@ -1,13 +1,15 @@
-"""Objects of S3 and what speaks its protocol, as the part of ``pathlib.Path`` that this project uses.
+"""Objects in S3 with the part of ``pathlib.Path`` that this project uses.
 
-Credentials come from boto3's standard chain alone (environment, profile, instance role) and are never read here. The
-endpoint and region are boto3's too: ``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_REGION`` or a profile.
+It is our own because pyarrow.fs mixes the bytes of an old and a new object if one is replaced while it is read, lists a
+missing bucket as empty, and raises the same ``OSError`` for errors that may pass and for errors that stay.
+
+Credentials, endpoint and region come from boto3's standard chain (environment, profile, instance role):
+``AWS_ENDPOINT_URL_S3``, ``AWS_ENDPOINT_URL``, ``AWS_REGION``.
 """
 
 from __future__ import annotations
 
 import email.utils
-import errno
 import fnmatch
 import functools
 import io
@@ -22,39 +24,49 @@ import boto3.exceptions
 import boto3.s3.transfer
 import botocore.exceptions
 
-from engine.storage.s3_client import _CHANGED, _NOT_THERE, _asked, _code, client
+from engine.storage.ranges import RangeFile
+from engine.storage.s3_client import CONFLICT_CODES, MISSING_CODES, call_s3, client, error_code, missing_object
 
-SCHEME = "s3://"
-_BUFFER_BYTES = 1 << 18  # of a reader: a header is one request, ten seconds of compressed audio one more
-_PART_BYTES = 1 << 24  # larger objects are written in parts of this size
+_SCHEME = "s3://"
+_BUFFER_BYTES = 1 << 18  # of a reader: one request for a header, one more for ten seconds of compressed audio
+_PART_BYTES = 1 << 24
+_PAGE_KEYS = 1000  # S3's limit for a listing and for a deletion
 _TRANSFER = boto3.s3.transfer.TransferConfig(
     multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4
 )
 
 
-class Stat(NamedTuple):
-    """What a listing says of an object."""
+class Child(NamedTuple):
+    """An object or prefix directly below another prefix."""
 
     name: str
-    """Last part of its key; of a prefix that others share, its name."""
+    """Last part of the key or prefix."""
     is_file: bool
-    num_bytes: int
+
+
+class ObjectVersion(NamedTuple):
+    """One version of a small object."""
+
+    data: bytes
+    etag: str
+    age_s: float
+    """Whole seconds since it was written, by the server's clock."""
 
 
 class S3Path:
-    """``s3://bucket/key``: an object, or the prefix of others; ``open(path)`` is an error (no ``__fspath__``)."""
+    """``s3://bucket/key``: an object or the prefix of others; ``open(path)`` is an error (no ``__fspath__``)."""
 
     def __init__(self, uri: str) -> None:
-        bucket, _, key = uri.removeprefix(SCHEME).removeprefix("s3:/").partition("/")
+        bucket, _, key = uri.removeprefix(_SCHEME).removeprefix("s3:/").partition("/")
         if not bucket:
-            raise ValueError(f"an S3 address is s3://bucket/key, {uri!r} names no bucket: add it")
+            raise ValueError(f"an S3 address must be s3://bucket/key, got {uri!r} without a bucket; add it")
         key = posixpath.normpath(key.lstrip("/")) if key.strip("/") else ""
         if key.split("/")[0] == "..":
-            raise ValueError(f"{uri!r} climbs out of its bucket: write the address without ..")
+            raise ValueError(f"an S3 address must stay in its bucket, got {uri!r}; write it without ..")
         self.bucket, self.key = bucket, "" if key == "." else key
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
+        return f"{_SCHEME}{self.bucket}/{self.key}".rstrip("/")
 
     def __repr__(self) -> str:
         return f"S3Path({str(self)!r})"
@@ -69,7 +81,7 @@ class S3Path:
         return str(self) < str(other)
 
     def __truediv__(self, name: str) -> S3Path:
-        return S3Path(f"{SCHEME}{self.bucket}/{self.key}/{name}")
+        return S3Path(f"{_SCHEME}{self.bucket}/{self.key}/{name}")
 
     @property
     def name(self) -> str:
@@ -83,226 +95,188 @@ class S3Path:
 
     @property
     def suffix(self) -> str:
-        """From the name's last dot on."""
+        """The end of the name from its last dot on."""
         return posixpath.splitext(self.name)[1]
 
     @property
     def parent(self) -> S3Path:
-        """What the key is in; a bucket is its own parent."""
-        return S3Path(f"{SCHEME}{self.bucket}/{posixpath.dirname(self.key)}")
+        """The prefix that contains the key; a bucket is its own parent."""
+        return S3Path(f"{_SCHEME}{self.bucket}/{posixpath.dirname(self.key)}")
 
     def resolve(self) -> S3Path:
-        """Itself: there are no links."""
+        """Return the path itself: S3 has no links."""
         return self
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a prefix needs no making."""
+        """Do nothing: a prefix exists as soon as an object below it does."""
 
     def _head(self) -> dict[str, Any] | None:
         def head() -> dict[str, Any] | None:
             try:
-                found: dict[str, Any] = client().head_object(Bucket=self.bucket, Key=self.key)
+                answer: dict[str, Any] = client().head_object(Bucket=self.bucket, Key=self.key)
             except botocore.exceptions.ClientError as error:
-                if _code(error) in _NOT_THERE:
+                if error_code(error) in MISSING_CODES:
                     return None
                 raise
-            return found
+            return answer
 
-        return _asked(self, head)
+        return call_s3(self, head)
 
     def is_file(self) -> bool:
-        """Whether there is an object of this key."""
+        """Return true if there is an object with this key."""
         return bool(self.key) and self._head() is not None
 
     def is_dir(self) -> bool:
-        """Whether there are objects below this prefix."""
+        """Return true if there are objects below this prefix."""
         return next(self._pages(max_keys=1), None) is not None
 
     def exists(self) -> bool:
-        """Whether it is either."""
+        """Return true if there is an object with this key or below this prefix."""
         return self.is_file() or self.is_dir()
 
-    def num_bytes(self) -> int:
-        """Size of the object; ``FileNotFoundError`` where there is none."""
-        return int(self._found()["ContentLength"])
-
-    def _found(self) -> dict[str, Any]:
-        head = self._head() if self.key else None
-        if head is None:
-            raise FileNotFoundError(f"{self} does not exist; check bucket and key")
-        return head
-
-    def _pages(self, *, delimiter: str = "", max_keys: int = 1000) -> Iterator[dict[str, Any]]:
+    def _pages(self, *, delimiter: str = "", max_keys: int | None = None) -> Iterator[dict[str, Any]]:
+        """The pages of a listing that are not empty; boto3's own iterator cannot continue after an error."""
         prefix = f"{self.key}/" if self.key else ""
-        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": max_keys}
+        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": max_keys or _PAGE_KEYS}
         page: dict[str, Any] = {"IsTruncated": True}
-        while page.get("IsTruncated"):  # by hand: boto3's own iterator cannot go on after an error
+        while page.get("IsTruncated"):
             if "NextContinuationToken" in page:
                 arguments["ContinuationToken"] = page["NextContinuationToken"]
-            page = _asked(self, lambda: client().list_objects_v2(**arguments))
+            page = call_s3(self, lambda: client().list_objects_v2(**arguments))
             if page.get("Contents") or page.get("CommonPrefixes"):
                 yield page
 
-    def children(self) -> Iterator[Stat]:
-        """What is directly below, a page of the listing at a time."""
+    def children(self) -> Iterator[Child]:
+        """The objects and prefixes directly below, one page of the listing at a time."""
         for page in self._pages(delimiter="/"):
             for entry in page.get("CommonPrefixes", ()):
-                yield Stat(posixpath.basename(entry["Prefix"].rstrip("/")), False, 0)
-            for entry in page.get("Contents", ()):
-                if not entry["Key"].endswith("/"):  # what some tools put down as a folder
-                    yield Stat(posixpath.basename(entry["Key"]), True, entry["Size"])
+                yield Child(posixpath.basename(entry["Prefix"].rstrip("/")), is_file=False)
+            for key in _object_keys(page):
+                yield Child(posixpath.basename(key), is_file=True)
 
     def files(self) -> Iterator[str]:
-        """All objects below, as keys relative to this prefix, in the order of their bytes, a page at a time."""
+        """The keys of all objects below, relative to this prefix, in the order of their bytes, one page at a time."""
         start = len(self.key) + 1 if self.key else 0
         for page in self._pages():
-            yield from (entry["Key"][start:] for entry in page.get("Contents", ()) if not entry["Key"].endswith("/"))
+            yield from (key[start:] for key in _object_keys(page))
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
         """The files that ``Path.glob`` would find, without ``**``."""
         first, _, rest = pattern.partition("/")
         for child in self.children():
             if fnmatch.fnmatchcase(child.name, first) and child.is_file == (not rest):
-                found = self / child.name
-                yield from found.glob(rest) if rest else (found,)
+                path = self / child.name
+                yield from path.glob(rest) if rest else (path,)
 
     def open(self) -> io.BufferedReader:
-        """The object for reading in ranges, seekable; ``FileNotFoundError`` where there is none.
+        """Open the object for reading in ranges, seekable.
 
-        Where another takes its place before all is read, reading on raises ``OSError``: no bytes of both are mixed.
+        If the object is replaced before all of it is read, the next read raises ``OSError``.
         """
-        head = self._found()
-        return io.BufferedReader(_Ranges(self, int(head["ContentLength"]), head["ETag"]), _BUFFER_BYTES)
+        head = self._head() if self.key else None
+        if head is None:
+            raise missing_object(self)
+        return io.BufferedReader(_ObjectFile(self, int(head["ContentLength"]), head["ETag"]), _BUFFER_BYTES)
 
     def read_bytes(self) -> bytes:
-        """The whole object."""
-        return self._get()[0]
+        """Read the object."""
+        return self.get()[0]
 
-    def _get(self, **arguments: str) -> tuple[bytes, dict[str, Any]]:
+    def get(self, **arguments: str) -> tuple[bytes, dict[str, Any]]:
+        """Read the object, or a range of it, with ``arguments`` of S3's GetObject; returns the answer too."""
+
         def get() -> tuple[bytes, dict[str, Any]]:
-            found: dict[str, Any] = client().get_object(Bucket=self.bucket, Key=self.key, **arguments)
-            with found["Body"] as body:
-                return body.read(), found
+            answer: dict[str, Any] = client().get_object(Bucket=self.bucket, Key=self.key, **arguments)
+            with answer["Body"] as body:
+                return body.read(), answer
 
-        return _asked(self, get)
+        return call_s3(self, get)
 
     def read_text(self) -> str:
-        """The whole object as UTF-8."""
+        """Read the object as UTF-8."""
         return self.read_bytes().decode()
 
     def write_bytes(self, data: bytes) -> None:
-        """Write a small object, whole or not at all."""
-        _put(self, Body=data)
+        """Write a small object, completely or not at all."""
+        self._put(data)
 
     def upload(self, file: Path) -> None:
-        """Write a local file, in parts where it is large; the object appears when all of them are there."""
+        """Write a local file, in parts if it is large; the object appears when all parts are there."""
 
         def upload() -> None:
             try:
                 client().upload_file(str(file), self.bucket, self.key, Config=_TRANSFER)
-            except boto3.exceptions.S3UploadFailedError as error:  # which hides what the server answered
+            except boto3.exceptions.S3UploadFailedError as error:  # it hides the server's answer
                 raise (error.__context__ or error) from None
 
-        _asked(self, upload)
+        call_s3(self, upload)
 
     def create(self, data: bytes) -> bool:
-        """Write an object that is not there yet; false where another was first."""
-        return _put(self, Body=data, IfNoneMatch="*")
+        """Write a new object; returns false if there is one already."""
+        return self._put(data, conflicts=CONFLICT_CODES, IfNoneMatch="*")
 
-    def replace_same(self, data: bytes, *, etag: str) -> bool:
-        """Write over the object that had this tag; false where it is another by now, or gone."""
-        return _put(self, Body=data, IfMatch=etag)
+    def replace_version(self, data: bytes, *, etag: str) -> bool:
+        """Replace the version of the object with this tag; returns false if it was replaced or deleted."""
+        return self._put(data, conflicts=CONFLICT_CODES | MISSING_CODES, IfMatch=etag)
 
-    def tagged(self) -> Tagged | None:
-        """The object with the tag and age of this version of it; null where there is none."""
+    def _put(self, data: bytes, *, conflicts: frozenset[str] = frozenset(), **condition: str) -> bool:
+        def put() -> bool:
+            try:
+                client().put_object(Bucket=self.bucket, Key=self.key, Body=data, **condition)
+            except botocore.exceptions.ClientError as error:
+                if error_code(error) not in conflicts:
+                    raise
+                return False
+            return True
+
+        return call_s3(self, put)
+
+    def read_version(self) -> ObjectVersion | None:
+        """Read the object with its tag and age; null if there is none."""
         try:
-            data, found = self._get()
+            data, answer = self.get()
         except FileNotFoundError as error:
-            if isinstance(error.__cause__, botocore.exceptions.ClientError) and _code(error.__cause__) in _NOT_THERE:
+            cause = error.__cause__
+            if isinstance(cause, botocore.exceptions.ClientError) and error_code(cause) in MISSING_CODES:
                 return None
             raise  # there is no such bucket
-        now = found["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now_s = email.utils.parsedate_to_datetime(now).timestamp() if now else time.time()
-        return Tagged(data, found["ETag"], max(0.0, now_s - found["LastModified"].timestamp()))
+        return ObjectVersion(data, answer["ETag"], max(0.0, now_s - answer["LastModified"].timestamp()))
 
     def remove_all(self) -> None:
-        """Delete all objects below this prefix, a page at a time."""
+        """Delete all objects below this prefix, one page at a time."""
         for page in self._pages():
             keys = [{"Key": entry["Key"]} for entry in page["Contents"]]
-            _asked(self, functools.partial(self._delete, keys))
+            call_s3(self, functools.partial(self._delete, keys))
 
     def _delete(self, keys: list[dict[str, str]]) -> None:
-        done = client().delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
-        if done.get("Errors"):  # of single objects, in an answer that says 200
-            raise botocore.exceptions.ClientError({"Error": done["Errors"][0]}, "DeleteObjects")
+        answer = client().delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True})
+        if answer.get("Errors"):  # of single objects, although the status is 200
+            raise botocore.exceptions.ClientError({"Error": answer["Errors"][0]}, "DeleteObjects")
 
     def unlink(self, *, missing_ok: bool = False) -> None:
-        """Delete the object; S3 does not say whether there was one."""
-        _asked(self, lambda: client().delete_object(Bucket=self.bucket, Key=self.key))
+        """Delete the object; it is no error if there is none."""
+        call_s3(self, lambda: client().delete_object(Bucket=self.bucket, Key=self.key))
 
 
-class Tagged(NamedTuple):
-    """A version of a small object."""
-
-    data: bytes
-    etag: str
-    age_s: float
-    """Since it was written, in whole seconds; both times are the server's, whatever the clock here says."""
+def _object_keys(page: dict[str, Any]) -> Iterator[str]:
+    """The keys in a page of a listing, without the empty objects that some tools write for folders."""
+    return (entry["Key"] for entry in page.get("Contents", ()) if not entry["Key"].endswith("/"))
 
 
-def _put(path: S3Path, **arguments: Any) -> bool:  # noqa: ANN401
-    def put() -> bool:
-        try:
-            client().put_object(Bucket=path.bucket, Key=path.key, **arguments)
-        except botocore.exceptions.ClientError as error:
-            changed = "IfNoneMatch" in arguments and _code(error) in _CHANGED
-            changed |= "IfMatch" in arguments and _code(error) in _CHANGED | _NOT_THERE
-            if not changed:
-                raise
-            return False
-        return True
-
-    return _asked(path, put)
-
-
-class _Ranges(io.RawIOBase):
-    """An object read by ranges."""
+class _ObjectFile(RangeFile):
+    """One version of an object, read in ranges."""
 
     def __init__(self, path: S3Path, num_bytes: int, etag: str) -> None:
-        super().__init__()
-        self.name = str(path)
-        self._path, self._num_bytes, self._etag, self._at = path, num_bytes, etag, 0
+        super().__init__(str(path), num_bytes)
+        self._path, self._etag = path, etag
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._num_bytes}[whence]
-        if start + offset < 0:
-            raise OSError(errno.EINVAL, f"cannot go to byte {start + offset}", self.name)
-        self._at = start + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
-        wanted = min(len(buffer), self._num_bytes - self._at)
-        if wanted <= 0:
-            return 0
-        data = self._get(wanted)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _get(self, num_bytes: int) -> bytes:
-        wanted = f"bytes={self._at}-{self._at + num_bytes - 1}"
-        data, _ = self._path._get(Range=wanted, IfMatch=self._etag)
+    def read_range(self, start: int, num_bytes: int) -> bytes:
+        data, _ = self._path.get(Range=f"bytes={start}-{start + num_bytes - 1}", IfMatch=self._etag)
         if len(data) != num_bytes:
             raise OSError(
-                f"{self._path}: the server sent {len(data)} bytes for the range {wanted}; it has to know ranges"
+                f"cannot read {self._path} (the server sent {len(data)} bytes for a range of {num_bytes}); "
+                "use a server that supports ranges"
             )
         return data

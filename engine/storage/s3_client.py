@@ -1,4 +1,4 @@
-"""TODO engine/storage/s3_client.py."""
+"""Requests to S3 with this project's retries, whose errors are Python's own and say what to do."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from engine.storage.s3 import S3Path
 
 ATTEMPTS = 9
-"""How often a request is made whose error may pass; with the waits between them that is more than a minute."""
+"""Number of attempts of a request; with the waits between them they last more than a minute."""
+MISSING_CODES = frozenset({"404", "NoSuchKey", "NotFound"})
+"""Error codes of an object that does not exist."""
+CONFLICT_CODES = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict", "409"})
+"""Error codes of a request whose condition does not hold."""
 _MAX_WAIT_S = 20.0
-_NOT_THERE = frozenset({"404", "NoSuchKey", "NotFound"})
-_CHANGED = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict", "409"})
-_REFUSED = frozenset(
+_REFUSED_CODES = frozenset(
     "401 403 AccessDenied AllAccessDisabled ExpiredToken InvalidAccessKeyId InvalidToken SignatureDoesNotMatch".split()
 )
-_WORDS: tuple[tuple[Any, type[OSError | ValueError], str], ...] = (  # the first that fits
+_TRANSLATIONS: tuple[tuple[Any, type[OSError | ValueError], str], ...] = (  # the first that matches is used
     (
         (
             botocore.exceptions.NoCredentialsError,
@@ -38,134 +40,137 @@ _WORDS: tuple[tuple[Any, type[OSError | ValueError], str], ...] = (  # the first
             botocore.exceptions.SSOError,
         ),
         PermissionError,
-        "needs credentials ({}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or run where a role "
-        "gives them",
+        "cannot use {path} without credentials ({cause}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or "
+        "AWS_PROFILE, or run on a machine whose role gives them",
     ),
     (
         botocore.exceptions.ProfileNotFound,
         ValueError,
-        "needs credentials ({}); set AWS_PROFILE to a profile of ~/.aws/config, or unset it",
+        "cannot use {path} without credentials ({cause}); set AWS_PROFILE to a profile of ~/.aws/config, or unset it",
     ),
     (
         botocore.exceptions.ParamValidationError,
         ValueError,
-        "is not an address of the form s3://bucket/key ({}); correct it",
+        "an S3 address must be s3://bucket/key, got {path} ({cause}); correct it",
     ),
     (
         botocore.exceptions.SSLError,
         OSError,
-        "cannot be reached safely ({}); check AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
+        "cannot reach {path} over TLS ({cause}); check AWS_ENDPOINT_URL and AWS_CA_BUNDLE",
     ),
     (
         (botocore.exceptions.ConnectionError, botocore.exceptions.HTTPClientError),
         ConnectionError,
-        "cannot be reached ({}); check the network and AWS_ENDPOINT_URL",
+        "cannot reach {path} ({cause}); check the network and AWS_ENDPOINT_URL",
     ),
 )
-_ERRORS = (  # all that boto3 raises; none of them is an OSError or a ValueError
+_ALL_ERRORS = (  # none of boto3's is an OSError or a ValueError
     botocore.exceptions.BotoCoreError,
     botocore.exceptions.ClientError,
     boto3.exceptions.Boto3Error,
     urllib3.exceptions.HTTPError,
 )
-_LOGIN = re.compile(r"(?<=//)[^/@\s]*@")  # user:password@ of an address
-_CHOICES = (
+_LOGIN = re.compile(r"(?<=//)[^/@\s]*@")  # user:password@ in an address
+_CLIENT_VARIABLES = (
     *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),
     *("AWS_PROFILE", "AWS_DEFAULT_PROFILE"),
 )
 _clients: dict[tuple[object, ...], Any] = {}
-_making = threading.Lock()
+_clients_lock = threading.Lock()
 _Answer = TypeVar("_Answer")
 
 
 def client() -> Any:  # noqa: ANN401 - boto3 makes its classes at run time
-    """This process's client, for the endpoint and region that the environment names."""
-    chosen = (os.getpid(), *map(os.environ.get, _CHOICES))
-    if chosen not in _clients:
-        with _making:  # threads that come together make one
-            if chosen not in _clients:
-                _clients[chosen] = _client()
-    return _clients[chosen]
+    """This process's client for the endpoint, region and profile in the environment."""
+    key = (os.getpid(), *map(os.environ.get, _CLIENT_VARIABLES))
+    if key not in _clients:
+        with _clients_lock:  # threads that start together share one client
+            if key not in _clients:
+                _clients[key] = _new_client()
+    return _clients[key]
 
 
-def _client() -> Any:  # noqa: ANN401
-    session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 knows AWS_DEFAULT_REGION alone
+def _new_client() -> Any:  # noqa: ANN401
+    session = boto3.session.Session(region_name=os.environ.get("AWS_REGION"))  # boto3 reads AWS_DEFAULT_REGION only
     options: dict[str, Any] = {
-        # Few, for the parts of an upload: all threads share one small quota of them, which an outage uses up at once.
+        # Few attempts: all threads share boto3's small retry quota, which an outage uses up at once.
         "retries": {"mode": "standard", "max_attempts": 4},
         "connect_timeout": 10,
         "read_timeout": 60,
-        "max_pool_connections": 32,  # more threads than connections would make new ones all the time
+        "max_pool_connections": 32,  # with more threads than connections, boto3 would open new ones all the time
     }
 
-    def made() -> Any:  # noqa: ANN401
+    def connect() -> Any:  # noqa: ANN401
         region = session.region_name or "us-east-1"
         return session.client("s3", region_name=region, config=botocore.config.Config(**options))
 
-    first = made()
-    if "amazonaws.com" in first.meta.endpoint_url:
+    first = connect()
+    if _is_amazon(first.meta):
         return first
-    options["s3"] = {"addressing_style": "path"}  # no server of one's own has a name for every bucket
-    for kind in (
-        "request_checksum_calculation",
-        "response_checksum_validation",
-    ):  # not every server knows these headers
+    options["s3"] = {"addressing_style": "path"}  # other servers have no host name for each bucket
+    for kind in ("request_checksum_calculation", "response_checksum_validation"):  # not every server knows the headers
         options[kind] = os.environ.get(f"AWS_{kind.upper()}", "when_required")
-    return made()
+    return connect()
 
 
-def _code(error: botocore.exceptions.ClientError) -> str:
+def _is_amazon(meta: Any) -> bool:  # noqa: ANN401 - of a boto3 client
+    return "amazonaws.com" in meta.endpoint_url
+
+
+def error_code(error: botocore.exceptions.ClientError) -> str:
+    """The server's code of an error, such as ``NoSuchKey``; empty if it gave none."""
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
 def arrow_filesystem() -> pyarrow.fs.S3FileSystem:
-    """pyarrow's file system with the same endpoint and region, for libraries that take one (Ray Train)."""
+    """A pyarrow file system with the same endpoint and region, for Ray Train."""
     meta = client().meta
-    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=9)
-    if "amazonaws.com" in meta.endpoint_url:
-        return pyarrow.fs.S3FileSystem(region=meta.region_name, retry_strategy=retries)
     scheme, _, host = meta.endpoint_url.partition("://")
-    return pyarrow.fs.S3FileSystem(
-        region=meta.region_name, scheme=scheme, endpoint_override=host, retry_strategy=retries
-    )
+    endpoint = {} if _is_amazon(meta) else {"scheme": scheme, "endpoint_override": host}
+    retries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    return pyarrow.fs.S3FileSystem(region=meta.region_name, retry_strategy=retries, **endpoint)
 
 
-def _asked(path: S3Path, request: Callable[[], _Answer]) -> _Answer:
-    """The answer to a request, made again while the server throttles, fails or is away for a minute.
+def call_s3(path: S3Path, request: Callable[[], _Answer]) -> _Answer:
+    """Return the answer to a request about ``path``; retry it for a minute while the server throttles or is away.
 
-    What boto3 raises is raised as what a local file system would have raised, in words; it stays the cause.
+    Raises what a local file system would raise, such as ``FileNotFoundError``, with boto3's error as its cause.
     """
 
-    def once() -> _Answer:
+    def attempt() -> _Answer:
         try:
             return request()
-        except _ERRORS as error:
-            raise _in_words(error, path) from error
+        except _ALL_ERRORS as error:
+            raise _translate(error, path) from error
 
-    return retried(once, attempts=ATTEMPTS, max_wait_s=_MAX_WAIT_S)
+    return retried(attempt, attempts=ATTEMPTS, max_wait_s=_MAX_WAIT_S)
 
 
-def _in_words(error: Exception, path: S3Path) -> OSError | ValueError:
-    said = _LOGIN.sub("", str(error))
+def _translate(error: Exception, path: S3Path) -> OSError | ValueError:
+    cause = _LOGIN.sub("", str(error))
     if isinstance(error, botocore.exceptions.ClientError):
-        return _answer_in_words(error, said, path)
-    for kinds, raised, words in _WORDS:
+        return _translate_answer(error_code(error), cause, path)
+    for kinds, raised, message in _TRANSLATIONS:
         if isinstance(error, kinds):
-            return raised(f"{path} {words.format(said)}")
-    return OSError(f"{path}: {said}")
+            return raised(message.format(path=path, cause=cause))
+    return OSError(f"cannot use {path} ({cause}); try again")
 
 
-def _answer_in_words(error: botocore.exceptions.ClientError, said: str, path: S3Path) -> OSError:
-    code = _code(error)
+def _translate_answer(code: str, cause: str, path: S3Path) -> OSError:
     if code == "NoSuchBucket":
-        return FileNotFoundError(f"{path} does not exist: there is no bucket {path.bucket}; check its name, or make it")
-    if code in _NOT_THERE:
-        return FileNotFoundError(f"{path} does not exist ({code}); check bucket and key")
-    if code in _REFUSED:
+        return FileNotFoundError(f"there is no bucket {path.bucket} for {path}; check its name, or create it")
+    if code in MISSING_CODES:
+        return missing_object(path)
+    if code in _REFUSED_CODES:
         return PermissionError(
-            f"{path} may not be used with these credentials ({code}); check the credentials and the bucket's policy "
-            "(who may not list a bucket is told so of missing objects too)"
+            f"cannot use {path} with these credentials ({code}); check the credentials and the bucket's policy "
+            "(without the right to list a bucket, S3 also answers so for missing objects)"
         )
-    if code in _CHANGED:
-        return OSError(f"{path} was written anew while it was read ({code}); start again")
-    return OSError(f"{path}: {said}")
+    if code in CONFLICT_CODES:
+        return OSError(f"cannot read on in {path} (it was replaced while it was read: {code}); start again")
+    return OSError(f"cannot use {path} ({cause}); try again")
+
+
+def missing_object(path: S3Path) -> FileNotFoundError:
+    """The error for an object that does not exist."""
+    return FileNotFoundError(f"there is no object {path}; check bucket and key")

@@ -1,17 +1,16 @@
-"""A network on disk: ``weights.safetensors`` and a description in JSON; loading runs no code from either."""
+"""Networks on disk: ``weights.safetensors`` and a description in JSON; loading one runs no code from its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import nn
 
-from engine.errors import nearest
 from engine.storage.files import atomic_path, read_json, sha256_file, write_json
 from engine.storage.paths import Name, location
 
@@ -21,36 +20,53 @@ _WEIGHTS = "weights.safetensors"
 Network = TypeVar("Network", bound=nn.Module)
 
 
+class Description(TypedDict):
+    """The content of a network's JSON file, ``KIND.json``."""
+
+    format: int
+    architecture: str
+    """Name of the network's code."""
+    network: dict[str, int]
+    """Fields of the network's config class."""
+    labels: list[str]
+    weights_sha256: str
+    fingerprint: str
+    """Equal for networks with equal outputs."""
+    history: list[dict[str, Any]]
+    """One entry for each training of the weights, in order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Generic[Network]):
-    """How one kind of network is kept in a folder."""
+    """The layout of the folders of one kind of network."""
 
     kind: str
-    """What the network is: the description is ``KIND.json``."""
+    """Name of the kind; the description is ``KIND.json``."""
     architecture: str
+    """Name of the network's code; folders of another are refused."""
     config: type
-    """The dataclass of the network's shape."""
+    """Config class of the network's shape."""
     make: Callable[[Any, Sequence[str]], Network]
-    """A network of a shape and labels."""
+    """Makes a network from its config object and its labels."""
 
     def save(
         self,
         network: Network,
         folder: Name,
         *,
-        config: Any,  # noqa: ANN401 - an instance of any config dataclass
+        config: Any,  # noqa: ANN401 - an instance of any config class
         labels: Sequence[str],
-        more: Callable[[dict[str, Any]], Mapping[str, Any]],
-        history: Sequence[dict[str, Any]],
+        more: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        history: Sequence[Mapping[str, Any]],
     ) -> None:
         """Write the folder, weights first and the description last, each atomically.
 
-        ``more`` gives further fields from those that all descriptions have; ``history`` tells how the weights came to
-        be, one JSON-like entry a training.
+        ``more`` returns further fields, from those that every description has; ``history`` has one JSON-like entry for
+        each training of the weights.
         """
         weights = location(folder) / _WEIGHTS
-        with atomic_path(weights) as aside:
-            save_file({name: value.contiguous().cpu() for name, value in network.state_dict().items()}, aside)
+        with atomic_path(weights) as temporary:
+            save_file({name: value.contiguous().cpu() for name, value in network.state_dict().items()}, temporary)
         description: dict[str, Any] = {
             "format": _FORMAT,
             "architecture": self.architecture,
@@ -61,33 +77,34 @@ class Checkpoint(Generic[Network]):
         description |= more(description)
         write_json(location(folder) / f"{self.kind}.json", description | {"history": list(history)})
 
-    def read(self, folder: Name) -> dict[str, Any]:
-        """What the description says, checked for format and architecture; ``ValueError`` says what is wrong."""
+    def read(self, folder: Name) -> Description:
+        """Read the description; raises ``ValueError`` if it is missing or of another format or architecture."""
         path = location(folder) / f"{self.kind}.json"
         if not path.is_file():
-            raise ValueError(f"{folder} holds no {self.kind}: it has no {path.name}; give the folder itself")
+            raise ValueError(f"there is no {self.kind} in {folder} (no {path.name}); give the folder with this file")
         description = read_json(path)
-        if not isinstance(description, dict) or description.get("format") != _FORMAT:
-            raise ValueError(f"{path} is not of {self.kind} format {_FORMAT}; it was made by another version")
-        if description.get("architecture") != self.architecture:
-            told = description.get("architecture")
-            raise ValueError(f"{path} is of architecture {told!r}; this version loads {self.architecture!r}")
-        return description
+        for key, wanted in (("format", _FORMAT), ("architecture", self.architecture)):
+            found = description.get(key) if isinstance(description, dict) else None
+            if found != wanted:
+                raise ValueError(f"{path} must have {key} {wanted!r}, got {found!r}; use the version that wrote it")
+        result: Description = description
+        return result
 
     def load(self, folder: Name, *, device: str | torch.device = "cpu") -> Network:
-        """The network in a folder, in evaluation mode; ``ValueError`` says what does not fit. No code in it is run."""
+        """Load the network in a folder, in evaluation mode; raises ``ValueError`` if its files do not fit together."""
         description = self.read(folder)
-        config = description.get("network", {})
-        known = self.config.__dataclass_fields__  # type: ignore[attr-defined]
-        unknown = [key for key in config if key not in known]
-        if unknown:
-            raise ValueError(f"{folder}: network has no {unknown[0]!r}; {nearest(unknown[0], known)}")
-        network = self.make(self.config(**config), description["labels"])
+        try:
+            config = self.config(**description.get("network", {}))
+        except ValueError as error:
+            message = f"cannot load the {self.kind} in {folder} ({error}); use the version that wrote it"
+            raise ValueError(message) from None
+        network = self.make(config, description["labels"])
         weights = location(folder) / _WEIGHTS
         if not weights.is_file() or sha256_file(weights) != description["weights_sha256"]:
-            raise ValueError(f"{weights} is missing or not the file that {self.kind}.json describes; copy both again")
+            raise ValueError(f"{weights} must be the file that {self.kind}.json describes, got another; copy both")
         try:
             network.load_state_dict(load(weights.read_bytes()))
         except (RuntimeError, SafetensorError) as error:
-            raise ValueError(f"{weights} does not fit the architecture in {self.kind}.json: {error}") from None
+            message = f"cannot load {weights} into a network of {self.kind}.json ({error}); copy both again"
+            raise ValueError(message) from None
         return network.to(device).eval()

@@ -1,11 +1,11 @@
-"""The built-in tagger: which share of a signal's energy each label has, frame by frame.
+"""The built-in tagger: the fraction of a signal's energy that each label has, frame by frame.
 
-A small convolutional network over mel bands, after those of sound event detection (Kong et al. 2020, arXiv
-1912.10211). What it predicts is not whether a label is present but how the energy of a frame divides among the labels;
-a signal's shares are those of its frames weighted by their energy, so that any mixture with known sources teaches it.
+A small convolutional network over mel bands, like those of sound event detection (Kong et al. 2020, arXiv 1912.10211).
+It predicts how the energy of a frame divides among the labels, not which labels are present. The fractions of a signal
+are the mean over its frames weighted by their energy, so any mixture of known sources can train it.
 
-Shape legend: B rows, T samples, N spectral frames, K mel bands, M tagged frames (four spectral ones each), C channels,
-L labels.
+Shape legend: B rows, T samples, F bins, N spectral frames, K mel bands, M tagged frames (four spectral ones each),
+C channels, L labels.
 """
 
 from __future__ import annotations
@@ -13,53 +13,53 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from engine.schema import plain_label
+from engine.settings import Count, config
 from engine.storage.fingerprints import fingerprint
-from engine.taggers.base import checked
+from engine.taggers.base import normalized
 
 FRAMES_PER_TAG = 4
-
+"""Spectral frames in a tagged frame."""
 ARCHITECTURE = "energy_share_cnn"
-_FLOOR = 1e-6  # of the level, below which a band's power does not count
-_LEAST_SHARE = 1e-8
-_LOW_HZ = 40.0
+"""Name of this network in ``tagger.json``."""
+_FLOOR = 1e-6  # added to the power of a band, relative to the level of the signal
+_MIN_FRACTION = 1e-8  # -80 dB
+_LOW_HZ = 40.0  # lower edge of the first band
+
+_MultipleOf8 = Annotated[Count, Field(multiple_of=8)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class TagNetworkConfig:
     """Architecture of the built-in tagger."""
 
-    sample_rate_hz: int = 16000
-    """Rate of the audio it takes."""
-    num_fft: int = 1024
+    sample_rate_hz: Annotated[Count, Field(ge=100)] = 16000
+    """Rate of the audio that the tagger takes."""
+    num_fft: _MultipleOf8 = 1024
     """Window of the short-time Fourier transform, in samples; the step between frames is half of it."""
-    num_bands: int = 64
-    """Mel bands, from 40 Hz to half the rate; a multiple of 8."""
-    channels: int = 128
-    """Width of the layers over time; a multiple of 8."""
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 8 or value % (1 if name == "sample_rate_hz" else 8):
-                raise ValueError(
-                    f"{name} is {value!r}; give a whole number of 8 or more, a multiple of 8 but for rates"
-                )
+    num_bands: _MultipleOf8 = 64
+    """Mel bands, from 40 Hz to half the rate."""
+    channels: _MultipleOf8 = 128
+    """Width of the layers over time."""
 
     @property
     def hop_samples(self) -> int:
-        """Step between spectral frames."""
+        """Step between spectral frames, in samples."""
         return self.num_fft // 2
 
 
 def mel_filters(config: TagNetworkConfig) -> Tensor:
-    """Triangles ``[F, K]`` over the bins of the transform; between the outer centres they add up to one.
+    """Mel filters ``[F, K]``: triangles over the bins of the transform that add up to 1 between the outer centres.
 
-    So the powers of all bands add up to the energy of a frame (Parseval), but for what lies at the very edges.
+    Therefore the powers of all bands add up to the energy of a frame, except at the edges (Parseval). Not by
+    ``torchaudio.functional.melscale_fbanks``, which computes in float32: its filters differ by 1e-5, and so would tags.
     """
     low, high = (2595.0 * math.log10(1.0 + hz / 700.0) for hz in (_LOW_HZ, config.sample_rate_hz / 2))
     points = torch.linspace(low, high, config.num_bands + 2, dtype=torch.float64)
@@ -71,7 +71,7 @@ def mel_filters(config: TagNetworkConfig) -> Tensor:
 
 
 class ShareNetwork(nn.Module):
-    """Mel powers to the logarithm of each label's share of each tagged frame."""
+    """Maps mel powers to the logarithm of each label's fraction of each tagged frame's energy."""
 
     window_F: Tensor
     mel_FK: Tensor
@@ -93,7 +93,7 @@ class ShareNetwork(nn.Module):
         self.outward = nn.Conv1d(wide, num_labels, 1)
 
     def powers(self, audio_BT: Tensor, *, hop_samples: int | None = None) -> Tensor:
-        """Mel powers ``[B, N, K]`` of frames centred on every ``hop_samples`` (the config's) from the first sample."""
+        """Mel powers ``[B, N, K]`` of frames centred on every ``hop_samples`` (default: the config's) from sample 0."""
         hop = hop_samples or self.config.hop_samples
         spectra_BFN = torch.stft(
             audio_BT, self.config.num_fft, hop, window=self.window_F, pad_mode="constant", return_complex=True
@@ -102,10 +102,10 @@ class ShareNetwork(nn.Module):
         return power_BNF @ self.mel_FK
 
     def forward(self, power_BNK: Tensor, num_frames_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Log shares ``[B, M, L]`` of tagged frames, and their energies ``[B, M]``, 0 where there is no sound.
+        """Log fractions ``[B, M, L]`` of tagged frames, and their energies ``[B, M]``, 0 for silence.
 
-        Frames from ``num_frames_B`` on are padding and change nothing. A gain cancels: powers are taken relative to
-        the energy of a frame in the mean over energy, which silence around a sound does not change.
+        Frames from ``num_frames_B`` on are padding and change nothing. A gain cancels: powers are divided by the mean
+        energy of a frame, weighted by energy, which does not change with the silence around a sound.
         """
         num = power_BNK.shape[1]
         if num_frames_B is None:
@@ -118,10 +118,10 @@ class ShareNetwork(nn.Module):
         relative_BNK = power_BNK * (self.config.num_bands / level_B.clamp(min=1e-30))[:, None, None]
         picture_BNK = (torch.log(relative_BNK + _FLOOR) + 5.0) / 4.0 * inside_BN[..., None]
         energy_BM = energy_BN.view(len(energy_BN), -1, FRAMES_PER_TAG).sum(2)
-        return self._log_shares(picture_BNK, energy_BM, inside_BN), energy_BM
+        return self._log_fractions(picture_BNK, energy_BM, inside_BN), energy_BM
 
-    def _log_shares(self, picture_BNK: Tensor, energy_BM: Tensor, inside_BN: Tensor) -> Tensor:
-        """Every layer's output is zeroed outside, where the next layer would see zero padding in a shorter batch."""
+    def _log_fractions(self, picture_BNK: Tensor, energy_BM: Tensor, inside_BN: Tensor) -> Tensor:
+        """Outputs of every layer are set to zero outside, as the zero padding of a shorter batch would be."""
         picture, inside = picture_BNK.transpose(1, 2)[:, None], inside_BN.float()
         for conv, norm in zip(self.picture, self.picture_norms, strict=True):
             inside = inside[:, :: conv.stride[1]]  # type: ignore[index]
@@ -138,18 +138,18 @@ class ShareNetwork(nn.Module):
 
 
 class ShareTagger(nn.Module):
-    """The built-in :class:`~engine.taggers.base.Tagger`; a tag is a label's share of the energy in dB."""
+    """The built-in :class:`~engine.taggers.base.Tagger`; a tag is a label's fraction of the energy in dB."""
 
     def __init__(self, config: TagNetworkConfig, labels: Sequence[str]) -> None:
         super().__init__()
         if len(labels) < 2 or len({plain_label(label) for label in labels}) != len(labels):
-            raise ValueError(f"a tagger tells two or more different labels apart, not {list(labels)}; give it more")
+            raise ValueError(f"a tagger must have two or more different labels, got {list(labels)}; give it more")
         self.labels = tuple(labels)
         self.network = ShareNetwork(config, len(labels))
 
     @property
     def config(self) -> TagNetworkConfig:
-        """Its architecture."""
+        """Architecture of the network."""
         return self.network.config
 
     @property
@@ -159,7 +159,7 @@ class ShareTagger(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """See the protocol; of architecture, labels and weights."""
+        """See the protocol; a hash of architecture, labels and weights."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
@@ -168,12 +168,14 @@ class ShareTagger(nn.Module):
     @torch.inference_mode()
     def tag(self, audio_BT: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
         """See the protocol; the tagger must be in ``eval`` mode, as :func:`load_tagger` gives it."""
-        audio_BT = checked(audio_BT, lengths).to(self.network.window_F.device)
+        audio_BT = normalized(audio_BT, lengths).to(self.network.window_F.device)
         if not audio_BT.numel():
             return audio_BT.new_full((len(audio_BT), len(self.labels)), -10.0 * math.log10(len(self.labels)))
         lengths_B = torch.tensor(lengths or [audio_BT.shape[1]] * len(audio_BT), device=audio_BT.device)
-        log_share_BML, energy_BM = self.network(self.network.powers(audio_BT), 1 + lengths_B // self.config.hop_samples)
+        log_fraction_BML, energy_BM = self.network(
+            self.network.powers(audio_BT), 1 + lengths_B // self.config.hop_samples
+        )
         total_B1 = energy_BM.sum(1, keepdim=True)
-        share_BL = torch.einsum("bml,bm->bl", log_share_BML.exp(), energy_BM / total_B1.clamp(min=1e-30))
-        share_BL = torch.where(total_B1 > 0.0, share_BL, 1.0 / len(self.labels))
-        return 10.0 * torch.log10(share_BL + _LEAST_SHARE)
+        fraction_BL = torch.einsum("bml,bm->bl", log_fraction_BML.exp(), energy_BM / total_B1.clamp(min=1e-30))
+        fraction_BL = torch.where(total_B1 > 0.0, fraction_BL, 1.0 / len(self.labels))
+        return 10.0 * torch.log10(fraction_BL + _MIN_FRACTION)

@@ -1,4 +1,4 @@
-"""The manifests, held against the schemas of what reads them: KubeRay's definitions and Ray's cluster launcher."""
+"""The manifests against the schemas of their readers: KubeRay's definitions and Ray's cluster launcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import ray
 import ray.autoscaler._private.util
 import yaml
 
-from engine.passes import ray_metrics as gauges
+from engine.passes import ray_metrics
 from tests.support import ROOT
 
 MANIFESTS = ROOT / "cluster" / "manifests"
@@ -30,7 +30,7 @@ def read(path: Path) -> Any:
 
 
 def strict(schema: Any) -> Any:
-    """The schema as Kubernetes' strict validation takes it: unknown fields are errors, ``int-or-string`` is either."""
+    """The schema as Kubernetes' strict validation reads it: unknown fields are errors, ``int-or-string`` is either."""
     if isinstance(schema, list):
         return [strict(item) for item in schema]
     if not isinstance(schema, dict):
@@ -50,7 +50,7 @@ def strict(schema: Any) -> Any:
 
 
 def definition(kind: str) -> jsonschema.Draft7Validator:
-    """A validator of KubeRay's v1 of a kind; what is Kubernetes' own of every object is let through."""
+    """A validator of KubeRay's v1 of a kind; it accepts the metadata that Kubernetes defines for every object."""
     document = yaml.safe_load(gzip.decompress((SCHEMAS / f"ray.io_{kind}.yaml.gz").read_bytes()))
     (version,) = [one for one in document["spec"]["versions"] if one["name"] == "v1"]
     schema = strict(version["schema"]["openAPIV3Schema"])
@@ -77,11 +77,11 @@ def groups(document: Any) -> dict[str, Any]:
     return {"head": spec["headGroupSpec"]} | {group["groupName"]: group for group in spec["workerGroupSpecs"]}
 
 
-def test_the_ray_cluster_is_what_kuberay_takes(ray_cluster: Any, ray_cluster_definition: Any) -> None:
+def test_the_ray_cluster_fits_kuberays_schema(ray_cluster: Any, ray_cluster_definition: Any) -> None:
     assert problems(ray_cluster_definition, ray_cluster) == []
 
 
-def test_the_ray_job_is_what_kuberay_takes() -> None:
+def test_the_ray_job_fits_kuberays_schema() -> None:
     assert problems(definition("rayjobs"), read(KUBERAY / "rayjob.yaml")) == []
 
 
@@ -96,10 +96,10 @@ def test_the_ray_job_is_what_kuberay_takes() -> None:
 )
 def test_the_check_sees_mistakes(ray_cluster: Any, ray_cluster_definition: Any, path: list[Any], value: Any) -> None:
     wrong = copy.deepcopy(ray_cluster)
-    place = wrong
+    node = wrong
     for name in path[:-1]:
-        place = place[name]
-    place[path[-1]] = value
+        node = node[name]
+    node[path[-1]] = value
     assert problems(ray_cluster_definition, wrong) != []
 
 
@@ -113,7 +113,7 @@ def test_the_jobs_command_stays_one_word_in_the_submitters_shell() -> None:
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_kuberays_own_labels_are_left_to_it(name: str) -> None:
+def test_labels_that_kuberay_sets_are_not_set_here(name: str) -> None:
     assert "app.kubernetes.io/name" not in (KUBERAY / f"{name}.yaml").read_text()
     spec = read(KUBERAY / f"{name}.yaml")["spec"]
     spec = spec.get("rayClusterSpec", spec)
@@ -143,7 +143,7 @@ def test_all_pods_have_limits_probes_an_account_and_no_more_rights_than_they_nee
     )
 
 
-def test_the_cluster_scales_asks_for_a_token_and_is_of_the_ray_that_is_pinned(ray_cluster: Any) -> None:
+def test_the_cluster_scales_needs_a_token_and_has_the_pinned_ray(ray_cluster: Any) -> None:
     spec = ray_cluster["spec"]
     pinned = re.search(r"^ray==([\d.]+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert pinned is not None and spec["rayVersion"] == pinned[1]
@@ -153,7 +153,7 @@ def test_the_cluster_scales_asks_for_a_token_and_is_of_the_ray_that_is_pinned(ra
 
 
 @pytest.mark.parametrize("name", ["local", "aws"])
-def test_the_launchers_files_are_what_ray_takes(name: str) -> None:
+def test_the_launchers_files_fit_rays_schema(name: str) -> None:
     config = read(MANIFESTS / f"{name}.yaml")
     # What the launcher makes of it before it looks; of AWS without asking AWS for the machines' sizes.
     launcher = ray.autoscaler._private.util
@@ -167,7 +167,7 @@ def test_the_launchers_check_sees_mistakes() -> None:
 
 
 @pytest.mark.parametrize("name", ["local", "aws"])
-def test_the_launchers_clusters_ask_for_a_token_and_show_their_dashboard_to_themselves_alone(name: str) -> None:
+def test_the_launchers_clusters_need_a_token_and_keep_their_dashboard_local(name: str) -> None:
     config = read(MANIFESTS / f"{name}.yaml")
     for command in [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]:
         assert "ray start" not in command or "RAY_AUTH_MODE=token" in command
@@ -183,7 +183,7 @@ def test_aws_gpu_machines_are_spot_and_come_with_the_work() -> None:
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
-def test_the_image_takes_all_that_the_code_is() -> None:
+def test_the_image_contains_all_code() -> None:
     packages = re.search(r"^packages = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert packages is not None
     lines = (MANIFESTS / "Dockerfile").read_text().splitlines()
@@ -194,7 +194,7 @@ def test_the_image_takes_all_that_the_code_is() -> None:
     assert copied <= allowed
 
 
-def test_the_cpu_image_drops_what_is_for_gpus_alone_from_the_lock() -> None:
+def test_the_cpu_image_drops_gpu_packages_from_the_lock() -> None:
     (line,) = [line for line in (MANIFESTS / "Dockerfile").read_text().splitlines() if line.strip().startswith("sed ")]
     command = line.strip().removesuffix("\\").replace(" > cpu.txt", "")
     text = subprocess.check_output(["sh", "-c", command], text=True, cwd=ROOT)
@@ -207,8 +207,8 @@ def test_the_cpu_image_drops_what_is_for_gpus_alone_from_the_lock() -> None:
 
 def test_the_board_shows_our_metrics_and_no_others() -> None:
     board = json.loads((MANIFESTS / "grafana.json").read_text())
-    asked = " ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", []))
-    named = set(re.findall(r"ray_(clearsep_\w+?)(?:_total)?\b", asked))
-    assert named == gauges.COUNTERS.keys() | gauges.GAUGES.keys()
+    expressions = " ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", []))
+    named = set(re.findall(r"ray_(clearsep_\w+?)(?:_total)?\b", expressions))
+    assert named == ray_metrics.COUNTERS.keys() | ray_metrics.GAUGES.keys()
     ids = [panel["id"] for panel in board["panels"]]
     assert len(ids) == len(set(ids))

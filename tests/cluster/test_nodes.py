@@ -1,4 +1,4 @@
-"""A submitted run on nodes that come and go, each started as its user would: the data is that of an undisturbed run."""
+"""A submitted run on nodes that come and go gives the data of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StartedCluster]:
-    """A head with one CPU, which asks for a token."""
+    """A head with one CPU that needs a token."""
     started = StartedCluster(tmp_path_factory.mktemp("nodes"), num_cpus=1)
     yield started
     started.close()
 
 
 def clearsep(*words: object, env: dict[str, str], ends_with: int = 0) -> str:
-    """What a command prints."""
+    """Standard output of a command."""
     command = [str(BIN / "clearsep"), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
     assert done.returncode == ends_with, done.stderr + done.stdout
@@ -37,7 +37,7 @@ def clearsep(*words: object, env: dict[str, str], ends_with: int = 0) -> str:
 
 
 class Submitted:
-    """A command that is at work on the cluster."""
+    """A command that runs on the cluster."""
 
     def __init__(self, cluster: StartedCluster, *words: object) -> None:
         # Sums depend on the number of threads, which Ray sets to 1 for a job that holds no CPU.
@@ -46,7 +46,7 @@ class Submitted:
         self.job = clearsep("submit", "--no-wait", "--env", "OMP_NUM_THREADS", *words, env=self.env).strip()
 
     def until(self, seen: Callable[[], object], what: str, limit_s: float = 240.0) -> None:
-        """Wait for something to be seen while the job goes on."""
+        """Wait for something to be seen while the job runs."""
         until = time.monotonic() + limit_s
         while not seen():
             state = json.loads(clearsep("jobs", "status", self.job, "--json", env=self.env))
@@ -61,19 +61,19 @@ class Submitted:
         return clearsep("jobs", "logs", self.job, env=self.env)
 
     def end(self) -> str:
-        """The log, once the job has ended well."""
+        """The log, once the job has succeeded."""
         return clearsep("jobs", "logs", "--follow", self.job, env=self.env)
 
 
 def at_work(node: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
     """The node's workers of a kind."""
     try:
-        return chaos.workers(kind, [node.pid])
+        return chaos.find_workers(kind, [node.pid])
     except psutil.NoSuchProcess:
         return []
 
 
-def test_a_run_goes_on_as_nodes_are_lost_in_each_step_and_uses_those_that_come(
+def test_a_run_survives_the_loss_of_nodes_in_each_step_and_uses_new_ones(
     cluster: StartedCluster, tmp_path: Path, undisturbed: chaos.Undisturbed
 ) -> None:
     out = tmp_path / "out"
@@ -95,7 +95,7 @@ def test_a_run_goes_on_as_nodes_are_lost_in_each_step_and_uses_those_that_come(
     assert {name: found[name] for name in found if found[name] != expected[name]} == {}
 
 
-def test_an_elastic_training_goes_on_with_the_workers_that_are_left(cluster: StartedCluster, tmp_path: Path) -> None:
+def test_an_elastic_training_continues_with_the_remaining_workers(cluster: StartedCluster, tmp_path: Path) -> None:
     chaos.write_inputs(tmp_path / "inputs")
     steps = 120
     settings = {

@@ -1,4 +1,4 @@
-"""What every node of a cluster is asked before a long job, and what counts as a reason not to begin."""
+"""The check of every node before a long job, and the problems that it reports."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from cluster.preflight import PreflightConfig, _judged, preflight
-from cluster.session import connected
+from cluster.preflight import PreflightConfig, preflight, report
+from cluster.session import connect
 from engine.cli.selfcheck import probe
-from tests.project.test_cli import COMMAND
+from tests.support.command import COMMAND
 
 NODE = {"NodeID": "abc", "NodeName": "n1", "NodeManagerHostname": "host", "Resources": {"CPU": 8.0}}
 FIT = {
-    "versions": {"python": "3.11.7", "ray": "2.60.0", "torch": "2.11.0", "ours": "1234"},
+    "versions": {"python": "3.11.7", "ray": "2.60.0", "torch": "2.11.0", "clearsep": "1234"},
     "gpus_seen": [],
     "disk_gib": 50.0,
     "shm_gib": 8.0,
@@ -27,42 +27,48 @@ FIT = {
 }
 
 
-def judged(*, resources: dict[str, float] | None = None, offset_s: float = 0.0, **changed: Any) -> dict[str, Any]:
+def reported(*, resources: dict[str, float] | None = None, offset_s: float = 0.0, **changed: Any) -> dict[str, Any]:
     node = NODE | {"Resources": NODE["Resources"] | (resources or {})}
-    return _judged(node, FIT | changed, FIT, offset_s, PreflightConfig(out="s3://b/run", separator="/s"))
+    return report(node, FIT | changed, FIT, offset_s, PreflightConfig(out="s3://b/run", separator="/s"))
 
 
 def test_a_fit_node_has_no_problems() -> None:
-    row = judged(resources={"object_store_memory": 4.0 * 2**30})
+    row = reported(resources={"object_store_memory": 4.0 * 2**30})
     assert (row["problems"], row["notes"]) == ([], [])
     assert (row["cpus"], row["gpus"], row["host"]) == (8.0, 0.0, "host")
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
-        ({"versions": FIT["versions"] | {"ray": "2.59.0"}}, "ray is 2.59.0 there and 2.60.0 here; install the same"),
-        ({"versions": FIT["versions"] | {"torch": None}}, "torch is missing there"),
-        ({"versions": FIT["versions"] | {"ours": "other"}}, "ours is other there"),
-        ({"resources": {"GPU": 2.0}, "gpus_seen": [{"name": "L4", "memory_gib": 22.0}]}, "counts 2 GPUs, torch sees 1"),
-        ({"disk_gib": 1.5}, "1.5 GiB free for temporary files, less than 5; make room"),
-        ({"offset_s": -40.0}, "its clock is -40 s from ours; set it by NTP"),
+        (
+            {"versions": FIT["versions"] | {"ray": "2.59.0"}},
+            "ray must be 2.60.0 as here, got 2.59.0; install the same version",
+        ),
+        ({"versions": FIT["versions"] | {"torch": None}}, "torch must be 2.11.0 as here, got none"),
+        ({"versions": FIT["versions"] | {"clearsep": "other"}}, "clearsep must be 1234 as here, got other"),
+        (
+            {"resources": {"GPU": 2.0}, "gpus_seen": [{"name": "L4", "memory_gib": 22.0}]},
+            "torch must see the 2 GPUs that Ray counts, got 1",
+        ),
+        ({"disk_gib": 1.5}, "free space for temporary files must be at least 5 GiB, got 1.5; make room"),
+        ({"offset_s": -40.0}, "the clock must agree within 5 s, got -40 s; set it by NTP"),
         ({"errors": {"out_ms": "PermissionError: no"}}, "s3://b/run: PermissionError: no"),
         ({"errors": {"separator_rtf": "ValueError: no such folder"}}, "/s: ValueError: no such folder"),
     ],
 )
-def test_a_reason_not_to_begin_says_what_to_change(changed: dict[str, Any], told: str) -> None:
-    (problem,) = judged(**changed)["problems"]
-    assert told in problem
+def test_a_problem_says_what_to_change(changed: dict[str, Any], message: str) -> None:
+    (problem,) = reported(**changed)["problems"]
+    assert message in problem
 
 
-def test_a_small_shared_memory_is_a_note_and_no_reason_to_stop() -> None:
-    row = judged(resources={"object_store_memory": 9.0 * 2**30}, shm_total_gib=0.1)
+def test_a_small_shared_memory_is_a_note_and_no_problem() -> None:
+    row = reported(resources={"object_store_memory": 9.0 * 2**30}, shm_total_gib=0.1)
     assert row["problems"] == []
-    assert "/dev/shm holds 0.1 GiB, Ray's object store may take 9.0" in row["notes"][0]
+    assert "/dev/shm has 0.1 GiB, Ray's object store may need 9.0 GiB" in row["notes"][0]
 
 
-def test_a_machine_looks_at_itself(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> None:
+def test_a_machine_checks_itself(tmp_path: Path, write_checkpoint: Callable[..., Path]) -> None:
     found = probe(out=str(tmp_path / "runs" / "one"), separator=str(write_checkpoint(["dog", "rain"])))
     assert found["errors"] == {}
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
@@ -70,7 +76,7 @@ def test_a_machine_looks_at_itself(tmp_path: Path, write_checkpoint: Callable[..
     assert list((tmp_path / "runs" / "one").iterdir()) == [], "it leaves nothing behind"
 
 
-def test_what_does_not_work_is_an_error_with_its_reason(tmp_path: Path) -> None:
+def test_a_failed_check_is_an_error_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     found = probe(out=str(tmp_path / "file" / "run"), separator=str(tmp_path / "nothing"))
     assert found["errors"].keys() == {"out_ms", "separator_rtf"}
@@ -78,16 +84,16 @@ def test_what_does_not_work_is_an_error_with_its_reason(tmp_path: Path) -> None:
     assert "out_ms" not in found and "separator_rtf" not in found
 
 
-def test_a_folder_that_every_machine_has_for_itself_is_found_out(tmp_path: Path) -> None:
+def test_a_folder_that_machines_do_not_share_is_an_error(tmp_path: Path) -> None:
     error = probe(out=str(tmp_path), marker="written-elsewhere")["errors"]["out_ms"]
-    assert "name a folder that all nodes share, or s3://" in error
+    assert "give a folder that all nodes share, or s3://" in error
     (tmp_path / "written-elsewhere").write_text("")
     assert probe(out=str(tmp_path), marker="written-elsewhere")["errors"] == {}
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with connected(num_cpus=1):
+    with connect(num_cpus=1):
         yield
 
 
@@ -97,16 +103,16 @@ def test_every_node_answers(
 ) -> None:
     folder = write_checkpoint(["dog"])
     monkeypatch.chdir(folder.parent)
-    (row,) = preflight(PreflightConfig(out="run", separator=folder.name))  # nodes are in folders of their own
+    (row,) = preflight(PreflightConfig(out="run", separator=folder.name))  # nodes run in folders of their own
     assert row["problems"] == []
     assert row["separator_rtf"] > 0 and abs(row["clock_offset_s"]) < 1.0
-    assert list((folder.parent / "run").iterdir()) == [], "what was written there is gone"
+    assert list((folder.parent / "run").iterdir()) == [], "the check leaves nothing there"
     (row,) = preflight(PreflightConfig(min_disk_gib=1e6))
     assert "make room" in row["problems"][0]
 
 
 @pytest.mark.slow
-def test_the_command_says_so_and_exits_with_1(tmp_path: Path) -> None:
+def test_the_command_reports_problems_and_exits_with_1(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = subprocess.run(
         [str(COMMAND), "preflight", "--out", str(tmp_path / "file" / "run"), "--json"],
@@ -117,4 +123,4 @@ def test_the_command_says_so_and_exits_with_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     (row,) = json.loads(done.stdout)
     assert str(tmp_path / "file" / "run") in row["problems"][0]
-    assert "do not begin like this" in done.stderr
+    assert "error: the cluster is not ready" in done.stderr

@@ -1,4 +1,4 @@
-"""Connecting to Ray and leaving it: what is still at work when a command is done must not take its end away."""
+"""Leaving Ray: threads that still work when a command is done must not break its end."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ LEAVE = """
 import threading, time
 import ray
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
-from cluster.session import connected
+from cluster.session import connect
 
 end = StreamingExecutor.shutdown
 
@@ -19,7 +19,7 @@ def end_slowly(self, *args, **kwargs):  # as on a machine with much to do
     end(self, *args, **kwargs)
 
 StreamingExecutor.shutdown = end_slowly
-with connected(num_cpus=2):
+with connect(num_cpus=2):
     rows = iter(ray.data.range(64, override_num_blocks=64).map(lambda row: time.sleep(0.1) or row).iter_rows())
     next(rows)
     rows.close()
@@ -30,7 +30,7 @@ print("left in good order")
 
 
 @pytest.mark.slow
-def test_what_reads_a_dataset_is_over_before_ray_is_left() -> None:
+def test_threads_of_a_dataset_end_before_the_connection_does() -> None:
     done = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode, done.stdout) == (0, "left in good order\n"), done.stderr
     assert "after it is shutdown" not in done.stderr

@@ -1,9 +1,10 @@
-"""Commands as jobs of a real Ray cluster that asks for a token; what is sent, followed, stopped and gone on with."""
+"""Commands as jobs of a real Ray cluster that needs a token: submitting, following, stopping and resuming them."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,33 +18,34 @@ from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 
 import clearsep
-from cluster import submit as jobs
-from cluster.cli import _parsed
-from engine.passes import ray_metrics as gauges
+from cluster import jobs, submit
+from cluster.cli import parse_command
+from cluster.packing import is_factory, pack
+from engine.passes import ray_metrics
 from engine.storage.files import read_json
 from tests.support import chaos
 from tests.support.ray_nodes import BIN, StartedCluster
 
-COMMAND = jobs.Command(name="run", arguments=("run.yaml", "-o", "out"), out="out")
+COMMAND = submit.Command(name="run", arguments=("run.yaml", "-o", "out"), out="out")
 
 
 @pytest.mark.parametrize(
-    ("named", "address"),
+    ("given", "address"),
     [
         ("head:8265", "http://head:8265"),
         ("https://head/ray/", "https://head/ray"),
         (None, "http://127.0.0.1:8265"),
     ],
 )
-def test_an_address_is_that_of_the_dashboard(named: str | None, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_is_that_of_the_dashboard(given: str | None, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
-    assert jobs.address_of(named) == address
+    assert jobs.server_address(given) == address
 
 
-@pytest.mark.parametrize("named", ["ray://head:10001", "http://user:secret@head:8265", "file:///tmp"])
-def test_an_address_of_another_kind_is_refused(named: str) -> None:
-    with pytest.raises(ValueError, match=r"dashboard|no password") as caught:
-        jobs.address_of(named)
+@pytest.mark.parametrize("given", ["ray://head:10001", "http://user:secret@head:8265", "file:///tmp"])
+def test_an_address_of_another_kind_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=r"give that of the cluster's dashboard|must hold no password") as caught:
+        jobs.server_address(given)
     assert "secret" not in str(caught.value)
 
 
@@ -59,48 +61,48 @@ def test_an_address_of_another_kind_is_refused(named: str) -> None:
         ("https://ray.example.org", "token", []),
     ],
 )
-def test_an_address_elsewhere_without_token_or_tls_is_warned_of(
+def test_another_machines_address_without_token_or_tls_is_a_warning(
     address: str, mode: str | None, reasons: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     if mode:
         monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    told = jobs.exposure(address) or ""
-    assert [reason for reason in ("run code on the cluster", "not encrypted") if reason in told] == reasons
+    warning = jobs.exposure_warning(address) or ""
+    assert [reason for reason in ("run code on the cluster", "not encrypted") if reason in warning] == reasons
 
 
-def test_on_this_machine_a_job_runs_where_its_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_this_machine_a_job_runs_in_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "it's here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    line = jobs.entrypoint(COMMAND, COMMAND.arguments, jobs.JobConfig(preflight=False), here=True)
-    place, _ = line.split(" && ")
-    assert subprocess.check_output(["sh", "-c", f"{place} && pwd"], text=True).strip() == str(folder)
+    line = submit.entrypoint(COMMAND, COMMAND.arguments, submit.JobConfig(preflight=False), here=True)
+    cd, _ = line.split(" && ")
+    assert subprocess.check_output(["sh", "-c", f"{cd} && pwd"], text=True).strip() == str(folder)
     assert line.endswith(f"exec {sys.executable} -P -m clearsep run run.yaml -o out")
 
 
-def test_elsewhere_it_runs_in_its_own_folder_with_the_nodes_python() -> None:
-    asked = jobs.Command(name="separate-corpus", arguments=("a.csv",), out="s3://b/it's", separator="/s")
-    line = jobs.entrypoint(asked, asked.arguments, jobs.JobConfig(), here=False)
+def test_on_another_machine_a_job_runs_in_its_own_folder_with_the_nodes_python() -> None:
+    command = submit.Command(name="separate-corpus", arguments=("a.csv",), out="s3://b/it's", separator="/s")
+    line = submit.entrypoint(command, command.arguments, submit.JobConfig(), here=False)
     first, second = line.split(" && ")
     assert first == """python -P -m clearsep preflight '--out=s3://b/it'"'"'s' --separator=/s"""
     assert second == "exec python -P -m clearsep separate-corpus a.csv"
 
 
-def test_elsewhere_results_must_not_lie_in_the_jobs_own_folder() -> None:
-    with pytest.raises(ValueError, match=r"out would lie in the job's own folder .* s3:// address"):
-        jobs.check_paths(COMMAND, here=False)
-    jobs.check_paths(COMMAND, here=True)
+def test_results_must_not_go_to_the_jobs_own_folder_on_another_machine() -> None:
+    with pytest.raises(ValueError, match=r"-o must be an s3:// address or an absolute path, got out .* give a bucket"):
+        submit.check_paths(COMMAND, here=False)
+    submit.check_paths(COMMAND, here=True)
     for out in ("s3://bucket/run", "/shared/run"):
-        jobs.check_paths(jobs.Command(name="run", arguments=(), out=out), here=False)
+        submit.check_paths(submit.Command(name="run", arguments=(), out=out), here=False)
 
 
-def test_what_is_sent_runs_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_jobs_folder_runs_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = tmp_path / "my run.yaml"
     settings.write_text("steps: 1\n")
     folder = tmp_path / "sent"
     folder.mkdir()
-    sent = jobs.pack(folder, [str(settings), "-o", "s3://b/run", "--set", "a=b.yaml"], here=False)
+    sent = pack(folder, [str(settings), "-o", "s3://b/run", "--set", "a=b.yaml"], here=False)
     assert sent == ["settings-0-my run.yaml", "-o", "s3://b/run", "--set", "a=b.yaml"]
     assert (folder / sent[0]).read_text() == "steps: 1\n"
     assert list(folder.rglob("__pycache__")) == []
@@ -109,7 +111,7 @@ def test_what_is_sent_runs_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
             sys.executable,
             "-P",
             "-c",
-            "import clearsep, tune.loop, cluster.submit as s; print(clearsep.__file__, s.__file__)",
+            "import clearsep, tune.run, cluster.submit as s; print(clearsep.__file__, s.__file__)",
         ],
         env=os.environ | {"PYTHONPATH": str(folder)},
         capture_output=True,
@@ -119,10 +121,32 @@ def test_what_is_sent_runs_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.stdout.split() == [str(folder / "clearsep.py"), str(folder / "cluster" / "submit.py")], found.stderr
 
 
-def test_dependencies_are_pinned_to_what_is_here() -> None:
+def test_a_separator_of_the_users_own_is_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its top-level package or file, whether an option or a YAML file names it; installed modules are not."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "models.py").write_text("def half(device): ...\n")
+    (tmp_path / "single.py").write_text("def half(device): ...\n")
+    (tmp_path / "run.yaml").write_text("corpus: natural.csv\nseparator: single:half\n")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "job"
+    for arguments in (
+        ["--separator", "mine.models:half", "numpy.random:rand"],
+        ["run.yaml", "--set", "a=mine.models:b"],
+    ):
+        folder.mkdir()
+        pack(folder, arguments, here=True)
+        assert (folder / "mine" / "models.py").is_file()
+        assert (folder / "single.py").is_file() == ("run.yaml" in arguments)
+        assert not (folder / "numpy").exists()
+        shutil.rmtree(folder)
+    names = ("mine.models:half", "single:half", "s3://bucket/x", "/folder/a", "http://head:8265", "C:/x")
+    assert [is_factory(name) for name in names] == [True, True, False, False, False, False]
+
+
+def test_dependencies_are_pinned_to_the_local_versions() -> None:
     import torch
 
-    pinned = dict(line.split("==") for line in jobs.requirements())
+    pinned = dict(line.split("==") for line in submit.requirements())
     assert pinned["torch"] == torch.__version__.partition("+")[0]
     assert {"torchaudio", "pyarrow", "boto3", "numpy"} <= pinned.keys()
     assert not {"ray", "pytest", "transformers"} & pinned.keys()
@@ -132,47 +156,57 @@ def test_dependencies_are_pinned_to_what_is_here() -> None:
     ("status", "driver", "code"),
     [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("FAILED", -9, 247), ("STOPPED", -15, 143)],
 )
-def test_a_jobs_exit_code_is_its_commands(status: str, driver: int | None, code: int) -> None:
+def test_the_exit_code_of_a_job_is_that_of_its_command(status: str, driver: int | None, code: int) -> None:
     info = JobDetails(type=JobType.SUBMISSION, entrypoint="x", status=JobStatus(status), driver_exit_code=driver)
     assert jobs.exit_code(info) == code
 
 
-def test_a_commands_arguments_are_read_before_it_is_sent() -> None:
-    asked = _parsed(clearsep.app, "distil", ["-o", "s3://b/d", "--from", "s3://b/s", "--set", "distil.steps=3"])
-    assert (asked.out, asked.separator) == ("s3://b/d", "s3://b/s")
-    assert _parsed(clearsep.app, "distil", ["-o", "d", "--from", "scratch"]).separator is None
-    assert _parsed(clearsep.app, "demo", []).out == "runs/demo"
+def test_the_arguments_of_a_command_are_parsed_before_it_is_sent() -> None:
+    app = clearsep.command_line()
+    command = parse_command(app, "distil", ["-o", "s3://b/d", "--from", "s3://b/s", "--set", "distil.steps=3"])
+    assert (command.out, command.separator) == ("s3://b/d", "s3://b/s")
+    assert parse_command(app, "distil", ["-o", "d", "--from", "scratch"]).separator is None
+    assert parse_command(app, "demo", []).out == "runs/demo"
+    assert parse_command(app, "run", ["laptop", "-o", "r", "--set", "separator=mine:half"]).separator == "mine:half"
 
 
-def say(*words: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """What ``clearsep`` answers."""
+def clearsep_command(
+    *words: object, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``clearsep`` in a process of its own."""
     command = [str(BIN / "clearsep"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, timeout=500, check=False)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["submit", "evaluate", "x"], "evaluate is not submitted"),
-        (["submit", "run", "laptop", "-o", "x", "--address", "auto"], "give --address before"),
+        (
+            ["submit", "evaluate", "x"],
+            "a submitted command must be one of demo, run, tune, separate-corpus, distil, got evaluate",
+        ),
+        (["submit", "run", "laptop", "-o", "x", "--address", "auto"], "--address must come before the command's name"),
         (["submit", "run", "laptop", "--sett", "a=b", "-o", "x"], "--sett"),
-        (["submit", "--env", "NO_SUCH_NAME", "run", "laptop", "-o", "x"], "NO_SUCH_NAME is not set here"),
-        (["submit", "--metadata", "x", "run", "laptop", "-o", "x"], "KEY=VALUE"),
-        (["submit", "--cpus", "-1", "run", "laptop", "-o", "x"], "num_cpus is -1"),
+        (
+            ["submit", "--env", "NO_SUCH_NAME", "run", "laptop", "-o", "x"],
+            "environment variable NO_SUCH_NAME must be set",
+        ),
+        (["submit", "--metadata", "x", "run", "laptop", "-o", "x"], "--metadata must be KEY=VALUE, got 'x'"),
+        (["submit", "--cpus", "-1", "run", "laptop", "-o", "x"], "num_cpus must be at least 0, got -1"),
     ],
 )
-def test_a_wrong_command_line_is_told_before_anything_is_sent(words: list[str], told: str) -> None:
-    said = say(*words, env=os.environ | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"})
-    assert said.returncode == 2
-    assert told in said.stderr
-    assert "Traceback" not in said.stderr
+def test_a_wrong_command_line_is_refused_before_anything_is_sent(words: list[str], message: str) -> None:
+    done = clearsep_command(*words, env=os.environ | {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"})
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_a_cluster_that_is_not_there_is_said_so() -> None:
-    said = say("submit", "--address", "http://127.0.0.1:1", "run", "laptop", "-o", "x")
-    assert said.returncode == 1
-    assert said.stderr.startswith("error: no Ray cluster answers at http://127.0.0.1:1; start one")
-    assert "Traceback" not in said.stderr
+def test_a_missing_cluster_is_an_error() -> None:
+    done = clearsep_command("submit", "--address", "http://127.0.0.1:1", "run", "laptop", "-o", "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot reach a Ray cluster at http://127.0.0.1:1 (no answer); start one")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -189,50 +223,50 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 def cli(ray_cluster: StartedCluster, tmp_path: Path) -> Cli:
     """``clearsep`` with the cluster's token, in a folder of the test's own."""
     env = ray_cluster.env | {"RAY_API_SERVER_ADDRESS": ray_cluster.address}
-    return lambda *words, more=None: say(*words, env=env | (more or {}), cwd=tmp_path)
+    return lambda *words, more=None: clearsep_command(*words, env=env | (more or {}), cwd=tmp_path)
 
 
-def shown(said: subprocess.CompletedProcess[str]) -> Any:
-    assert said.returncode == 0, said.stderr
-    return json.loads(said.stdout)
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.slow
-def test_without_the_token_nothing_is_let_in(ray_cluster: StartedCluster, cli: Cli) -> None:
+def test_the_token_is_needed(ray_cluster: StartedCluster, cli: Cli) -> None:
     for other in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_TOKEN": "0" * 64}):
-        said = cli("submit", "run", "laptop", "-o", "x", more=other)
-        assert said.returncode == 2, said.stderr
-        assert "did not accept the token: set RAY_AUTH_MODE=token" in said.stderr
-        assert ray_cluster.token not in said.stderr + said.stdout
+        done = cli("submit", "run", "laptop", "-o", "x", more=other)
+        assert done.returncode == 2, done.stderr
+        assert "(it refused the token); set RAY_AUTH_MODE=token" in done.stderr
+        assert ray_cluster.token not in done.stderr + done.stdout
 
 
 @pytest.mark.slow
-def test_the_jobs_exit_code_and_words_are_the_commands(cli: Cli) -> None:
-    said = cli("submit", "--no-preflight", "--metadata", "team=birds", "run", "no-such-recipe", "-o", "out")
-    assert said.returncode == 2, said.stderr
-    assert "no-such-recipe" in said.stdout
-    assert said.stderr.splitlines()[-1].endswith("failed: Job entrypoint command failed with exit code 2")
-    (job,) = [job for job in shown(cli("jobs", "list", "--json")) if job["metadata"].get("team") == "birds"]
+def test_the_jobs_exit_code_and_log_are_the_commands(cli: Cli) -> None:
+    done = cli("submit", "--no-preflight", "--metadata", "team=birds", "run", "no-such-recipe", "-o", "out")
+    assert done.returncode == 2, done.stderr
+    assert "no-such-recipe" in done.stdout
+    assert done.stderr.splitlines()[-1].endswith("failed: Job entrypoint command failed with exit code 2")
+    (job,) = [job for job in document(cli("jobs", "list", "--json")) if job["metadata"].get("team") == "birds"]
     assert (job["status"], job["exit_code"], job["command"], job["out"]) == ("FAILED", 2, "run", "out")
-    assert shown(cli("jobs", "status", job["job"], "--json"))["exit_code"] == 2
+    assert document(cli("jobs", "status", job["job"], "--json"))["exit_code"] == 2
     assert "no-such-recipe" in cli("jobs", "logs", job["job"]).stdout
     unknown = cli("jobs", "status", "clearsep-none")
-    assert (unknown.returncode, "knows no job clearsep-none" in unknown.stderr) == (2, True), unknown.stderr
+    assert (unknown.returncode, "there is no job clearsep-none" in unknown.stderr) == (2, True), unknown.stderr
 
 
 @pytest.mark.slow
-def test_a_node_that_is_not_fit_keeps_the_command_from_beginning(cli: Cli, tmp_path: Path) -> None:
+def test_a_node_with_a_problem_keeps_the_command_from_starting(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("a file where a folder should be")
-    said = cli("submit", "run", "laptop", "-o", "out/run")
-    assert said.returncode == 1
-    assert "do not begin like this" in said.stdout
-    assert "Error" in said.stdout
-    assert "corpus" not in said.stdout  # which `run` would have asked for
+    done = cli("submit", "run", "laptop", "-o", "out/run")
+    assert done.returncode == 1
+    assert "the cluster is not ready" in done.stdout
+    assert "Error" in done.stdout
+    assert "corpus" not in done.stdout  # `run` would have complained about it
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_stopped_job_is_gone_on_with_by_the_same_line(ray_cluster: StartedCluster, cli: Cli, tmp_path: Path) -> None:
+def test_the_same_command_resumes_a_stopped_job(ray_cluster: StartedCluster, cli: Cli, tmp_path: Path) -> None:
     chaos.write_inputs(tmp_path / "inputs")
     settings = yaml.safe_load((tmp_path / "inputs" / "run.yaml").read_text())
     settings = json.loads(json.dumps(settings).replace(f"{tmp_path}/", ""))  # relative to where the user is
@@ -247,32 +281,34 @@ def test_a_stopped_job_is_gone_on_with_by_the_same_line(ray_cluster: StartedClus
     job = first.stdout.strip()
     again = cli(*words, "--no-wait", *run, more=secret)
     assert again.stdout.strip() == job
-    assert "at work there already" in again.stderr
+    assert "already running as job" in again.stderr
 
     until = time.monotonic() + 300
     while not (tmp_path / "out" / "iterations" / "1" / "stems" / "pass.json").exists():
         assert time.monotonic() < until, cli("jobs", "logs", job).stdout
         time.sleep(0.2)
-    stopped = shown(cli("jobs", "stop", job, "--json"))
+    stopped = document(cli("jobs", "stop", job, "--json"))
     assert (stopped["status"], stopped["exit_code"]) == ("STOPPED", 143)
     assert not (tmp_path / "out" / "summary.json").exists() or len(read_json(tmp_path / "out" / "summary.json")) < 3
     seed = (tmp_path / "out" / "iterations" / "0" / "separator" / "weights.safetensors").stat().st_mtime_ns
 
-    goes_on = cli(*words, "--no-wait", *run, more=secret).stdout.strip()
+    resumed = cli(*words, "--no-wait", *run, more=secret).stdout.strip()
     metrics = ray_cluster.metrics_until(
-        lambda: shown(cli("jobs", "status", goes_on, "--json"))["exit_code"] is not None
+        lambda: document(cli("jobs", "status", resumed, "--json"))["exit_code"] is not None
     )
-    done = cli("jobs", "logs", "--follow", goes_on)
+    done = cli("jobs", "logs", "--follow", resumed)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "iteration 2" in done.stdout
     assert (tmp_path / "out" / "iterations" / "0" / "separator" / "weights.safetensors").stat().st_mtime_ns == seed
     entries = read_json(tmp_path / "out" / "summary.json")["iterations"]
     assert [entry["iteration"] for entry in entries] == [0, 1, 2]
 
-    assert {name for name in gauges.COUNTERS if metrics.get(f"ray_{name}_total", 0.0) > 0} == gauges.COUNTERS.keys()
-    on_cpu = gauges.GAUGES.keys() - {"clearsep_vram_bytes"}
-    assert {name for name in gauges.GAUGES if f"ray_{name}" in metrics} == on_cpu
+    assert {
+        name for name in ray_metrics.COUNTERS if metrics.get(f"ray_{name}_total", 0.0) > 0
+    } == ray_metrics.COUNTERS.keys()
+    on_cpu = ray_metrics.GAUGES.keys() - {"clearsep_vram_bytes"}
+    assert {name for name in ray_metrics.GAUGES if f"ray_{name}" in metrics} == on_cpu
 
-    told = cli("jobs", "list", "--json").stdout + done.stdout + done.stderr + cli("jobs", "logs", job).stdout
-    assert ray_cluster.token not in told
-    assert "hidden-value" not in told
+    printed = cli("jobs", "list", "--json").stdout + done.stdout + done.stderr + cli("jobs", "logs", job).stdout
+    assert ray_cluster.token not in printed
+    assert "hidden-value" not in printed

@@ -1,38 +1,41 @@
-"""The command line as a user meets it: help, JSON alone on standard output, one line for an error, exit codes."""
+"""The command line as a user sees it: help, nothing but JSON on standard output, one line per error, exit codes."""
 
 from __future__ import annotations
 
 import json
-import os
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 import clearsep
+from engine.cli.console import show_progress
 from engine.schema import SCORES
 from engine.selection.tracks import read_tracks
+from tests.support.command import Cli, spawn
 
 RATE_HZ = 8000
 LABELS = ("bell", "dog", "rain")
-COMMAND = Path(sys.executable).parent / "clearsep"
 PROMISES = {
-    "demo": "Synthesise a corpus, train a seed on little of it, run two iterations",
+    "demo": "Synthesise a corpus, train a seed on little of it, run two iterations and report the gain",
     "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
     "tune": "Search for the schedule of thresholds that gives the best separator",
-    "separate-corpus": "One engine pass: every stem of every clip, scored",
-    "filter": "Decide again from stored scores which stems become tracks",
+    "separate-corpus": "Run one engine pass: separate and score every clip",
+    "plan": "Predict hours, bytes and failures of a pass from a sample",
+    "filter": "Select tracks again from stored scores, with other thresholds",
     "calibrate": "Calibrate the estimate of a stem's SI-SDR on mixtures",
-    "distil": "Train a separator from tracks and single-source clips",
+    "distil": "Train a separator on tracks and single-source clips",
     "evaluate": "Measure a separator on seeded mixtures of single-source clips",
-    "score": "Score the stems of a mixture, and say what each rule of a gate says",
-    "inspect": "Say what is in a run, a pass",
+    "score": "Score the stems of a mixture and apply thresholds to them",
+    "failures": "List failures: first the reasons with their counts",
+    "inspect": "Show the contents of a run, a pass",
+    "settings": "List settings with type, range, default and meaning",
+    "preflight": "Check every node of a cluster before a long job",
 }
 GOOD = {
     "re_sdr_db": 20.0,
@@ -42,65 +45,6 @@ GOOD = {
     "coherence_fraction": 0.1,
 }
 Write = Callable[..., Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Said:
-    """What a command answered."""
-
-    code: int
-    out: str
-    err: str
-
-    def document(self) -> Any:
-        """The one JSON document on standard output; nothing stands before or after it."""
-        assert self.code == 0, self.err
-        return json.loads(self.out)
-
-    def error(self) -> str:
-        """The one line of an error in the command or its input."""
-        assert (self.code, self.out) == (2, "")
-        (line,) = self.err.splitlines()
-        assert line.startswith("error: ")
-        assert "Traceback" not in line
-        return line
-
-
-Cli = Callable[..., Said]
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Runs the entry point in this process, as on a wide terminal unless told otherwise."""
-
-    def call(*words: object, columns: int = 1000) -> Said:
-        monkeypatch.setenv("COLUMNS", str(columns))
-        monkeypatch.setenv("NO_COLOR", "1")
-        monkeypatch.setattr(sys, "argv", ["clearsep", *map(str, words)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            clearsep.main()
-        except SystemExit as left:
-            code = left.code or 0
-        said = capsys.readouterr()
-        assert isinstance(code, int)
-        return Said(code=code, out=said.out, err=said.err)
-
-    return call
-
-
-def spawn(*words: object) -> Said:
-    """Runs the installed command in a process of its own, its output a pipe."""
-    done = subprocess.run(
-        [COMMAND, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env=os.environ | {"NO_COLOR": "1"},
-    )
-    return Said(code=done.returncode, out=done.stdout, err=done.stderr)
 
 
 def tone(hz: float, *, gain: float = 0.3, duration_s: float = 0.5) -> np.ndarray:
@@ -142,62 +86,69 @@ def mixed(tmp_path: Path) -> tuple[Path, Path, Path]:
 # Help.
 
 
-def test_help_says_what_the_tool_does_and_lists_every_command(cli: Cli) -> None:
-    said = cli("--help")
-    assert said.code == 0
-    assert "Turn natural recordings into clean separated tracks and a better separator" in said.out
-    assert "Exit codes: 0 done, 1 failed on the way" in said.out
+def test_help_describes_the_tool_and_lists_every_command(cli: Cli) -> None:
+    outcome = cli("--help")
+    assert outcome.code == 0
+    assert "Turn natural recordings into clean separated tracks and a better separator" in outcome.out
+    assert "Exit codes: 0 done, 1 failed (finished work is kept)" in outcome.out
     for name, promise in PROMISES.items():
-        assert f" {name} " in said.out
-        assert promise in said.out
+        assert f" {name} " in outcome.out
+        assert promise in outcome.out
 
 
 def test_every_command_is_tested_here() -> None:
-    names = {command.name or str(command.callback.__name__) for command in clearsep.app.registered_commands}
-    assert names >= set(PROMISES)
+    commands = clearsep.command_line().registered_commands
+    assert {command.name or str(command.callback.__name__) for command in commands} == {*PROMISES, "submit"}
 
 
 @pytest.mark.parametrize("command", PROMISES)
-def test_help_of_a_command_says_what_it_does_and_all_its_options(cli: Cli, command: str) -> None:
-    said = cli(command, "--help")
-    assert said.code == 0
-    assert PROMISES[command] in said.out
-    assert "--json" in said.out
-    assert "Print the result as JSON and nothing else" in said.out
+def test_help_of_a_command_describes_it_and_its_options(cli: Cli, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    assert PROMISES[command] in outcome.out
+    assert "--json" in outcome.out
+    assert "Print the result as JSON and nothing else" in outcome.out
 
 
-def test_nothing_at_all_shows_the_help(cli: Cli) -> None:
-    said = cli()
-    assert "Turn natural recordings" in said.out + said.err
+def test_no_command_shows_the_help(cli: Cli) -> None:
+    outcome = cli()
+    assert "Turn natural recordings" in outcome.out + outcome.err
 
 
 def test_help_in_a_process_of_its_own() -> None:
-    said = spawn("--help")
-    assert (said.code, said.err) == (0, "")
-    assert "separate-corpus" in said.out
+    outcome = spawn("--help")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "separate-corpus" in outcome.out
 
 
 def test_help_loads_neither_torch_nor_ray() -> None:
     """Both take seconds, and a user asks for help often."""
-    code = "import sys, clearsep; print([name for name in ('torch', 'ray', 'pyarrow') if name in sys.modules])"
+    code = """if True:
+        import sys, clearsep
+        sys.argv = ["clearsep", "run", "--help"]
+        try:
+            clearsep.main()
+        except SystemExit:
+            print([name for name in ("torch", "ray", "pyarrow") if name in sys.modules])
+        """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
-# What is no command.
+# Wrong command lines.
 
 
 def test_an_unknown_command_exits_2() -> None:
-    said = spawn("seperate")
-    assert (said.code, said.out) == (2, "")
-    assert "No such command 'seperate'" in said.err
-    assert "Traceback" not in said.err
+    outcome = spawn("seperate")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "No such command 'seperate'" in outcome.err
+    assert "Traceback" not in outcome.err
 
 
 @pytest.mark.parametrize(
     ("words", "missing"),
     [
-        (["evaluate", "--clips", "clips.csv"], "CHECKPOINT"),
+        (["evaluate", "--clips", "clips.csv"], "SEPARATOR"),
         (["evaluate", "separator"], "--clips"),
         (["filter", "pass"], "--out"),
         (["run", "laptop"], "--out"),
@@ -208,9 +159,9 @@ def test_an_unknown_command_exits_2() -> None:
     ],
 )
 def test_a_wrong_command_line_exits_2_and_names_what_is_wrong(cli: Cli, words: list[str], missing: str) -> None:
-    said = cli(*words)
-    assert (said.code, said.out) == (2, "")
-    assert missing.lower() in said.err.lower()
+    outcome = cli(*words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert missing.lower() in outcome.err.lower()
 
 
 # evaluate.
@@ -251,10 +202,13 @@ def test_evaluate_reads_a_published_list(cli: Cli, clips: Path, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--clips", "c.csv", "--list", "l.csv", "--audio", "."], "either --clips, or --list with --audio"),
-        (["--list", "l.csv"], "either --clips, or --list with --audio"),
-        (["--clips", "c.csv", "--audio", "."], "either --clips, or --list with --audio"),
-        (["--list", "l.csv", "--audio", ".", "--num-mixtures", 3], "--num-mixtures and --num-sources go with --clips"),
+        (["--clips", "c.csv", "--list", "l.csv", "--audio", "."], "must have either --clips, or --list with --audio"),
+        (["--list", "l.csv"], "must have either --clips, or --list with --audio"),
+        (["--clips", "c.csv", "--audio", "."], "must have either --clips, or --list with --audio"),
+        (
+            ["--list", "l.csv", "--audio", ".", "--num-mixtures", 3],
+            "leave out --folds, --num-mixtures and --num-sources",
+        ),
         (["--list", "nowhere.csv", "--audio", "."], "nowhere.csv"),
     ],
 )
@@ -263,21 +217,23 @@ def test_evaluate_takes_clips_or_a_list(cli: Cli, words: list[object], reason: s
 
 
 def test_evaluate_shows_a_table(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
-    said = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--num-mixtures", 2)
-    assert (said.code, said.err) == (0, "")
-    assert "2 mixtures" in said.out
-    assert all(column in said.out for column in ("BSS SDRi dB", "SI-SDRi dB", "absent dB", "all, median", "all, 95 %"))
+    outcome = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--num-mixtures", 2)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "2 mixtures" in outcome.out
+    assert all(
+        column in outcome.out for column in ("BSS SDRi dB", "SI-SDRi dB", "absent dB", "all, median", "all, 95 %")
+    )
 
 
 def test_evaluate_names_a_label_that_the_separator_does_not_know(
     cli: Cli, clips: Path, write_checkpoint: Write
 ) -> None:
-    said = cli("evaluate", write_checkpoint(("bell", "dog", "rainfall")), "--clips", clips, "--json")
-    assert "does not know 'rain'; did you mean 'rainfall'?" in said.error()
+    outcome = cli("evaluate", write_checkpoint(("bell", "dog", "rainfall")), "--clips", clips, "--json")
+    assert "there is no label 'rain' in the separator; did you mean 'rainfall'?" in outcome.error()
 
 
 def test_evaluate_of_a_folder_that_is_no_checkpoint(cli: Cli, clips: Path, tmp_path: Path) -> None:
-    assert "holds no separator" in cli("evaluate", tmp_path, "--clips", clips).error()
+    assert "there is no separator in" in cli("evaluate", tmp_path, "--clips", clips).error()
 
 
 def test_evaluate_of_damaged_weights(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
@@ -288,13 +244,13 @@ def test_evaluate_of_damaged_weights(cli: Cli, clips: Path, write_checkpoint: Wr
 
 
 def test_evaluate_of_clips_that_are_not_there(cli: Cli, tmp_path: Path, write_checkpoint: Write) -> None:
-    said = cli("evaluate", write_checkpoint(LABELS), "--clips", tmp_path / "nowhere.csv")
-    assert "nowhere.csv" in said.error()
+    outcome = cli("evaluate", write_checkpoint(LABELS), "--clips", tmp_path / "nowhere.csv")
+    assert "nowhere.csv" in outcome.error()
 
 
 def test_evaluate_of_a_fold_that_is_not_there(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
-    said = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--folds", 7)
-    assert "has folds [1, 2]" in said.error()
+    outcome = cli("evaluate", write_checkpoint(LABELS), "--clips", clips, "--folds", 7)
+    assert "folds must include one of [1, 2], got [7]" in outcome.error()
 
 
 def test_evaluate_of_a_clip_that_is_missing(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
@@ -333,25 +289,25 @@ def test_filter_again_with_other_thresholds_replaces_the_selection(
 
 
 def test_filter_shows_a_table(cli: Cli, finished_pass: Path, tmp_path: Path) -> None:
-    said = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr_db=15")
-    assert (said.code, said.err) == (0, "")
-    assert "3 stems" in said.out
-    assert "rejected by min_re_sdr_db" in said.out
+    outcome = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr_db=15")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "3 stems" in outcome.out
+    assert "rejected by min_re_sdr_db" in outcome.out
 
 
 def test_filter_names_the_nearest_threshold(cli: Cli, finished_pass: Path, tmp_path: Path) -> None:
-    said = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr=15", "--json")
-    assert "there is no setting min_re_sdr; did you mean 'min_re_sdr_db'?" in said.error()
+    outcome = cli("filter", finished_pass, "-o", tmp_path / "tracks", "--set", "min_re_sdr=15", "--json")
+    assert "there is no setting min_re_sdr; did you mean 'min_re_sdr_db'?" in outcome.error()
     assert not (tmp_path / "tracks").exists()
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("min_re_sdr_db=high", "min_re_sdr_db: "),
-        ("min_re_sdr_db", "--set takes key=value"),
-        ("min_re_sdr_db=.nan", "give a finite number"),
-        ("min_re_sdr_db=[1", "min_re_sdr_db"),
+        ("min_re_sdr_db=high", "min_re_sdr_db must be "),
+        ("min_re_sdr_db", "--set must be key=value, got 'min_re_sdr_db'"),
+        ("min_re_sdr_db=.nan", "must be "),
+        ("min_re_sdr_db=[1", "--set must have a YAML value, got 'min_re_sdr_db=[1'"),
     ],
 )
 def test_filter_by_what_is_no_threshold(
@@ -361,7 +317,7 @@ def test_filter_by_what_is_no_threshold(
 
 
 def test_filter_of_what_is_no_pass(cli: Cli, tmp_path: Path) -> None:
-    assert "is not a finished pass" in cli("filter", tmp_path / "nowhere", "-o", tmp_path / "tracks").error()
+    assert "(the pass is not finished)" in cli("filter", tmp_path / "nowhere", "-o", tmp_path / "tracks").error()
     assert not (tmp_path / "tracks").exists()
 
 
@@ -391,7 +347,7 @@ def test_score_rejects_by_thresholds_and_takes_labels(cli: Cli, mixed: tuple[Pat
 
 
 def test_score_of_half_the_mixture_in_every_stem(cli: Cli, mixed: tuple[Path, ...], tmp_path: Path) -> None:
-    """Remix scores are perfect; coherence sees it."""
+    """Remix scores are perfect; coherence detects it."""
     half_T, halves = 0.5 * soundfile.read(mixed[0], dtype="float32")[0], [tmp_path / "a.wav", tmp_path / "b.wav"]
     for path in halves:
         soundfile.write(path, half_T, RATE_HZ, subtype="FLOAT")
@@ -407,10 +363,10 @@ def test_score_of_one_stem_has_no_coherence(cli: Cli, mixed: tuple[Path, ...]) -
 
 
 def test_score_shows_a_table(cli: Cli, mixed: tuple[Path, ...]) -> None:
-    said = cli("score", *mixed, "--set", "min_stem_level_db=-5")
-    assert (said.code, said.err) == (0, "")
-    assert "no: min_stem_level_db" in said.out
-    assert "remix_snr_db" in said.out
+    outcome = cli("score", *mixed, "--set", "min_stem_level_db=-5")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "no: min_stem_level_db" in outcome.out
+    assert "remix_snr_db" in outcome.out
 
 
 @pytest.mark.parametrize("labels", ["dog", "dog,dog", "dog,rain,wind", "dog,rain,rain"])
@@ -426,8 +382,8 @@ def test_score_of_a_file_that_is_missing_or_no_audio(cli: Cli, mixed: tuple[Path
 
 
 def test_score_names_the_nearest_threshold(cli: Cli, mixed: tuple[Path, ...]) -> None:
-    said = cli("score", *mixed, "--set", "min_remix_sdr_db=5")
-    assert "there is no setting min_remix_sdr_db; did you mean 'min_remix_snr_db'?" in said.error()
+    outcome = cli("score", *mixed, "--set", "min_remix_sdr_db=5")
+    assert "there is no setting min_remix_sdr_db; did you mean 'min_remix_snr_db'?" in outcome.error()
 
 
 # inspect.
@@ -437,7 +393,7 @@ def test_inspect_prints_one_json_document(
     cli: Cli, finished_pass: Path, clips: Path, write_checkpoint: Write, tmp_path: Path
 ) -> None:
     cli("filter", finished_pass, "-o", tmp_path / "tracks")
-    shard = finished_pass / "stems" / "part-000000-0000.parquet"
+    shard = finished_pass / "stems" / "shard-000000-0000.parquet"
     things = {
         "pass": finished_pass,
         "tracks": tmp_path / "tracks",
@@ -447,16 +403,16 @@ def test_inspect_prints_one_json_document(
     }
     for kind, path in things.items():
         assert cli("inspect", path, "--json").document()["kind"] == kind
-        said = cli("inspect", path)
-        assert (said.code, said.err) == (0, "")
-        assert said.out.strip()
+        outcome = cli("inspect", path)
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out.strip()
 
 
 def test_inspect_of_nothing_in_a_process_of_its_own(tmp_path: Path) -> None:
-    said = spawn("inspect", tmp_path / "nowhere", "--json")
-    assert (said.code, said.out) == (2, "")
-    assert said.err.startswith("error: ")
-    assert "Traceback" not in said.err
+    outcome = spawn("inspect", tmp_path / "nowhere", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("error: ")
+    assert "Traceback" not in outcome.err
 
 
 # run, separate-corpus and distil check their settings before anything is started.
@@ -467,28 +423,28 @@ def test_run_names_the_nearest_recipe_and_setting(cli: Cli, tmp_path: Path) -> N
     assert "did you mean 'laptop'?" in cli("run", "labtop", *out).error()
     words = ["--set", "corpus=a.csv", "--set", "clean=b.csv", "--set", "distil.step=4"]
     assert "there is no setting distil.step; did you mean 'steps'?" in cli("run", "laptop", *out, *words).error()
-    assert "corpus is missing" in cli("run", "laptop", *out).error()
+    assert "corpus must be set" in cli("run", "laptop", *out).error()
     assert not (tmp_path / "run").exists()
 
 
 def test_run_of_a_file_that_is_not_yaml(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("corpus: [1, 2\nclean: x")
-    assert "run.yaml is not YAML" in cli("run", tmp_path / "run.yaml", "-o", tmp_path / "run").error()
+    assert "run.yaml as YAML" in cli("run", tmp_path / "run.yaml", "-o", tmp_path / "run").error()
 
 
 def test_separate_corpus_names_what_is_wrong(cli: Cli, tmp_path: Path, write_checkpoint: Write) -> None:
     out = ["--separator", write_checkpoint(LABELS), "-o", tmp_path / "pass"]
     assert "nowhere.csv" in cli("separate-corpus", tmp_path / "nowhere.csv", *out).error()
-    said = cli("separate-corpus", tmp_path / "nowhere.csv", *out, "--set", "clip=5")
-    assert "there is no setting clip; did you mean 'clip_s'?" in said.error()
+    outcome = cli("separate-corpus", tmp_path / "nowhere.csv", *out, "--set", "clip=5")
+    assert "there is no setting clip; did you mean 'clip_s'?" in outcome.error()
     assert not (tmp_path / "pass").exists()
 
 
 def test_distil_names_what_is_wrong(cli: Cli, tmp_path: Path) -> None:
     out = ["-o", tmp_path / "student", "--from", "scratch"]
-    assert "nothing to learn from" in cli("distil", *out).error()
-    said = cli("distil", *out, "--clean", "clips.csv", "--set", "distil.lerning_rate=1")
-    assert "there is no setting distil.lerning_rate; did you mean 'learning_rate'?" in said.error()
+    assert "training data must have clean clips or tracks, got neither" in cli("distil", *out).error()
+    outcome = cli("distil", *out, "--clean", "clips.csv", "--set", "distil.lerning_rate=1")
+    assert "there is no setting distil.lerning_rate; did you mean 'learning_rate'?" in outcome.error()
 
 
 # Errors.
@@ -498,3 +454,21 @@ def test_an_error_is_one_line_on_a_narrow_terminal_too(cli: Cli, tmp_path: Path)
     """A script that reads the last line of standard error gets all of it, and a path can be copied."""
     path = tmp_path / "a folder with a long name" / "and another in it whose name is long as well" / "nowhere.csv"
     assert str(path) in cli("inspect", path, columns=80).error()
+
+
+# Progress.
+
+
+def test_progress_is_whole_lines_on_standard_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log file gets each message as one line, without markup; the level from WARNING on."""
+    monkeypatch.setenv("COLUMNS", "40")
+    show_progress()
+    long = "iteration 1: " + "separated [bold]3[/bold] of 4 clips, " * 5
+    logging.getLogger("engine.passes.run").info(long)
+    logging.getLogger("tune.run").warning("be careful")
+    logging.getLogger("train.distil").debug("not shown")
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.splitlines() == [long, "warning: be careful"]

@@ -1,10 +1,10 @@
-"""Chaos: a real run on two Ray nodes, interrupted at seeded moments of every step, must end as an undisturbed one.
+"""Chaos test: a real run on two Ray nodes, interrupted at seeded moments, must end with the data of an undisturbed run.
 
-    python tests/support/chaos.py --points 50 --seed 0 [--report benchmarks/chaos.md]
+    python -m tests.support.chaos --points 50 --seed 0 [--report benchmarks/chaos.md]
 
-A *point* is an iteration, a step, a moment in it and a victim: the driver (SIGINT, SIGTERM, kill -9), or with kill -9 a
-separator actor, a Ray worker, the worker that trains, or the raylet of one of the two nodes. Whatever the command does
-then, the same command is started again until it is done, and the data set is compared with the undisturbed one.
+A *point* is an iteration, a step of it, a delay and a victim: the command itself (SIGINT, SIGTERM or SIGKILL), or by
+SIGKILL a separator actor, a Ray task, the training worker or the raylet of the second node. Whenever the command ends
+early it is started again; when it is done, its stems, failures, tracks and weights are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -32,9 +31,11 @@ import yaml
 
 from engine.corpus.sources import read_sources
 from engine.passes.records import done_names
-from engine.passes.shards import read_failures, stem_shards
+from engine.passes.shards import stem_shards
 from engine.storage.files import read_json, sha256_file
 from tests.support import ROOT
+from tests.support.ray_nodes import TwoNodes
+from tests.support.signals import read_failures
 from tune.demo import sounds as synth
 from tune.demo.corpus import write_natural
 
@@ -42,39 +43,41 @@ NUM_ITERATIONS = 2
 STEPS = ("separate", "write", "filter", "distil", "evaluate")
 DRIVER = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
 WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": "ray::RayTrainWorker"}
-VICTIMS = {  # of each step, those that live while it goes on
+VICTIMS = {  # processes that exist during each step
     "separate": (*DRIVER, "actor", "task", "raylet"),
     "write": (*DRIVER, "actor", "raylet"),
     "filter": (*DRIVER,),
     "distil": (*DRIVER, "trainer", "raylet"),
     "evaluate": (*DRIVER,),
 }
-_LIMIT_S = 300.0  # of one attempt, after which it counts as hanging
+_LIMIT_S = 300.0  # time for one start of the command; after that it hangs
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Point:
-    """When and whom."""
+    """One interruption."""
 
     iteration: int
     step: str
     wait_s: float
-    """After the step's beginning was seen, or of a worker after it was there."""
+    """Delay after the step has begun, or for a worker after it has appeared."""
     victim: str
 
 
 @dataclass(kw_only=True)
 class Episode:
-    """What became of one run."""
+    """One run with its interruptions."""
 
     hit: list[Point]
     missed: list[Point]
+    """Points whose victim did not exist, or not any more."""
     differences: list[str]
+    """Differences from the undisturbed run."""
     num_starts: int
 
 
 def draw_points(number: int, seed: int) -> list[list[Point]]:
-    """Points in episodes of about ten, in the order in which a run comes to them; all steps and victims in turn."""
+    """Points for runs of about ten each, in the order of a run; steps and victims take turns."""
     draw = random.Random(seed)
     every = [(step, victim) for step in STEPS for victim in VICTIMS[step]]
     chosen = [every[i % len(every)] for i in range(number)]
@@ -98,7 +101,7 @@ def draw_points(number: int, seed: int) -> list[list[Point]]:
 
 
 def write_inputs(folder: Path) -> Path:
-    """A corpus with broken files in it, clips to learn from, and the settings of a small run."""
+    """Write a corpus with broken files, clips to train on, and the settings of a small run; returns the settings."""
     clips = synth.write_corpus(folder, num_per_label={1: 2, 2: 4, 3: 2}, seed=0, duration_s=2.0)
     sources = read_sources(clips, folds=[2])
     natural = write_natural(sources, folder, num_clips=[(2, 24), (3, 6)], sample_rate_hz=16000, seed=0)
@@ -125,7 +128,7 @@ def write_inputs(folder: Path) -> Path:
         },
         "seed_training": training | {"num_workers": 0},
         "distil": training | {"num_workers": 1, "use_gpu": False},
-        "engine": {"rows_per_task": 4, "part_s": 4.0, "num_gpus_per_actor": 0},
+        "engine": {"rows_per_task": 4, "shard_s": 4.0, "num_gpus_per_actor": 0},
         "schedule": [{"min_stem_level_db": -15.0}, {"min_re_sdr_db": -30.0, "min_stem_level_db": -12.0}],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 6},
     }
@@ -133,46 +136,8 @@ def write_inputs(folder: Path) -> Path:
     return folder / "run.yaml"
 
 
-class Nodes:
-    """A Ray cluster of two nodes on this machine, each with its own raylet; the second can be lost and comes back."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
-        self.second: Any = None
-        self.renew()
-
-    @property
-    def address(self) -> str:
-        """What the command is told."""
-        return str(self.cluster.address)
-
-    def renew(self) -> None:
-        """Start the second node where it is not there."""
-        if self.second is None:
-            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=200 << 20, wait=True)
-
-    def raylets(self) -> list[int]:
-        """Process ids of the nodes' raylets."""
-        nodes = [self.cluster.head_node, *([self.second] if self.second is not None else [])]
-        return [node.all_processes["raylet"][0].process.pid for node in nodes]
-
-    def kill_raylet(self) -> None:
-        """Kill -9 of the second node's raylet; its workers end with it."""
-        if self.second is not None:
-            self.second.all_processes["raylet"][0].process.kill()
-            with contextlib.suppress(Exception):  # what is left of the node
-                self.cluster.remove_node(self.second, allow_graceful=False)
-            self.second = None
-
-    def close(self) -> None:
-        """End all."""
-        self.cluster.shutdown()
-
-
-def workers(kind: str, raylets: list[int]) -> list[psutil.Process]:
-    """Worker processes of some raylets whose title begins so; another Ray may run on this machine."""
+def find_workers(kind: str, raylets: list[int]) -> list[psutil.Process]:
+    """Worker processes of one kind that belong to some raylets; another Ray may run on this machine."""
     found = []
     for raylet in raylets:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -185,7 +150,7 @@ def workers(kind: str, raylets: list[int]) -> list[psutil.Process]:
 
 
 def has_begun(out: Path, point: Point) -> bool:
-    """Whether the run has come to the point's step."""
+    """The run has reached the point's step."""
     folder = out / "iterations" / str(point.iteration)
     signs = {
         "separate": folder / "stems" / "pass.json",
@@ -200,7 +165,7 @@ def has_begun(out: Path, point: Point) -> bool:
 
 
 def is_over(out: Path, point: Point) -> bool:
-    """Whether the run has left the point's step behind."""
+    """The run has finished the point's step."""
     folder = out / "iterations" / str(point.iteration)
     ends = {
         "separate": folder / "stems" / "manifest.json",
@@ -214,7 +179,7 @@ def is_over(out: Path, point: Point) -> bool:
 
 @dataclass(kw_only=True)
 class Command:
-    """The command under test, started again whenever it ended before its work was done."""
+    """The command under test."""
 
     config: Path
     out: Path
@@ -225,8 +190,8 @@ class Command:
     started: float = 0.0
 
     def start(self) -> None:
-        """Start it."""
-        # A shell has what it starts in the background ignore SIGINT, and what that starts too.
+        """Start the command, for the first time or again."""
+        # A process that a shell starts in the background ignores SIGINT, and so do its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         words = [sys.executable, "-m", "clearsep", "run", str(self.config), "-o", str(self.out)]
         with self.log.open("ab") as log:
@@ -242,7 +207,7 @@ class Command:
         self.started = time.monotonic()
 
     def is_running(self) -> bool:
-        """False where it has ended; one that hangs is an error."""
+        """The command has not ended yet; raises AssertionError if it hangs."""
         assert self.process is not None
         if self.process.poll() is None and time.monotonic() - self.started > _LIMIT_S:
             self.signal(signal.SIGKILL)
@@ -250,23 +215,23 @@ class Command:
         return self.process.poll() is None
 
     def signal(self, number: int) -> None:
-        """Send a signal to it alone, and wait until it is gone."""
+        """Send a signal to the command, not to its children, and wait until it has ended."""
         assert self.process is not None
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, number)
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            os.kill(self.process.pid, signal.SIGABRT)  # where it hangs goes into the log (PYTHONFAULTHANDLER)
+            os.kill(self.process.pid, signal.SIGABRT)  # PYTHONFAULTHANDLER logs where it hangs
             self.process.wait()
-            told = self.log.read_text().partition("Extension modules")[0][-6000:]
+            log = self.log.read_text().partition("Extension modules")[0][-6000:]
             raise AssertionError(
-                f"the command did not end within a minute of signal {number}; its log: {told}"
+                f"the command did not end within a minute of signal {number}; its log: {log}"
             ) from None
 
 
-def strike(point: Point, command: Command, nodes: Nodes) -> bool:
-    """Do a point's harm; false where its victim was not there, or not any more."""
+def strike(point: Point, command: Command, nodes: TwoNodes) -> bool:
+    """Interrupt the run; false if the victim does not exist, or not any more."""
     if point.victim in DRIVER:
         if not command.is_running():
             return False
@@ -275,26 +240,26 @@ def strike(point: Point, command: Command, nodes: Nodes) -> bool:
     if point.victim == "raylet":
         nodes.kill_raylet()
         return True
-    _find_workers(point, command, nodes)
+    _wait_for_victims(point, command, nodes)
     time.sleep(point.wait_s)
-    for victim in _find_workers(point, command, nodes):
+    for victim in _wait_for_victims(point, command, nodes):
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
             return True
     return False
 
 
-def _find_workers(point: Point, command: Command, nodes: Nodes) -> list[psutil.Process]:
-    """The victims as soon as there are any: they come later than their step, and go. None where the step ends first."""
-    found: list[psutil.Process] = []
-    while not found and command.is_running() and not is_over(command.out, point):
+def _wait_for_victims(point: Point, command: Command, nodes: TwoNodes) -> list[psutil.Process]:
+    """Wait for processes of the point's kind, which appear after the step has begun; none if the step ends first."""
+    victims: list[psutil.Process] = []
+    while not victims and command.is_running() and not is_over(command.out, point):
         time.sleep(0.005)
-        found = workers(point.victim, nodes.raylets())
-    return found
+        victims = find_workers(point.victim, nodes.raylets())
+    return victims
 
 
-def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log: Path) -> Episode:
-    """One run through all its points to its end."""
+def run_episode(points: list[Point], config: Path, out: Path, nodes: TwoNodes, log: Path) -> Episode:
+    """Take one run through all its points to its end."""
     command = Command(config=config, out=out, address=nodes.address, log=log)
     episode = Episode(hit=[], missed=[], differences=[], num_starts=0)
     command.start()
@@ -305,7 +270,7 @@ def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log:
             if command.process.returncode == 0:
                 break
             if command.process.returncode == 2:
-                raise AssertionError(f"the command says that it is wrong: {log.read_text()[-2000:]}")
+                raise AssertionError(f"the command refused its input: {log.read_text()[-2000:]}")
             nodes.renew()
             command.start()
         while waiting and is_over(out, waiting[0]):
@@ -326,41 +291,37 @@ def run_episode(points: list[Point], config: Path, out: Path, nodes: Nodes, log:
     return episode
 
 
-def contents(out: Path) -> dict[str, Any]:
-    """All of a run that its user builds on, without times."""
-    found: dict[str, Any] = {}
+def contents(out: Path) -> dict[str, object]:
+    """Checksums and figures of a run's results, without times."""
+    results: dict[str, object] = {}
     for number in range(NUM_ITERATIONS + 1):
         folder = out / "iterations" / str(number)
-        found[f"{number} weights"] = sha256_file(folder / "separator" / "weights.safetensors")
+        results[f"{number} weights"] = sha256_file(folder / "separator" / "weights.safetensors")
         entry = read_json(folder / "iteration.json")
-        found[f"{number} figures"] = {key: value for key, value in entry.items() if key not in ("wall_s", "cost_s")}
+        results[f"{number} figures"] = {key: value for key, value in entry.items() if key not in ("wall_s", "cost_s")}
         if not number:
             continue
         for shard in stem_shards(folder / "stems"):
-            found[f"{number} {shard.name}"] = sha256_file(shard)
-        ids = [(row["clip_id"], row["label"]) for shard in stem_shards(folder / "stems") for row in _ids(shard)]
+            results[f"{number} {shard.name}"] = sha256_file(shard)
+        tables = [pq.read_table(shard, columns=["clip_id", "label"]) for shard in stem_shards(folder / "stems")]
+        ids = [tuple(row.values()) for table in tables for row in table.to_pylist()]
         assert len(set(ids)) == len(ids), f"iteration {number} has a stem twice"
-        found[f"{number} failures"] = read_failures(folder).to_pylist()
+        results[f"{number} failures"] = read_failures(folder).to_pylist()
         for name in ("kept", "rejected"):
-            found[f"{number} {name}"] = sha256_file(folder / "tracks" / f"{name}.parquet")
-    return found
-
-
-def _ids(shard: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(shard, columns=["clip_id", "label"]).to_pylist()
-    return rows
+            results[f"{number} {name}"] = sha256_file(folder / "tracks" / f"{name}.parquet")
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
 class Undisturbed:
-    """A run that nothing happened to."""
+    """A run without interruptions."""
 
     config: Path
-    contents: dict[str, Any]
+    contents: dict[str, object]
 
 
 def run_undisturbed(work: Path) -> Undisturbed:
-    """Do it, on a Ray of its own."""
+    """Run the command once, on a Ray of its own."""
     config = write_inputs(work / "inputs")
     words = [sys.executable, "-m", "clearsep", "run", str(config), "-o", str(work / "undisturbed")]
     subprocess.run(words, cwd=ROOT, check=True, env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"})
@@ -368,8 +329,8 @@ def run_undisturbed(work: Path) -> Undisturbed:
 
 
 def run_chaos(points: int, seed: int, work: Path, undisturbed: Undisturbed) -> Iterator[Episode]:
-    """Episodes, each compared with the undisturbed run."""
-    nodes = Nodes()
+    """Interrupted runs, each compared with the undisturbed one."""
+    nodes = TwoNodes()
     config, expected = undisturbed.config, undisturbed.contents
     try:
         for number, some in enumerate(draw_points(points, seed)):
@@ -389,8 +350,8 @@ def run_chaos(points: int, seed: int, work: Path, undisturbed: Undisturbed) -> I
         nodes.close()
 
 
-def table(episodes: list[Episode]) -> str:
-    """Points by step and victim, in Markdown."""
+def points_table(episodes: list[Episode]) -> str:
+    """Number of interruptions by step and victim, as a Markdown table."""
     hit = collections.Counter((point.step, point.victim) for episode in episodes for point in episode.hit)
     victims = list(dict.fromkeys(victim for step in STEPS for victim in VICTIMS[step]))
     lines = ["| step | " + " | ".join(victims) + " |", "| --- |" + " --- |" * len(victims)]
@@ -409,7 +370,7 @@ def main() -> None:
     episodes: list[Episode] = []
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="clearsep-chaos-") as folder:
-        drawn = arguments.points * 3 // 2  # some come too late to find their victim
+        drawn = arguments.points * 3 // 2  # some find no victim
         undisturbed = run_undisturbed(Path(folder))
         for episode in run_chaos(drawn, arguments.seed, Path(folder), undisturbed):
             episodes.append(episode)
@@ -426,7 +387,7 @@ def main() -> None:
         f"{sum(len(entry.hit) for entry in episodes)} interruptions of {len(episodes)} runs, seed {arguments.seed}: "
         f"{len(episodes) - sum(bool(entry.differences) for entry in episodes)} ended with the data of the undisturbed "
         f"run, byte for byte; {(time.monotonic() - started) / 60:.0f} minutes on {os.cpu_count()} cores.\n\n"
-        f"{table(episodes)}"
+        f"{points_table(episodes)}"
     )
     print(text)
     if arguments.report:

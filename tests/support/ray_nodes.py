@@ -1,4 +1,4 @@
-"""A Ray cluster as its user starts it: ``ray start`` for a head and workers, process trees that can be killed."""
+"""Ray clusters on this machine whose nodes can be killed: by ``ray start`` as a user does, or in this process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _AGENT_PORT = 52365
 
 
 def free_port() -> int:
-    """A port that nobody listens on, nor will the agent of Ray's dashboard."""
+    """A free port that is not the one of Ray's dashboard agent."""
     port = _AGENT_PORT
     while port == _AGENT_PORT:
         with socket.socket() as probe:
@@ -41,13 +41,13 @@ def free_port() -> int:
 
 
 class StartedCluster:
-    """Nodes started by ``ray start --block`` on loopback, with a token unless told otherwise."""
+    """Nodes started by ``ray start --block`` on loopback; ``token`` is random by default, empty for none."""
 
     def __init__(self, folder: Path, *, num_cpus: float = 1, token: str | None = None) -> None:
         self.folder, self.token = folder, token if token is not None else secrets.token_hex(32)
         self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.places: list[str] = []
+        self.temp_folders: list[str] = []
         head = [
             "--head",
             f"--port={self.port}",
@@ -61,35 +61,37 @@ class StartedCluster:
 
     @property
     def address(self) -> str:
-        """Of the job server."""
+        """Address of the job server."""
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     @property
     def gcs_address(self) -> str:
-        """What ``ray.init`` and ``--address`` of our commands take."""
+        """Address for ``ray.init`` and for ``--address`` of the commands."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def env(self) -> dict[str, str]:
-        """Environment of nodes and of commands that speak to them."""
+        """Environment of nodes and of commands that connect to them."""
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         quiet = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path, "NO_COLOR": "1", "COLUMNS": "1000"}
-        quiet["RAY_idle_worker_killing_time_threshold_ms"] = "600000"  # as the README says for nodes of few CPUs
+        quiet["RAY_idle_worker_killing_time_threshold_ms"] = (
+            "600000"  # as the documentation recommends for nodes of few CPUs
+        )
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
         return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | quiet | token
 
     def add(self, num_cpus: float = 1) -> subprocess.Popen[bytes]:
-        """Start another node; it joins some seconds later."""
+        """Start another node, which joins some seconds later."""
         node = self._start([f"--address={self.gcs_address}"], num_cpus)
         self.nodes.append(node)
         return node
 
     def kill(self, node: subprocess.Popen[bytes]) -> None:
-        """Kill -9 of all processes of a node at once, as when its machine is taken away."""
+        """Kill all processes of a node at once, as when its machine is lost."""
         tree = _tree(node.pid)
         for process in tree:
             with _gone():
-                process.send_signal(signal.SIGSTOP)  # none of them may tell of another's end
+                process.send_signal(signal.SIGSTOP)  # so that none of them can report the end of another
         for process in [*tree, *_tree(node.pid)]:
             with _gone():
                 process.kill()
@@ -98,7 +100,7 @@ class StartedCluster:
             self.nodes.remove(node)
 
     def metrics_until(self, done: Callable[[], bool]) -> dict[str, float]:
-        """Every series that the head's Prometheus endpoint shows until something is done, its last values added up."""
+        """Poll the head's Prometheus endpoint until ``done``; returns the last sum of every series that it showed."""
         found: dict[str, float] = {}
         while True:
             is_last = done()
@@ -116,7 +118,7 @@ class StartedCluster:
             time.sleep(0.5)
 
     def preempt(self, node: subprocess.Popen[bytes], notice_s: int) -> None:
-        """Take away the only node beside the head as a cloud does: with some seconds' notice, of which Ray is told."""
+        """Remove the only node besides the head as a cloud does: Ray gets some seconds' notice."""
         (other,) = [one for one in self._nodes() if one["state"] == "ALIVE" and not one["is_head_node"]]
         words = ["--address", self.gcs_address, "--node-id", other["node_id"]]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
@@ -126,26 +128,26 @@ class StartedCluster:
         self.kill(node)
 
     def close(self) -> None:
-        """End all nodes."""
+        """Kill all nodes."""
         for node in [*self.nodes, self.head]:
             self.kill(node)
-        for place in self.places:
-            shutil.rmtree(place, ignore_errors=True)
+        for folder in self.temp_folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _start(self, words: list[str], num_cpus: float) -> subprocess.Popen[bytes]:
-        # A folder of its own, as on a machine of its own: nodes that share one delete each other's code.
-        place = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for the names of sockets have an end
-        self.places.append(place)
+        # Every node needs a folder of its own: nodes that share one delete each other's code.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, for names of sockets have a maximum length
+        self.temp_folders.append(folder)
         store = f"--object-store-memory={200 << 20}"
         node = ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus:g}", store, "--disable-usage-stats", "--block"]
-        node.append(f"--temp-dir={place}")
+        node.append(f"--temp-dir={folder}")
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / "ray"), "start", *words, *node], stdout=log, stderr=log, env=self.env, start_new_session=True
             )
 
     def until_nodes(self, number: int) -> None:
-        """Wait until so many nodes have joined."""
+        """Wait until ``number`` nodes have joined."""
         until = time.monotonic() + _START_S
         while len(alive := [one for one in self._nodes() if one["state"] == "ALIVE"]) < number:
             assert time.monotonic() < until, f"{len(alive)} nodes of {number} have joined"
@@ -156,8 +158,8 @@ class StartedCluster:
         return found
 
     def _get(self, path: str) -> bytes:
-        asked = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"})
-        with urllib.request.urlopen(asked, timeout=5) as answer:
+        request = urllib.request.Request(f"{self.address}{path}", headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(request, timeout=5) as answer:
             data: bytes = answer.read()
         return data
 
@@ -176,8 +178,46 @@ class StartedCluster:
                 time.sleep(0.5)
 
 
+class TwoNodes:
+    """A Ray cluster of two nodes on this machine, each with its own raylet; the second can be killed and replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
+        self.second: Any = None
+        self.renew()
+
+    @property
+    def address(self) -> str:
+        """Address of the cluster."""
+        return str(self.cluster.address)
+
+    def renew(self) -> None:
+        """Start the second node if it does not exist."""
+        if self.second is None:
+            self.second = self.cluster.add_node(num_cpus=1, object_store_memory=200 << 20, wait=True)
+
+    def raylets(self) -> list[int]:
+        """Process ids of the nodes' raylets."""
+        nodes = [self.cluster.head_node, *([self.second] if self.second is not None else [])]
+        return [node.all_processes["raylet"][0].process.pid for node in nodes]
+
+    def kill_raylet(self) -> None:
+        """Kill the raylet of the second node; its workers end with it."""
+        if self.second is not None:
+            self.second.all_processes["raylet"][0].process.kill()
+            with contextlib.suppress(Exception):  # the node is partly gone
+                self.cluster.remove_node(self.second, allow_graceful=False)
+            self.second = None
+
+    def close(self) -> None:
+        """Stop all nodes."""
+        self.cluster.shutdown()
+
+
 def _gone() -> contextlib.suppress:
-    """A block in which a process may be gone already."""
+    """A block in which a process may have ended already."""
     return contextlib.suppress(psutil.NoSuchProcess)
 
 

@@ -1,7 +1,8 @@
-"""Clips of tones of their own pitch, so that the spectrum of a mixture tells which are in it and how loud."""
+"""Clips of tones, each with its own pitch: the spectrum of a mixture shows which clips it contains and how loud."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import write_tracks
+from engine.selection.tracks import select_tracks
+from train.data.batch import Batch, Target, TrainingMixture, collate
 from train.data.config import MixConfig
-from train.data.items import Item, clean_items, natural_items, track_items
-from train.data.mixer import Batch, Mixer
+from train.data.items import Item, clean_items, track_items
+from train.data.mixer import Mixer
 from train.data.pools import Pool
 from train.data.sharing import share_mixture
+from train.data.strategies.compose import mixer_class
+from train.data.strategies.natural_targets import natural_items
 from train.losses import clearsep_loss
 
 RATE_HZ = 8000
@@ -41,7 +46,7 @@ Write = Callable[..., Path]
 
 
 def pitch_hz(label: str, number: int) -> int:
-    """The tone of a label's clip; all fall on bins of a 0.25 s spectrum."""
+    """Pitch of a label's clip; all pitches are bins of a 0.25 s spectrum."""
     return 400 + 600 * LABELS.index(label) + 40 * number
 
 
@@ -54,7 +59,7 @@ def tones(labels: Sequence[str] = LABELS, num: int = CLIPS_PER_LABEL) -> list[tu
 
 
 def contents(samples_T: torch.Tensor) -> dict[tuple[str, int], float]:
-    """Which clips sound in a segment, ``(label, number)``, and the RMS of each."""
+    """Clips in a segment, ``(label, number)``, and the RMS of each."""
     rms_F = np.abs(np.fft.rfft(samples_T.double().numpy())) * 2**0.5 / len(samples_T)
     step_hz = RATE_HZ / len(samples_T)
     found = {}
@@ -64,7 +69,7 @@ def contents(samples_T: torch.Tensor) -> dict[tuple[str, int], float]:
     return found
 
 
-CLIPS = {  # natural recordings: what sounds in them, above the pitches of the clean clips
+CLIPS = {  # sources of natural recordings; their pitches lie above those of the clean clips
     **{f"clip{i}": ((label, 8), (LABELS[(i + 1) % len(LABELS)], 9)) for i, label in enumerate(LABELS)},
     "trio": (("train", 10), ("bell", 11), ("rain", 12)),
 }
@@ -93,11 +98,11 @@ def mixer(
     items = {"clean": clean, "tracks": tracks, "natural": natural, "pairs": pairs, "absent": absent}
     pools = {name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks) for name, some in items.items()}
     labels = sorted({label for some in items.values() for item in some for label in item.labels})
-    return Mixer(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
+    return mixer_class(mix)(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
 
 
-def sounds(held: Pool) -> set[str]:
-    return {Path(sound.clip).stem for group in held.by_label.values() for sound in group}
+def sounds(pool: Pool) -> set[str]:
+    return {Path(sound.item.clip).stem for group in pool.by_label.values() for sound in group}
 
 
 def raw(batch: Batch) -> tuple[bytes, bytes, bytes, list[int], list[int]]:
@@ -106,7 +111,7 @@ def raw(batch: Batch) -> tuple[bytes, bytes, bytes, list[int], list[int]]:
 
 
 def mixtures(made: Mixer, num_steps: int) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
-    """Mixture, target and query of every row of some steps of single-label material: every group has one query."""
+    """Mixture, target and query of every row of some steps; every group has one query."""
     batches = [made.batch(step) for step in range(num_steps)]
     assert all(batch.group_B.tolist() == list(range(made.config.batch_size)) for batch in batches)
     return [
@@ -118,11 +123,11 @@ def mixtures(made: Mixer, num_steps: int) -> list[tuple[torch.Tensor, torch.Tens
 
 @pytest.fixture
 def clean(write_sources: Write) -> list[Item]:
-    return clean_items(write_sources(tones()), folds=None, sample_rate_hz=RATE_HZ, max_s=1.0)
+    return clean_items(read_sources(write_sources(tones())), sample_rate_hz=RATE_HZ, max_s=1.0)
 
 
 def burst(hz: float, *, at_s: float, length_s: float, duration_s: float = 2.0) -> np.ndarray:
-    """Digital silence but for a tone somewhere."""
+    """Digital silence with a tone at one position."""
     clip_T = np.zeros(round(duration_s * RATE_HZ), np.float32)
     sound_T = tone(hz, duration_s=length_s)
     first = round(at_s * RATE_HZ)
@@ -138,12 +143,12 @@ def tracks(write_pass: Write, tmp_path: Path, request: pytest.FixtureRequest) ->
         for offset in (0, 1):
             label = LABELS[(number + offset) % 6]
             stems.append((f"clip{number}", label, tone(pitch_hz(label, 8 + offset)), SCORES))
-    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    select_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
     return track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=request.param)
 
 
 def together(rows: list[tuple[torch.Tensor, torch.Tensor, str]]) -> int:
-    """How many mixtures hold two tracks of one clip."""
+    """Number of mixtures with two tracks of one clip."""
     num = 0
     for mix_T, *_ in rows:
         clips = [(LABELS.index(label) - (number - 8)) % 6 for label, number in contents(mix_T) if number >= 8]
@@ -152,27 +157,27 @@ def together(rows: list[tuple[torch.Tensor, torch.Tensor, str]]) -> int:
 
 
 def named(contents_of: Iterable[tuple[str, int]]) -> list[set[str]]:
-    """What the clip of every sound in a mixture names."""
+    """Labels of the clip of every sound in a mixture."""
     clips = {source: {label for label, _ in sources} for sources in CLIPS.values() for source in sources}
     return [clips.get((label, number), {label}) for label, number in contents_of]
 
 
 def exact(num_samples: int, *, seed: int) -> np.ndarray:
-    """Noise that 24 bits hold exactly."""
+    """Noise that 24 bits represent exactly."""
     noise_T = np.random.default_rng(seed).uniform(-1, 1, num_samples)
     return np.round(noise_T * 2**20).astype(np.float32) / 2**20
 
 
 @dataclass(frozen=True)
 class Natural:
-    """A selection with clips of every kind: all noise, no mixture is the sum of its stems."""
+    """A selection with clips of every kind; all are noise, and no mixture is the sum of its stems."""
 
     tracks: Path
     stems: dict[tuple[str, str], np.ndarray]
     mixtures: dict[str, np.ndarray]
 
     def shares(self, clip: str) -> dict[str, np.ndarray]:
-        """By label, straight from ``train.refine``."""
+        """Parts of a clip by label, straight from :func:`share_mixture`."""
         stems = {label: samples_T for (of, label), samples_T in self.stems.items() if of == clip}
         mixture_T = torch.from_numpy(self.mixtures[clip])
         stems_ST = torch.from_numpy(np.stack(list(stems.values())))
@@ -180,7 +185,7 @@ class Natural:
         return dict(zip(stems, shared_ST.numpy(), strict=True))
 
 
-KINDS = {  # labels of a clip, and the stems it has: whether each is kept
+KINDS = {  # labels of a clip, and its stems: True if the filter keeps the stem
     "lone": (("dog",), {"dog": True}),
     "pair": (("wind", "bell"), {"wind": True, "bell": True}),
     "half": (("dog", "rain"), {"dog": False, "rain": True}),
@@ -202,7 +207,7 @@ def natural(write_pass: Write, tmp_path: Path) -> Natural:
             audio[clip, label] = exact(num_samples[clip], seed=100 + len(audio))
             rows.append((clip, label, audio[clip, label], SCORES | {"stem_level_db": -3.0 if good else -30.0}))
     folder = write_pass(rows, mixtures=mixtures, labels=labels)
-    write_tracks(folder / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
+    select_tracks(folder / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
     return Natural(tmp_path / "tracks", audio, mixtures)
 
 
@@ -215,9 +220,9 @@ Group = tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]
 
 @pytest.fixture
 def recordings(write_pass: Write, tmp_path: Path) -> dict[str, list[Item]]:
-    """Tracks and whole clips of seven recordings whose every source has a pitch of its own."""
+    """Tracks and whole clips of seven recordings; every source has its own pitch."""
     stems = [(clip, label, tone(pitch_hz(label, i)), SCORES) for clip, sources in CLIPS.items() for label, i in sources]
-    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    select_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
     return {
         "tracks": track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
         "natural": natural_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
@@ -225,7 +230,7 @@ def recordings(write_pass: Write, tmp_path: Path) -> dict[str, list[Item]]:
 
 
 def groups(made: Mixer, num_steps: int) -> list[Group]:
-    """Mixture, target and queries of every group of some steps; its queries are asked of one mixture."""
+    """Mixture, target and queries of every group of some steps; the queries of a group are of one mixture."""
     found = []
     for step in range(num_steps):
         batch = made.batch(step)
@@ -242,7 +247,7 @@ def groups(made: Mixer, num_steps: int) -> list[Group]:
 
 
 def batch_of(mix_GT: torch.Tensor, target_GT: torch.Tensor, group_B: Sequence[int]) -> Batch:
-    """Groups of a mixture each, all of the same weight."""
+    """One group for each mixture, all of the same weight."""
     groups_B = torch.tensor(group_B)
     return Batch(
         mix_BT=mix_GT[groups_B],
@@ -251,12 +256,12 @@ def batch_of(mix_GT: torch.Tensor, target_GT: torch.Tensor, group_B: Sequence[in
         target_GT=target_GT,
         weight_G=torch.ones(len(target_GT)),
         mixture_G=torch.arange(len(target_GT)),
-        whole_G=torch.zeros(len(target_GT), dtype=torch.bool),
+        is_complete_G=torch.zeros(len(target_GT), dtype=torch.bool),
     )
 
 
 def split(batch: Batch, *, seed: int) -> torch.Tensor:
-    """Stems that are noise, but add up to the target of their group."""
+    """Stems of noise that add up to the target of their group."""
     stems_BT = 0.1 * torch.randn(batch.mix_BT.shape, generator=torch.Generator().manual_seed(seed))
     summed_GT, _ = batch.regroup(stems_BT)
     first_G = [batch.group_B.tolist().index(group) for group in range(len(batch.target_GT))]
@@ -267,3 +272,75 @@ def split(batch: Batch, *, seed: int) -> torch.Tensor:
 def loss_db(batch: Batch, stems_BT: torch.Tensor) -> float:
     estimate_GT, mix_GT = batch.regroup(stems_BT)
     return float(clearsep_loss(estimate=estimate_GT, reference=batch.target_GT, mixture=mix_GT))
+
+
+def tone_item(
+    label: str, number: int, *, labels_present: tuple[str, ...] = (), estimate_db: float | None = None
+) -> Item:
+    """A tone as a track of a clip of its own, whose labels are also ``labels_present``."""
+    return Item(
+        labels=(label,),
+        labels_present=frozenset((label, *labels_present)),
+        clip=f"{label}-{number}",
+        duration_s=1.0,
+        load=lambda: tone(pitch_hz(label, number)),
+        estimated_si_sdr_db=estimate_db,
+    )
+
+
+def gain_at(whole_T: np.ndarray, crop_T: torch.Tensor, first: int) -> float:
+    """Gain of a crop that must equal the part of a signal from ``first`` on, up to that gain."""
+    part_T, crop_T = whole_T[first : first + len(crop_T)].astype(np.float64), crop_T.double().numpy()
+    gain = float(crop_T @ part_T / (part_T @ part_T))
+    np.testing.assert_allclose(crop_T, gain * part_T, atol=1e-6)
+    return gain
+
+
+def pair_item(label: str, gain: float, *, labels_present: tuple[str, ...] = (), at: slice = slice(None)) -> Item:
+    """A clip of noise and, as its track, a section of it."""
+
+    def load() -> np.ndarray:
+        clip_T = np.random.default_rng(0).normal(0.0, 0.1, 16000).astype(np.float32)
+        track_T = np.zeros_like(clip_T)
+        track_T[at] = gain * clip_T[at]
+        return np.stack([track_T, clip_T])
+
+    names = frozenset((label, *labels_present))
+    return Item(labels=(label,), labels_present=names, clip=f"pair-{label}", duration_s=4.0, load=load)
+
+
+def groups_of(batch: Batch, mixture: int, labels: tuple[str, ...]) -> list[tuple[int, tuple[str, ...]]]:
+    return [
+        (group, tuple(labels[int(i)] for i in batch.index_B[batch.group_B == group]))
+        for group in torch.nonzero(batch.mixture_G == mixture).flatten().tolist()
+    ]
+
+
+NUM_SAMPLES = 4000
+
+
+def sine(cycles: int, power: float = 1.0) -> torch.Tensor:
+    """A sine [T] of mean power ``power`` and whole cycles: sines of different cycles are orthogonal."""
+    phase_T = 2 * math.pi * cycles * torch.arange(NUM_SAMPLES, dtype=torch.float64) / NUM_SAMPLES
+    return ((2 * power) ** 0.5 * phase_T.sin()).float()
+
+
+SINES = {"a": sine(50), "b": sine(60, 0.5), "c": sine(70, 2.0), "d": sine(80)}
+RIGHT = "cabcd"  # the stems that answer the queries of two_clips
+
+
+def two_clips(*, weight: float = 1.0, is_complete: bool = True) -> Batch:
+    """A remix of a and c whose query is c alone, and a clip of a and b with a clip of c and d."""
+    first, second = SINES["a"] + SINES["b"], SINES["c"] + SINES["d"]
+    targets = (Target(labels=("a", "b"), target_T=first.numpy()), Target(labels=("c", "d"), target_T=second.numpy()))
+    both = TrainingMixture(
+        mix_T=(first + second).numpy(), labels_present=frozenset("abcd"), targets=targets, is_complete=is_complete
+    )
+    remix_T = (SINES["a"] + SINES["c"]).numpy()
+    alone = Target(labels=("c",), target_T=SINES["c"].numpy(), weight=weight)
+    return collate([TrainingMixture(mix_T=remix_T, labels_present=frozenset("ac"), targets=(alone,)), both], "abcd")
+
+
+def stems(names: str) -> torch.Tensor:
+    """Stems [B, T] that are sines."""
+    return torch.stack([SINES[name] for name in names])

@@ -1,7 +1,7 @@
-"""A real server of the S3 protocol, and before it a proxy that throttles, cuts connections and goes away on command.
+"""A real server of the S3 protocol behind a proxy that can throttle, cut connections and stop.
 
-A test module that says ``pytest_plugins = ["s3_server"]`` has the fixture ``s3``: a fresh bucket on the session's one
-server, with this process (and what it starts) pointed at it.
+With ``pytest_plugins = ["tests.support.s3_server"]``, a test module has the fixture ``s3``: a new bucket,
+on one server for all tests, and environment variables that point this process and its children to it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "conte
 
 
 class Request(NamedTuple):
-    """What came to the proxy, and the bytes of body that went back."""
+    """A request to the proxy; ``num_bytes`` is the size of the answer's body."""
 
     method: str
     path: str
@@ -42,30 +42,30 @@ class Request(NamedTuple):
 
 @dataclass
 class Faults:
-    """What the proxy does wrong; a new one does all right."""
+    """Faults that the proxy makes; none by default."""
 
     unavailable_until_s: float = 0.0
     """``time.monotonic()`` until which every request is answered 503 SlowDown."""
     unavailable_every: int = 0
-    """Of so many requests one is answered 503 SlowDown."""
+    """Every n-th request is answered 503 SlowDown; 0: none."""
     cut_every: int = 0
-    """Of so many GETs of an object one is cut in the middle of the body."""
+    """The answer to every n-th GET of an object is cut in the middle of the body; 0: none."""
     denied: str = ""
-    """A code that every request is answered with, as 403."""
+    """Error code with which every request is answered, with status 403."""
     part_wait_s: float = 0.0
-    """How long every part of an upload is kept waiting."""
+    """Delay of every part of an upload."""
     lose_answers: int = 0
-    """The answers to so many PUTs are lost on their way, after they were carried out."""
+    """Number of PUTs that are carried out, but whose answers are lost."""
     counts: Counter[str] = field(default_factory=Counter)
 
     def due(self, kind: str, every: int) -> bool:
-        """Whether it is this one's turn."""
+        """Count a request of a kind; true for every n-th."""
         self.counts[kind] += 1
         return every > 0 and self.counts[kind] % every == 0
 
 
 class Proxy:
-    """An HTTP server in threads of this process that passes all on to another, but for :class:`Faults`."""
+    """An HTTP server in threads of this process that passes requests on to another, with :class:`Faults`."""
 
     def __init__(self, port: int) -> None:
         self.behind_port, self.port = port, free_port()
@@ -77,17 +77,17 @@ class Proxy:
         return f"http://{HOST}:{self.port}"
 
     def reset(self) -> None:
-        """Do all right from here on, with nothing seen yet."""
+        """Stop making faults and forget the requests so far."""
         self.faults, self.requests, self.arrived = Faults(), [], []
 
     def start(self) -> None:
-        """Listen, on the same port as before."""
+        """Listen on the port; a restart uses the same one."""
         if self._server is None:
             self._server = _Server(self)
             threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def stop(self) -> None:
-        """End as a server that is killed: nothing listens, and every connection is cut."""
+        """Stop like a killed server: nothing listens, and every connection is cut."""
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
@@ -95,7 +95,7 @@ class Proxy:
             server.cut()
 
     def num_bytes(self, method: str = "GET") -> int:
-        """Of the bodies that went to clients."""
+        """Total size of the bodies that were sent to clients."""
         return sum(request.num_bytes for request in self.requests if request.method == method)
 
 
@@ -119,7 +119,7 @@ class _Server(http.server.ThreadingHTTPServer):
             _cut(connection)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: that connections end in the middle is what this server is for."""
+        """Print nothing: broken connections are expected."""
 
 
 def _cut(connection: socket.socket) -> None:
@@ -143,10 +143,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         super().finish()
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Nothing."""
+        """Print nothing."""
 
     def answer(self) -> None:
-        """Pass a request on, or do what the faults say."""
+        """Pass a request on, or make a fault."""
         proxy, faults = self.server.proxy, self.server.proxy.faults
         split = urllib.parse.urlsplit(self.path)
         proxy.arrived.append(self.path)
@@ -202,7 +202,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             _cut(self.connection)
 
     def seen(self, status: int, num_bytes: int) -> None:
-        """Note a request before its answer goes out: who has the answer finds it noted."""
+        """Record a request before its answer is sent, so that the client's test sees the record."""
         split = urllib.parse.urlsplit(self.path)
         self.server.proxy.requests.append(Request(self.command, split.path, split.query, num_bytes, status))
 
@@ -210,12 +210,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def error(code: str) -> bytes:
-    """The body of an answer that says no."""
-    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>as told</Message></Error>".encode()
+    """The body of an error's answer."""
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>a fault of the test</Message></Error>".encode()
 
 
 def free_port() -> int:
-    """A port on which nothing listens now."""
+    """A port that nothing listens on."""
     with socket.socket() as found:
         found.bind((HOST, 0))
         port: int = found.getsockname()[1]
@@ -224,12 +224,12 @@ def free_port() -> int:
 
 @dataclass
 class S3:
-    """The session's server as a test sees it."""
+    """The session's server and a test's bucket."""
 
     proxy: Proxy
     bucket: str
     environ: dict[str, str]
-    """What a process needs to know to get there."""
+    """Environment variables for a process that uses the server."""
 
     @property
     def root(self) -> str:
@@ -237,15 +237,15 @@ class S3:
         return f"s3://{self.bucket}"
 
     def put(self, key: str, data: bytes = b"") -> None:
-        """Write an object past the proxy and past what is tested."""
+        """Write an object directly to the server, without the proxy and the tested code."""
         _direct(self.proxy.behind_port, "PUT", f"/{self.bucket}/{urllib.parse.quote(key)}", data)
 
     def get(self, key: str) -> bytes | None:
-        """Read an object past the proxy and past what is tested; null where there is none."""
+        """Read an object directly from the server; None if there is none."""
         return _direct(self.proxy.behind_port, "GET", f"/{self.bucket}/{urllib.parse.quote(key)}")
 
     def unavailable_for(self, seconds: float) -> None:
-        """Answer every request 503 SlowDown from now on for so long."""
+        """Answer every request 503 SlowDown for some time from now on."""
         self.proxy.faults.unavailable_until_s = time.monotonic() + seconds
 
 
@@ -296,7 +296,7 @@ def s3_proxy() -> Iterator[Proxy]:
 
 
 def environment(proxy: Proxy) -> dict[str, str]:
-    """What a process needs to know to get to the server."""
+    """Environment variables for a process that uses the server."""
     return {
         "AWS_ENDPOINT_URL": proxy.url,
         "AWS_ACCESS_KEY_ID": "test",
@@ -310,7 +310,7 @@ def environment(proxy: Proxy) -> dict[str, str]:
 
 @pytest.fixture
 def s3(s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A fresh bucket, and this process's environment pointed at it."""
+    """A new bucket, and environment variables of this process that point to its server."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     environ = environment(s3_proxy)

@@ -1,6 +1,6 @@
-"""Sounds with known answers, corpora of real files and stand-in separators, shared by the tests.
+"""Sounds with known answers, corpora of real files and simple separators, shared by the tests.
 
-Everything is at 8 kHz and a second or so long: what is tested here does not depend on either.
+All audio is at 8 kHz and about a second long: the tests do not depend on either.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from torch import Tensor
 
 from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
-from engine.passes.parts import Source
-from engine.passes.records import done_parts, missing_tasks, sums
+from engine.passes.records import failure_rows, missing_tasks, read_totals, shard_records
 from engine.passes.separate import Separate
 from engine.passes.tasks import Tasks
+from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite
-from engine.schema import DecodedClip
+from engine.schema import FAILURES, DecodedClip
 from engine.separators import NetworkConfig, QuerySeparator, Separator, save
 from engine.storage.files import write_json
 from engine.storage.fingerprints import fingerprint
+from engine.storage.paths import Location
 from engine.taggers import Tagger
 
 RATE_HZ = 8000
@@ -45,7 +47,7 @@ def tone(freq_hz: float, duration_s: float, *, level: float = 0.25) -> np.ndarra
 
 
 def band_noise(num_samples: int, *, low_hz: float, high_hz: float, seed: int, rms: float = 0.1) -> np.ndarray:
-    """Noise [T] whose spectrum is exactly zero outside ``low_hz <= f < high_hz``."""
+    """Noise [T] with a spectrum of exactly zero outside ``low_hz <= f < high_hz``."""
     hz_F = np.fft.rfftfreq(num_samples, 1 / RATE_HZ)
     spectrum_F = np.fft.rfft(np.random.default_rng(seed).standard_normal(num_samples))
     noise_T = np.fft.irfft(spectrum_F * ((hz_F >= low_hz) & (hz_F < high_hz)), num_samples)
@@ -53,7 +55,7 @@ def band_noise(num_samples: int, *, low_hz: float, high_hz: float, seed: int, rm
 
 
 def two_bands(num_samples: int, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The two stems that ``BandSeparator`` finds in their sum."""
+    """Two signals that ``BandSeparator`` recovers from their sum."""
     low_T = band_noise(num_samples, low_hz=50.0, high_hz=SPLIT_HZ, seed=2 * seed)
     return low_T, band_noise(num_samples, low_hz=SPLIT_HZ, high_hz=3500.0, seed=2 * seed + 1)
 
@@ -72,7 +74,7 @@ def snr_db(*, estimate: Any, reference: Any) -> float:
 def decoded(
     samples_T: np.ndarray, labels: Sequence[str] = ("low", "high"), *, clip_id: str | None = None
 ) -> DecodedClip:
-    """A clip in memory, as decoding hands it to separating."""
+    """A clip in memory, as decoding passes it to separation."""
     clip_id = clip_id or f"clip-{len(samples_T)}"
     row = {"clip_id": clip_id, "path": f"{clip_id}.wav", "labels": list(labels), "start_s": None, "end_s": None}
     return DecodedClip(row=row, samples_T=np.asarray(samples_T, np.float32))
@@ -84,9 +86,9 @@ def write_clips(
     *,
     labels: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Float WAV files and the CSV manifest that names them; bytes are written as they are, None is a missing file.
+    """Write float WAV files and the CSV manifest that names them; bytes are written unchanged, None is a missing file.
 
-    A clip's labels are low and high unless ``labels`` says otherwise.
+    A clip's labels are low and high unless ``labels`` has others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "manifest.csv").open("w", newline="") as file:
@@ -102,7 +104,7 @@ def write_clips(
 
 
 class BandSeparator:
-    """Separates exactly: ``low`` is what lies below 1 kHz, ``high`` the rest, by the transform of the whole row."""
+    """Separates exactly: ``low`` is everything below 1 kHz, ``high`` the rest, by the transform of the whole row."""
 
     sample_rate_hz = RATE_HZ
     labels = ("low", "high")
@@ -111,7 +113,7 @@ class BandSeparator:
         self.shapes: list[tuple[int, int]] = []
 
     def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
-        """See the protocol; ``shapes`` keeps the shape of every call with audio."""
+        """See the protocol; ``shapes`` collects the shape of every call with audio."""
         for query in queries:
             if query.removeprefix(_SENTENCE) not in self.labels:
                 raise ValueError(f"the separator does not know {query!r}; known: high, low")
@@ -126,7 +128,7 @@ class BandSeparator:
         return stems_BT
 
     def inspect(self, mix_BT: Tensor) -> None:
-        """For stand-ins that fail."""
+        """Overridden by separators that fail."""
 
     def _band(self, mix_T: Tensor, label: str) -> Tensor:
         spectrum_F = torch.fft.rfft(mix_T.double())
@@ -135,7 +137,7 @@ class BandSeparator:
 
 
 class BandTagger:
-    """Hears perfectly what ``BandSeparator`` separates: its tags are energies in bands, in dB."""
+    """Tags exactly what ``BandSeparator`` separates: its tags are energies in bands, in dB."""
 
     fingerprint = "0123456789abcdef"
     bounds_hz: Mapping[str, tuple[float, float]] = {
@@ -150,7 +152,7 @@ class BandTagger:
         self.calls: list[tuple[tuple[int, int], list[int]]] = []
 
     def tag(self, audio_BT: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
-        """See the protocol; ``calls`` keeps the shape and lengths of every call."""
+        """See the protocol; ``calls`` collects the shape and lengths of every call."""
         lengths = [audio_BT.shape[1]] * len(audio_BT) if lengths is None else list(lengths)
         self.calls.append((tuple(audio_BT.shape), lengths))
         if not torch.isfinite(audio_BT).all():
@@ -166,7 +168,7 @@ class BandTagger:
 
 
 class SmallMemorySeparator(BandSeparator):
-    """Is out of memory where a batch, padding included, has more than ``max_samples`` samples."""
+    """Is out of memory if a batch, padding included, has more than ``max_samples`` samples."""
 
     def __init__(self, max_samples: int) -> None:
         super().__init__()
@@ -178,7 +180,7 @@ class SmallMemorySeparator(BandSeparator):
 
 
 class CountedMemorySeparator(BandSeparator):
-    """Is out of memory where more than ``max_samples`` are alive, counting what a failed call still holds."""
+    """Is out of memory if more than ``max_samples`` are alive, those that a failed call still references included."""
 
     def __init__(self, max_samples: int) -> None:
         super().__init__()
@@ -191,7 +193,7 @@ class CountedMemorySeparator(BandSeparator):
 
     def _allocate(self, num_samples: int) -> Tensor:
         if self.alive + num_samples > self.max_samples:
-            raise torch.OutOfMemoryError(f"{num_samples} samples do not fit beside {self.alive}")
+            raise torch.OutOfMemoryError(f"{num_samples} samples do not fit in addition to {self.alive}")
         tensor = torch.zeros(num_samples)
         self.alive += num_samples
         weakref.finalize(tensor, self._free, num_samples)
@@ -202,7 +204,7 @@ class CountedMemorySeparator(BandSeparator):
 
 
 class MarkedSeparator(BandSeparator):
-    """Fails on every batch that has a sample of the value ``MARKER``."""
+    """Fails for every batch that has a sample of the value ``MARKER``."""
 
     def inspect(self, mix_BT: Tensor) -> None:
         if bool((mix_BT == np.float32(MARKER)).any()):
@@ -210,7 +212,7 @@ class MarkedSeparator(BandSeparator):
 
 
 class NanSeparator(BandSeparator):
-    """Returns NaN for the marked clip, as a network does that overflows."""
+    """Returns NaN for the marked clip, as an overflowing network does."""
 
     def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
         stems_BT = super().separate(mix_BT, queries, lengths=lengths)
@@ -219,12 +221,12 @@ class NanSeparator(BandSeparator):
 
 
 def marked(samples_T: np.ndarray) -> np.ndarray:
-    """The clip [T] that ``MarkedSeparator`` and ``NanSeparator`` stumble over."""
+    """The clip [T] with the sample that makes ``MarkedSeparator`` and ``NanSeparator`` fail."""
     return np.concatenate([np.float32([MARKER]), samples_T[1:]])
 
 
 def tiny_separator(labels: Sequence[str] = ("low", "high"), *, config: NetworkConfig = TINY) -> QuerySeparator:
-    """A small untrained built-in separator, always the same one."""
+    """A small untrained built-in separator with the same weights at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return QuerySeparator(config, labels).eval()
@@ -236,37 +238,68 @@ def tiny_checkpoint(folder: str | Path, labels: Sequence[str] = ("low", "high"))
     return Path(folder)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FixedSource:
+    """A separator source whose every ``open`` returns the same object, so that a test can look at it afterwards."""
+
+    separator: Separator
+    name: str = "bands"
+    fingerprint: str = "bands"
+    is_checkpoint: bool = False
+
+    @property
+    def sample_rate_hz(self) -> int:
+        return self.separator.sample_rate_hz
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(self.separator.labels)
+
+    def open(self, device: str = "cpu") -> Separator:
+        return self.separator
+
+
+def open_bands(device: str) -> BandSeparator:
+    """Factory of ``BandSeparator``, importable by its name."""
+    return BandSeparator()
+
+
 def run_stages(
-    rows: list[dict[str, Any]],
+    rows: list[Any],
     root: str,
     out: Path,
     *,
     config: PassConfig,
-    open_separator: Callable[[str], Separator] = lambda device: BandSeparator(),
+    open_separator: Callable[[str], Separator] = open_bands,
     open_tagger: Callable[[str], Tagger] | None = None,
-    most_parts: int | None = None,
+    max_shards: int | None = None,
 ) -> list[str]:
-    """A pass without Ray over rows of ``schema.CLIPS``; skips what is done and returns the parts that it wrote.
+    """A pass without Ray over rows of ``schema.CLIPS``; makes what is missing and returns the shards that it wrote.
 
-    It breaks off after ``most_parts`` parts. Rounds that were planned are part of it.
+    It stops after ``max_shards`` shards. Retry tasks that were planned before are part of it.
     """
-    num_tasks, _ = Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
-    decode = Decode(Source(root=root, out=str(out), sample_rate_hz=RATE_HZ), config)
-    separate = Separate(open_separator, config, False, open_tagger)
+    Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
+    decode = Decode(config, root=root, out=str(out), sample_rate_hz=RATE_HZ)
+    separate = Separate(open_separator, open_tagger, config)
     write = ScoreAndWrite(str(out), RATE_HZ)
     written: list[str] = []
-    for task in missing_tasks(out, num_tasks, sums(out)[1]):
-        for part in decode(pa.Table.from_pylist([task])):
-            if len(written) == most_parts:
+    for task in missing_tasks(out, read_totals(out)):
+        for shard in decode(pa.Table.from_pylist([task])):
+            if len(written) == max_shards:
                 return written
-            written += part["part"].to_pylist()
-            write(separate(part))
+            written.append(unpack(shard).name)
+            write(separate(shard))
     return written
 
 
+def read_failures(out: Location) -> pa.Table:
+    """All failures of a pass that stand."""
+    return pa.Table.from_pylist([row for _, row in failure_rows(out)], schema=FAILURES)
+
+
 def close_pass(out: Path) -> None:
-    """The manifest that ends a pass, with what its readers need."""
-    shards = {part: record["sha256"] for part, record in done_parts(out).items()}
+    """Write the manifest that closes a pass, with what its readers need."""
+    shards = {name: record["sha256"] for name, record in shard_records(out)}
     names = {"separator_fingerprint": "bands", "config_fingerprint": "settings"}
     manifest = {**names, "shards": shards, "fingerprint": fingerprint(["bands", shards])}
     write_json(out / "stems" / "manifest.json", manifest)

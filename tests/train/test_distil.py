@@ -1,4 +1,4 @@
-"""Distillation on real Ray Train workers and in process: learns, resumes, repeats, stops early."""
+"""Distillation on real Ray Train workers and in this process: it learns, resumes, repeats and stops early."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.session import connected
+from cluster.session import connect
+from engine.corpus.sources import read_sources
 from engine.separators import NetworkConfig, load, read_description
 from tests.support.remixes import batch_of
+from train.data.batch import Batch
 from train.data.config import MixConfig
-from train.data.mixer import Batch
 from train.data.training_data import TrainingData
 from train.distil import distil
-from train.evaluation.mixtures import ValidationConfig
+from train.evaluation.mixtures import ValidationConfig, resolve_validation
 from train.student import DistilConfig, Student
-from train.task import TrainingTask, _identity, _mixer
+from train.task import TrainingTask, training_identity
 from tune.demo import sounds as synth
 
 _NETWORK = NetworkConfig(channels=32, num_blocks=3, num_bands=24, num_fft=256, hop_samples=128, sample_rate_hz=8000)
@@ -47,12 +48,12 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with connected(num_cpus=2):
+    with connect(num_cpus=2):
         yield
 
 
-def _material(clips: Path, *folds: int) -> TrainingData:
-    return TrainingData(clean=str(clips), clean_folds=folds)
+def _data(clips: Path, *folds: int) -> TrainingData:
+    return TrainingData(clean=read_sources(clips, folds=folds or None))
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -62,16 +63,14 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_training_in_process_learns_and_repeats_to_the_bit(ray_session: None, clips: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(_CONFIG, steps=120, validate_every_steps=40)
-    validation = ValidationConfig(clips=str(clips), folds=(1,), num_mixtures=8)
-    said: list[str] = []
+    validation = resolve_validation(ValidationConfig(clips=str(clips), folds=(1,), num_mixtures=8))
     entries = [
         distil(
             tmp_path / name,
-            training_data=_material(clips, 1),
+            data=_data(clips, 1),
             config=config,
             network=_NETWORK,
             validation=validation,
-            say=said.append,
         )
         for name in ("first", "second")
     ]
@@ -86,14 +85,14 @@ def test_training_in_process_learns_and_repeats_to_the_bit(ray_session: None, cl
 
 
 @pytest.mark.slow
-def test_two_workers_train_together_and_the_student_knows_its_teacher(
+def test_two_workers_train_together_and_the_history_names_the_teacher(
     ray_session: None, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(clips.parent)
-    clips, teacher = Path(clips.name), tmp_path / "teacher"  # workers are in folders of their own
-    distil(teacher, training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK)
+    clips, teacher = Path(clips.name), tmp_path / "teacher"  # workers run in other folders
+    distil(teacher, data=_data(clips, 1), config=_CONFIG, network=_NETWORK)
     config = dataclasses.replace(_CONFIG, num_workers=2, steps=8)
-    entry = distil(tmp_path / "student", training_data=_material(clips, 2), config=config, start=teacher)
+    entry = distil(tmp_path / "student", data=_data(clips, 2), config=config, start=teacher)
     assert entry["steps"] == 8
     assert entry["start"] == read_description(teacher)["fingerprint"]
     assert len(read_description(tmp_path / "student")["history"]) == 2
@@ -103,11 +102,11 @@ def test_two_workers_train_together_and_the_student_knows_its_teacher(
 
 
 @pytest.mark.slow
-def test_batches_made_elsewhere_are_the_same(ray_session: None, clips: Path, tmp_path: Path) -> None:
+def test_batches_of_other_processes_are_the_same(ray_session: None, clips: Path, tmp_path: Path) -> None:
     trained = []
     for number in (0, 2):
         config = dataclasses.replace(_CONFIG, threads_per_worker=1, steps=8, batch_makers=number)
-        entry = distil(tmp_path / str(number), training_data=_material(clips, 1), config=config, network=_NETWORK)
+        entry = distil(tmp_path / str(number), data=_data(clips, 1), config=config, network=_NETWORK)
         assert entry["steps"] == 8
         trained.append((entry["identity"], _weights(tmp_path / str(number))))
     (one, before), (other, after) = trained
@@ -116,12 +115,14 @@ def test_batches_made_elsewhere_are_the_same(ray_session: None, clips: Path, tmp
 
 
 @pytest.mark.slow
-def test_done_is_not_done_again_and_another_training_is_refused(ray_session: None, clips: Path, tmp_path: Path) -> None:
-    first = distil(tmp_path / "out", training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK)
-    assert distil(tmp_path / "out", training_data=_material(clips, 1), config=_CONFIG, network=_NETWORK) == first
+def test_a_finished_training_is_not_repeated_and_another_is_refused(
+    ray_session: None, clips: Path, tmp_path: Path
+) -> None:
+    first = distil(tmp_path / "out", data=_data(clips, 1), config=_CONFIG, network=_NETWORK)
+    assert distil(tmp_path / "out", data=_data(clips, 1), config=_CONFIG, network=_NETWORK) == first
     other = dataclasses.replace(_CONFIG, seed=1)
-    with pytest.raises(ValueError, match="another training"):
-        distil(tmp_path / "out", training_data=_material(clips, 1), config=other, network=_NETWORK)
+    with pytest.raises(ValueError, match="got a separator of another training"):
+        distil(tmp_path / "out", data=_data(clips, 1), config=other, network=_NETWORK)
 
 
 def _command(clips: Path, out: Path) -> list[str]:
@@ -135,7 +136,7 @@ def _command(clips: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_from_its_checkpoint_and_ends_as_if_undisturbed(clips: Path, tmp_path: Path) -> None:
+def test_a_killed_training_resumes_from_its_checkpoint_and_ends_as_if_undisturbed(clips: Path, tmp_path: Path) -> None:
     """kill -9 of the whole process group once a checkpoint is recorded; the same command then trains the rest."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(_command(clips, killed), start_new_session=True)
@@ -158,25 +159,24 @@ def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path)
     lines = [line for line in clips.read_text().splitlines() if "path" in line or "rain" in line]
     (clips.parent / "rain.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match="two labels"):
-        distil(tmp_path / "out", training_data=TrainingData(clean=str(clips.parent / "rain.csv")), config=_CONFIG)
-    with pytest.raises(ValueError, match="nothing to learn from"):
+        distil(tmp_path / "out", data=_data(clips.parent / "rain.csv"), config=_CONFIG)
+    with pytest.raises(ValueError, match="training data must have clean clips or tracks, got neither"):
         TrainingData()
 
 
-def test_labels_in_another_spelling_are_the_separators_own(
+def test_labels_are_spelled_as_the_separator_spells_them(
     write_sources: Callable[..., Path], write_checkpoint: Callable[..., Path]
 ) -> None:
     rng = np.random.default_rng(0)
     clips = write_sources([(name, name, 1, rng.standard_normal(8000)) for name in ("dog_bark", "Rain", "bell")])
     task = TrainingTask(
         config=_CONFIG,
-        training_data=TrainingData(clean=str(clips)),
+        data=_data(clips),
         network=_NETWORK,
         start=str(write_checkpoint(["dog bark", "rain"])),
         validation=None,
-        progress="",
     )
-    mixer = _mixer(task, sample_rate_hz=8000, rank=0, num_ranks=1)
+    mixer = task.mixer()
     assert mixer.labels == ("dog bark", "rain", "bell")
     assert {int(index) for step in range(8) for index in mixer.batch(step).index_B} == {0, 1, 2}
 
@@ -190,30 +190,20 @@ def test_a_training_of_other_clips_is_another_training_and_one_of_moved_clips_is
     other = write_sources([(name, name, 1, noise_T) for name in ("dog", "bell")], folder="other")
 
     def identity(clips: Path, **changes: Any) -> str:
-        validation = ValidationConfig(clips=str(clips), num_mixtures=5)
+        validation = resolve_validation(ValidationConfig(clips=str(clips), num_mixtures=5))
         config = dataclasses.replace(_CONFIG, **changes)
-        training_data = TrainingData(clean=str(clips))
-        return _identity(
-            TrainingTask(
-                config=config,
-                training_data=training_data,
-                network=_NETWORK,
-                start=None,
-                validation=validation,
-                progress="",
-            )
-        )
+        return training_identity(data=_data(clips), config=config, network=_NETWORK, validation=validation)
 
     assert identity(first) == identity(moved) == identity(first, threads_per_worker=2)
     assert len({identity(first), identity(other), identity(first, patience=2), identity(first, seed=1)}) == 4
 
 
-def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, clips: Path) -> None:
+def test_settings_that_cannot_work_are_refused_before_anything_starts(tmp_path: Path, clips: Path) -> None:
     config = dataclasses.replace(_CONFIG, patience=2)
-    with pytest.raises(ValueError, match="patience chooses by validation"):
-        distil(tmp_path / "out", training_data=_material(clips, 1), config=config, network=_NETWORK)
-    with pytest.raises(ValueError, match=r"nowhere is not a finished selection"):
-        distil(tmp_path / "out", training_data=TrainingData(tracks=str(tmp_path / "nowhere")), config=_CONFIG)
+    with pytest.raises(ValueError, match="patience must have a validation to choose by, got none"):
+        distil(tmp_path / "out", data=_data(clips, 1), config=config, network=_NETWORK)
+    with pytest.raises(ValueError, match=r"nowhere.*no finished selection"):
+        distil(tmp_path / "out", data=TrainingData(tracks=str(tmp_path / "nowhere")), config=_CONFIG)
     assert not list(tmp_path.iterdir())
 
 
@@ -221,7 +211,7 @@ def _student(config: DistilConfig) -> Student:
     return Student(config, ["rain", "bell"], start=None, network=_NETWORK, device=torch.device("cpu"))
 
 
-def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> None:
+def test_a_restored_student_continues_like_an_undisturbed_one(tmp_path: Path) -> None:
     def batch(step: int) -> Batch:
         """A mixture with one query and one with two, whose stems should add up."""
         generator = torch.Generator().manual_seed(step)
@@ -243,7 +233,7 @@ def test_a_restored_student_goes_on_as_the_undisturbed_one(tmp_path: Path) -> No
 
 
 class _Split(torch.nn.Module):
-    """Knows the answer: stems that are noise but add up to the target of their group, and a weight that counts 0."""
+    """Returns stems of noise that add up to the target of their group, and has a weight without effect."""
 
     def __init__(self, batch: Batch, seed: int) -> None:
         super().__init__()
@@ -257,8 +247,8 @@ class _Split(torch.nn.Module):
         return self.stems_BT + 0.0 * self.weight
 
 
-def test_a_student_is_judged_by_the_sum_of_the_stems_of_a_group() -> None:
-    """However a model divides the target of two queries: 30 dB with a target that is the whole mixture."""
+def test_the_loss_of_a_student_is_of_the_sum_of_the_stems_of_a_group() -> None:
+    """The loss is -30 dB for any division of the target among two queries, if the target is the mixture."""
     mix_GT = torch.randn(2, 4000)
     batch = batch_of(mix_GT, mix_GT, [0, 1, 1])
     student = _student(_CONFIG)

@@ -1,25 +1,30 @@
-"""What a run judges its stems with: refused early where it cannot be had, found where it was made, not made twice."""
+"""Judges of a run: missing ones are refused early, made ones are found and not made twice."""
+
+import logging
 
 import pytest
 
 from engine.passes.config import PassConfig
 from engine.scoring.estimator import SiSdrEstimator, load_estimator, save_estimator
 from engine.selection.thresholds import Thresholds
-from engine.taggers import load_tagger, save_tagger
+from engine.separators import find_separator
+from engine.taggers import find_tagger, load_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
 from tests.support.signals import RATE_HZ, TINY, tiny_checkpoint, two_bands
 from train.data.config import MixConfig
+from train.data.strategies.estimate_weights import EstimateWeights
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
 from train.student import DistilConfig
 from tune.config import RunConfig
-from tune.judges import Judges, check_judges, prepare_judges
+from tune.inputs import require_judges, resolve
+from tune.judges import Judges, prepare_judges
 
 ESTIMATED = (Thresholds(min_estimated_si_sdr_db=5.0),)
 TAGGED = (Thresholds(min_tagger_margin_db=0.0),)
 FLOORED = (Thresholds(label_floor_fraction=0.2),)
 PLAIN = (Thresholds(min_re_sdr_db=10.0),)
-QUALITY = SiSdrEstimator(
+ESTIMATOR = SiSdrEstimator(
     names=("mask_snr_db",),
     lowest=(-20.0,),
     highest=(40.0,),
@@ -29,7 +34,7 @@ QUALITY = SiSdrEstimator(
     bias=6.0,
     error_at_db=(0.0, 10.0),
     error_db=(4.0, 3.0),
-    about={},
+    about={"rmse_db": 3.5, "num_stems": 60},
 )
 
 
@@ -39,14 +44,20 @@ def config(schedule, **settings):
 
 @pytest.fixture
 def estimator(tmp_path):
-    save_estimator(QUALITY, tmp_path / "estimator")
+    save_estimator(ESTIMATOR, tmp_path / "estimator")
     return str(tmp_path / "estimator")
 
 
 @pytest.fixture
-def ears(tmp_path):
-    save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=RATE_HZ), ("low", "high")), tmp_path / "ears")
-    return str(tmp_path / "ears")
+def tagger(tmp_path):
+    save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=RATE_HZ), ("low", "high")), tmp_path / "given")
+    return str(tmp_path / "given")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "natural.csv").write_text("path,labels\na.wav,low;high\n")
+    return str(tmp_path / "natural.csv")
 
 
 @pytest.fixture
@@ -66,9 +77,22 @@ def out(tmp_path):
     return tmp_path / "run"
 
 
-def prepared(config, out):
-    said = []
-    return prepare_judges(config, out, said.append), said
+@pytest.fixture
+def seed(out):
+    return str(out / "iterations" / "0" / "separator")
+
+
+@pytest.fixture
+def prepared(corpus, seed, out, caplog):
+    """Prepares the judges of a run; returns them and what was logged."""
+    caplog.set_level(logging.INFO, logger="tune")
+
+    def prepare(schedule, **settings):
+        caplog.clear()
+        wanted = config(schedule, **({"corpus": corpus, "separator": seed} | settings))
+        return prepare_judges(wanted, resolve(wanted), find_separator(seed), out), list(caplog.messages)
+
+    return prepare
 
 
 def folders_of(out):
@@ -76,112 +100,103 @@ def folders_of(out):
 
 
 @pytest.mark.parametrize("schedule", [ESTIMATED, FLOORED, (*PLAIN, *ESTIMATED)])
-def test_an_estimate_without_the_means_to_calibrate_it_is_refused(schedule, estimator):
-    with pytest.raises(ValueError, match=r"asks for estimated quality, .*set clean, or quality"):
-        check_judges(config(schedule))
-    check_judges(config(schedule, clean="clips.csv"))
-    check_judges(config(schedule, quality=estimator))
+def test_a_schedule_with_estimates_needs_an_estimator_or_clean_clips(schedule):
+    with pytest.raises(ValueError, match=r"estimator or clean must be set .*SI-SDR, got neither; set clean"):
+        require_judges(config(schedule))
+    require_judges(config(schedule, clean="clips.csv"))
+    require_judges(config(schedule, estimator="estimator"))
 
 
-def test_a_weight_by_quality_without_the_means_to_calibrate_it_is_refused(estimator):
-    weighted = DistilConfig(mix=MixConfig(quality_weight="loss"))
-    with pytest.raises(ValueError, match=r"asks for estimated quality, .*set clean, or quality"):
-        check_judges(config(PLAIN, distil=weighted))
-    check_judges(config(PLAIN, distil=weighted, quality=estimator))
+def test_a_weight_by_estimates_needs_an_estimator_or_clean_clips():
+    weighted = DistilConfig(mix=MixConfig(estimate_weights=EstimateWeights()))
+    with pytest.raises(ValueError, match=r"estimator or clean must be set .*distil\.mix\.estimate_weights"):
+        require_judges(config(PLAIN, distil=weighted))
+    require_judges(config(PLAIN, distil=weighted, estimator="estimator"))
 
 
-def test_a_tagger_that_cannot_be_had_is_refused(ears):
-    with pytest.raises(ValueError, match="asks for tagger_margin_db; set tagger, or clean"):
-        check_judges(config(TAGGED))
-    check_judges(config(TAGGED, clean="clips.csv"))
-    check_judges(config(TAGGED, tagger=ears))
+def test_a_schedule_with_tagger_margins_needs_a_tagger_or_clean_clips():
+    with pytest.raises(ValueError, match=r"tagger or clean must be set .*tagger_margin_db, got neither; set tagger"):
+        require_judges(config(TAGGED))
+    require_judges(config(TAGGED, clean="clips.csv"))
+    require_judges(config(TAGGED, tagger="tagger"))
 
 
 @pytest.mark.parametrize("rule", ["min_cycle_si_sdr_db", "max_rival_leak_db"])
 def test_rules_on_scores_that_the_pass_will_not_have_are_refused(rule):
     schedule = (*PLAIN, Thresholds(**{rule: 0.0}))
-    with pytest.raises(ValueError, match=r"asks for scores of re-separation; set engine\.reseparate"):
-        check_judges(config(schedule))
-    check_judges(config(schedule, engine=PassConfig(reseparate=True)))
+    with pytest.raises(ValueError, match=r"engine\.reseparate must be true .*got false; set engine\.reseparate=true"):
+        require_judges(config(schedule))
+    require_judges(config(schedule, engine=PassConfig(reseparate=True)))
 
 
-def test_judges_that_are_given_are_opened_early(tmp_path, estimator, ears):
-    with pytest.raises(ValueError, match=r"holds no quality\.json"):
-        check_judges(config(PLAIN, quality=str(tmp_path / "nowhere")))
-    with pytest.raises(ValueError):
-        check_judges(config(PLAIN, tagger=str(tmp_path / "nowhere")))
-    (tmp_path / "estimator" / "quality.json").write_text('{"format": 2}')
-    with pytest.raises(ValueError, match="has not the fields of an estimator"):
-        check_judges(config(PLAIN, quality=estimator))
-    check_judges(config(PLAIN, tagger=ears))
+def test_given_judges_are_opened_early(tmp_path, corpus, seed, estimator, tagger):
+    def resolved(**settings):
+        return resolve(config(PLAIN, corpus=corpus, separator=seed, **settings))
+
+    with pytest.raises(ValueError, match=r"estimator\.json in .*nowhere"):
+        resolved(estimator=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="nowhere"):
+        resolved(tagger=str(tmp_path / "nowhere"))
+    assert resolved(tagger=tagger).tagger.fingerprint == load_tagger(tagger).fingerprint
+    assert resolved(estimator=estimator).estimator == ESTIMATOR
+    (tmp_path / "estimator" / "estimator.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match=r"estimator\.json"):
+        resolved(estimator=estimator)
 
 
-def test_a_schedule_that_asks_for_nothing_needs_nothing_and_makes_nothing(out):
-    check_judges(config(PLAIN))
-    assert prepared(config(PLAIN, clean="nowhere.csv"), out) == (Judges(), [])
+def test_a_schedule_that_needs_no_judges_makes_none(prepared, out, clips):
+    assert prepared(PLAIN, clean=clips) == (Judges(), [])
     assert folders_of(out) == ["iterations"]
 
 
-def test_judges_that_are_given_are_used(out, estimator, ears):
-    judges, said = prepared(config((*ESTIMATED, *TAGGED), quality=estimator, tagger=ears), out)
-    assert judges == Judges(quality=QUALITY, tagger=ears)
-    assert said == [] and folders_of(out) == ["iterations"]
+def test_given_judges_are_used(prepared, out, estimator, tagger):
+    judges, logged = prepared((*ESTIMATED, *TAGGED), estimator=estimator, tagger=tagger)
+    assert judges == Judges(estimator=ESTIMATOR, tagger=find_tagger(tagger))
+    assert logged == [] and folders_of(out) == ["iterations"]
 
 
-def test_a_tagger_that_is_given_tags_though_no_rule_asks(out, ears):
-    assert prepared(config(PLAIN, tagger=ears), out)[0] == Judges(tagger=ears)
+def test_a_given_tagger_is_used_even_if_no_rule_needs_it(prepared, tagger):
+    assert prepared(PLAIN, tagger=tagger)[0] == Judges(tagger=find_tagger(tagger))
 
 
-def test_an_estimator_that_the_run_has_made_is_found(out, clips):
-    save_estimator(QUALITY, out / "quality")
-    judges, said = prepared(config(ESTIMATED, clean=clips), out)
-    assert judges.quality == QUALITY and said == []
-    assert folders_of(out) == ["iterations", "quality"]
+def test_an_estimator_that_the_run_has_made_is_found(prepared, out, clips):
+    save_estimator(ESTIMATOR, out / "estimator")
+    judges, logged = prepared(ESTIMATED, clean=clips)
+    assert judges.estimator == ESTIMATOR and logged == []
+    assert folders_of(out) == ["estimator", "iterations"]
 
 
-def test_a_given_separator_is_calibrated_on_all_clips_once(out, clips, tmp_path):
-    seed = tiny_checkpoint(tmp_path / "seed")
-    wanted = config(
-        ESTIMATED,
-        clean=clips,
-        separator=str(seed),
-        calibration=CalibrationConfig(num_mixtures=40),
-        engine=PassConfig(batch_s=5.0),
+def test_a_given_separator_is_calibrated_on_all_clips_once(prepared, out, clips):
+    settings = {"clean": clips, "calibration": CalibrationConfig(num_mixtures=40), "engine": PassConfig(batch_s=5.0)}
+    judges, logged = prepared(ESTIMATED, **settings)
+    assert judges.estimator is not None and judges.estimator.about["held_out"] == "all clips"
+    assert judges.estimator == load_estimator(out / "estimator")
+    assert len(logged) == 1 and "root mean square error of the SI-SDR" in logged[0]
+    assert not {"rival_leak_db", "tagger_margin_db"} & set(judges.estimator.names), (
+        "the pass will not have these scores"
     )
-    check_judges(wanted)
-    judges, said = prepared(wanted, out)
-    assert judges.quality is not None and judges.quality.about["held_out"] == "all clips"
-    assert judges.quality == load_estimator(out / "quality")
-    assert len(said) == 1 and "right within" in said[0]
-    assert not {"rival_leak_db", "tagger_margin_db"} & set(judges.quality.names), "what the pass will not have"
-    stamp = (out / "quality" / "quality.json").stat().st_mtime_ns
-    assert prepared(wanted, out) == (judges, [])
-    assert (out / "quality" / "quality.json").stat().st_mtime_ns == stamp
-    assert folders_of(out / "quality") == ["quality.json"], "nothing was trained"
+    stamp = (out / "estimator" / "estimator.json").stat().st_mtime_ns
+    assert prepared(ESTIMATED, **settings) == (judges, [])
+    assert (out / "estimator" / "estimator.json").stat().st_mtime_ns == stamp
+    assert folders_of(out / "estimator") == ["estimator.json"], "nothing was trained"
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_the_estimator_looks_at_what_a_pass_will_have(out, clips, tmp_path, again):
-    wanted = config(
-        ESTIMATED,
-        clean=clips,
-        separator=str(tiny_checkpoint(tmp_path / "seed")),
-        calibration=CalibrationConfig(num_mixtures=40),
-        engine=PassConfig(reseparate=again),
-    )
-    quality = prepared(wanted, out)[0].quality
-    assert ("rival_leak_db" in quality.names) == again
+def test_the_estimator_uses_scores_of_reseparation_if_the_pass_has_them(prepared, clips):
+    settings = {
+        "clean": clips,
+        "calibration": CalibrationConfig(num_mixtures=40),
+        "engine": PassConfig(reseparate=True),
+    }
+    assert "rival_leak_db" in prepared(ESTIMATED, **settings)[0].estimator.names
 
 
-def test_a_tagger_is_trained_on_the_clean_clips_once_at_the_seeds_rate(out, clips):
-    wanted = config(
-        TAGGED, clean=clips, tagger_training=TaggerConfig(steps=2, batch_size=2, segment_s=0.5, channels=16)
-    )
-    judges, said = prepared(wanted, out)
-    assert judges == Judges(tagger=str(out / "tagger"))
-    assert said == ["training a tagger on the single-source clips"]
+def test_a_tagger_is_trained_on_the_clean_clips_once_at_the_seeds_rate(prepared, out, clips):
+    training = TaggerConfig(steps=2, batch_size=2, segment_s=0.5, channels=16)
+    judges, logged = prepared(TAGGED, clean=clips, tagger_training=training)
+    assert judges == Judges(tagger=find_tagger(out / "tagger"))
+    assert logged == ["training a tagger on the single-source clips"]
     tagger = load_tagger(out / "tagger")
     assert tagger.sample_rate_hz == TINY.sample_rate_hz and set(tagger.labels) == {"low", "high"}
-    found, said_again = prepared(wanted, out)
-    assert found == judges and load_tagger(out / "tagger").fingerprint == tagger.fingerprint
-    assert said_again == []
+    again, logged_again = prepared(TAGGED, clean=clips, tagger_training=training)
+    assert again == judges and load_tagger(out / "tagger").fingerprint == tagger.fingerprint
+    assert logged_again == []

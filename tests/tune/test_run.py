@@ -1,4 +1,4 @@
-"""The whole loop on a real Ray, on sounds the code makes: from clips to a distilled separator, and again."""
+"""Whole runs on a real Ray, on synthesised sounds: from clips to a distilled separator, and again."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.session import connected
+from cluster.session import connect
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
-from engine.separators import NetworkConfig, load
+from engine.separators import NetworkConfig, find_separator, load, read_description
 from engine.settings import build
 from train.data.config import MixConfig
 from train.evaluation.mixtures import ValidationConfig
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with connected(num_cpus=2):
+    with connect(num_cpus=2):
         yield
 
 
@@ -67,7 +67,7 @@ def finished(ray_session: None, config: RunConfig, tmp_path_factory: pytest.Temp
     return out, run(config, out)
 
 
-def test_a_run_leaves_what_others_build_on(finished: tuple[Path, Any], config: RunConfig) -> None:
+def test_a_run_leaves_its_artifacts_and_records(finished: tuple[Path, Any], config: RunConfig) -> None:
     out, summary = finished
     assert json.loads((out / "summary.json").read_text()) == summary
     assert build(RunConfig, yaml.safe_load((out / "config.yaml").read_text())) == config
@@ -130,23 +130,46 @@ def test_what_could_only_fail_hours_later_fails_before_anything_is_made(config: 
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"clean": str(tmp_path / "gone.csv")}, "gone.csv"),
         ({"clean_folds": (9,)}, "folds"),
-        ({"separator": str(tmp_path / "gone")}, "gone holds no separator"),
+        ({"separator": str(tmp_path / "gone")}, "there is no separator in .*gone"),
         ({"corpus": str(tmp_path / "gone.csv")}, "gone.csv"),
-        ({"corpus": str(tmp_path / "single.csv")}, "none of 2 clips has 2 labels or more"),
-        ({"corpus": str(tmp_path / "empty.csv")}, "none of 1 rows is a clip.*at least one label"),
+        ({"corpus": str(tmp_path / "single.csv")}, "at least one clip must have 2 or more labels, got none of 2 clips"),
+        ({"corpus": str(tmp_path / "empty.csv")}, "at least one row must be a clip, got none in 1 rows"),
         ({"validation": dataclasses.replace(trombones, folds=(8,))}, "folds"),
-        ({"validation": trombones}, "validation has clips of .*trombone.*, which the seed cannot know"),
-        ({"training_validation": trombones}, "training_validation has clips of .*trombone"),
+        (
+            {"validation": trombones},
+            r"^validation\.clips must have labels that .* know, got \['trombone'\]",
+        ),
+        ({"training_validation": trombones}, r"^training_validation\.clips must have labels .*trombone"),
     ]
     for changes, message in wrong:
         with pytest.raises(ValueError, match=message):
             run(dataclasses.replace(config, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ValueError, match="patience chooses by training_validation"):
+    with pytest.raises(ValueError, match="training_validation must be set for patience, got null"):
         dataclasses.replace(config, distil=dataclasses.replace(config.distil, patience=2))
 
 
 def test_thresholds_that_keep_nothing_say_so(ray_session: None, config: RunConfig, tmp_path: Path) -> None:
     seedless = dataclasses.replace(config, schedule=(Thresholds(min_re_sdr_db=99.0),), validation=None)
-    with pytest.raises(ValueError, match=r"kept none of 22 stems.*min_re_sdr_db"):
+    with pytest.raises(ValueError, match=r"must keep at least one stem, got none of 22 .*min_re_sdr_db"):
         run(seedless, tmp_path / "run")
+
+
+def test_a_separator_of_ones_own_is_the_first_teacher(ray_session: None, config: RunConfig, tmp_path: Path) -> None:
+    """Its student is trained from scratch, and later students start from their teacher."""
+    name, training = "tests.tune.own_separators:Halves", dataclasses.replace(config.distil, steps=2, num_workers=0)
+    own = dataclasses.replace(config, separator=name, distil=training, schedule=(Thresholds(), Thresholds()))
+    seed, *students = run(own, tmp_path / "run")["iterations"]
+    assert seed.get("separator") == name
+    assert seed["validation"] is not None and seed["validation"]["sdri_db"] == pytest.approx(3.0, abs=0.3)
+    assert [path.name for path in (tmp_path / "run" / "iterations" / "0").iterdir()] == ["iteration.json"]
+    assert [student["num_kept"] for student in students] == [22, 22]
+    folders = [tmp_path / "run" / "iterations" / str(number) for number in (1, 2)]
+    teachers = [json.loads((folder / "stems" / "pass.json").read_text())["separator"] for folder in folders]
+    first, second = (read_description(folder / "separator") for folder in folders)
+    assert teachers == [find_separator(name).fingerprint, first["fingerprint"]]
+    assert first["network"] == dataclasses.asdict(config.network)
+    assert [entry["start"] for entry in second["history"]] == [None, first["fingerprint"]]
+    faster = dataclasses.replace(own, network=dataclasses.replace(config.network, sample_rate_hz=16000))
+    with pytest.raises(ValueError, match=r"network\.sample_rate_hz must be 8000, the rate of tests.*, got 16000"):
+        run(faster, tmp_path / "other")

@@ -1,4 +1,4 @@
-"""Tables of hand-made summaries, and what ``inspect`` says of everything that a run leaves on disk."""
+"""Tables of hand-made summaries, and reports of everything that a run leaves on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from engine.cli.tables import Table, pass_table, scores_table, tracks_table
 from engine.schema import failure
 from engine.selection.thresholds import Quantile, Thresholds
-from engine.selection.tracks import write_tracks
+from engine.selection.tracks import select_tracks
 from engine.storage.files import write_json
 from train.tables import evaluation_table
 from tune.tables import inspect, iterations_table, labels_table, rules_table
@@ -95,7 +95,7 @@ def test_markdown_has_a_header_a_rule_and_a_line_a_row() -> None:
     assert table.markdown() == "| label | SDRi dB |\n| --- | --- |\n| dog | 7.10 |\n| bell |  |"
 
 
-def test_an_iteration_says_what_came_in_and_what_became_of_it() -> None:
+def test_the_row_of_an_iteration_has_its_counts_and_figures() -> None:
     table = iterations_table({"iterations": [SEED, FIRST]})
     assert_well_formed(table)
     assert row(table, 1) == {
@@ -120,7 +120,7 @@ def test_a_seed_without_validation_has_empty_figures() -> None:
     assert seed["wall s"] == "12"
 
 
-def test_every_rule_has_its_limit_and_what_it_rejected() -> None:
+def test_every_rule_has_its_limit_and_its_number_of_rejected_stems() -> None:
     table = rules_table({"iterations": [SEED, FIRST]})
     assert_well_formed(table)
     assert [list(cells) for cells in table.rows] == [
@@ -129,7 +129,7 @@ def test_every_rule_has_its_limit_and_what_it_rejected() -> None:
     ]
 
 
-def test_adaptive_rules_say_what_they_are_and_what_the_floor_kept() -> None:
+def test_quantiles_are_written_out_and_the_floor_has_its_kept_stems() -> None:
     thresholds = asdict(Thresholds(min_re_sdr_db=Quantile(quantile=0.4), label_floor_fraction=0.2, label_cap_ratio=3.0))
     thresholds["max_rival_leak_db"] = {"quantile": 0.9, "by_label": True}
     counts = {"num_rejected": {"min_re_sdr_db": 4, "label_cap_ratio": 2}, "num_kept_by_floor": 7}
@@ -198,7 +198,7 @@ def test_scores_show_what_is_undefined_as_empty_what_each_rule_says_and_the_verd
         {"label": "dog", "kept": True, "rejected_by": None, "scores": undefined, "rules": rules},
         {"label": "bell", "kept": False, "rejected_by": "min_re_sdr_db", "scores": GOOD, "rules": failed},
     ]
-    table = scores_table({"stems": stems})
+    table = scores_table(stems)
     assert_well_formed(table)
     assert list(table.columns) == ["", "dog", "bell"]
     assert [name for name, *_ in table.rows] == [*GOOD, "rule min_re_sdr_db", "rule max_coherence_fraction", "kept"]
@@ -222,7 +222,8 @@ def finished_pass(write_pass: Write) -> Path:
         ("clip1", "dog", samples_T, GOOD | {"stem_level_db": -40.0, "coherence_fraction": None}),
         ("clip1", "rain", samples_T, GOOD),
     ]
-    lost = failure(clip_id="clip2", path="c.wav", num_queries=2, step="decode", error=ValueError("it is empty"))
+    clip = {"clip_id": "clip2", "path": "c.wav", "labels": ["bell", "dog"], "start_s": None, "end_s": None}
+    lost = failure(clip, step="decode", error=ValueError("it is empty"))
     return write_pass(stems, failures=[lost])
 
 
@@ -243,7 +244,7 @@ def test_inspect_a_checkpoint(write_checkpoint: Write) -> None:
 
 
 def test_inspect_tracks(finished_pass: Path, tmp_path: Path) -> None:
-    write_tracks(finished_pass / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
+    select_tracks(finished_pass / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
     (table,), value = inspect(tmp_path / "tracks")
     assert_well_formed(table)
     assert_json(value)
@@ -279,7 +280,7 @@ def test_inspect_a_pass_or_its_stems_folder(finished_pass: Path, inside: str) ->
 
 
 def test_inspect_finds_a_damaged_shard(finished_pass: Path) -> None:
-    shard = finished_pass / "stems" / "part-000000-0000.parquet"
+    shard = finished_pass / "stems" / "shard-000000-0000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1] + b"?")
     _, value = inspect(finished_pass)
     assert value["damaged_shards"] == [shard.name]
@@ -287,14 +288,14 @@ def test_inspect_finds_a_damaged_shard(finished_pass: Path) -> None:
 
 def test_inspect_an_unfinished_pass(finished_pass: Path) -> None:
     (finished_pass / "stems" / "manifest.json").unlink()
-    write_json(finished_pass / "stems" / "part-000000-0000.done.json", {"num_stems": 4})
+    write_json(finished_pass / "stems" / "shard-000000-0000.done.json", {"num_stems": 4})
     (table,), value = inspect(finished_pass)
     assert_well_formed(table)
-    assert value == {"kind": "unfinished pass", "num_parts_done": 1}
+    assert value == {"kind": "unfinished pass", "num_shards_done": 1}
 
 
 def test_inspect_a_shard(finished_pass: Path) -> None:
-    (table,), value = inspect(finished_pass / "stems" / "part-000000-0000.parquet")
+    (table,), value = inspect(finished_pass / "stems" / "shard-000000-0000.parquet")
     assert_well_formed(table)
     assert_json(value)
     assert [stem["label"] for stem in value["stems"]] == ["bell", "dog", "dog", "rain"]
@@ -342,8 +343,8 @@ def test_inspect_nothing_that_is_known(tmp_path: Path) -> None:
 
 
 def test_inspect_a_selection_that_was_not_finished(finished_pass: Path, tmp_path: Path) -> None:
-    """``write_tracks`` removes the manifest first and writes it last: between the two the selection is not whole."""
-    write_tracks(finished_pass / "stems", tmp_path / "tracks", Thresholds())
+    """``select_tracks`` removes the manifest first and writes it last: between the two the selection is not whole."""
+    select_tracks(finished_pass / "stems", tmp_path / "tracks", Thresholds())
     (tmp_path / "tracks" / "manifest.json").unlink()
     with pytest.raises(ValueError, match="tracks"):
         inspect(tmp_path / "tracks")

@@ -1,79 +1,60 @@
-"""How training mixtures are made and what is asked of them: the settings."""
+"""Settings of the training mixtures."""
 
 from __future__ import annotations
 
-import typing
-from dataclasses import dataclass
-from typing import Literal
-
-MAX_QUERIES = 6  # of a mixture of two natural clips: the best of 2**6 assignments can still be tried
-
-_SHARES = (
-    *("three_source_fraction", "silence_rate", "clean_fraction", "natural_fraction"),
-    *("clip_fraction", "mixit_fraction", "absent_fraction", "label_balance"),
-)
-
-QualityWeight = Literal["none", "loss", "draw"]
-Assignment = Literal["labels", "best"]
+from engine.settings import Count, Fraction, NonNegative, Positive, config
+from train.data.strategies.absent_labels import AbsentLabels
+from train.data.strategies.consistency import Consistency
+from train.data.strategies.estimate_weights import EstimateWeights
+from train.data.strategies.label_balance import LabelBalance
+from train.data.strategies.mixit import MixIt
+from train.data.strategies.natural_targets import NaturalTargets
 
 
-@dataclass(frozen=True, kw_only=True)
+@config
 class MixConfig:
-    """How training mixtures are made."""
+    """How training mixtures are made. The last six settings are ablations; null switches each off."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Mixtures in a step, on each worker."""
-    segment_s: float = 2.0
-    """Length of a training mixture."""
-    three_source_fraction: float = 0.25
-    """Share of remixes of three sources; the rest have two."""
-    gain_db: float = 5.0
-    """Sources are brought to equal level and then moved by up to this, up or down."""
-    silence_rate: float = 0.05
-    """Share of mixtures whose query names a sound that is not in them and whose target is silence (ClearSep)."""
-    absent_fraction: float = 0.0
-    """Share of those that are natural clips, asked for a label that the clip names but that the filter found absent."""
-    clean_fraction: float = 0.5
-    """Share of sources drawn from single-source clips where there are tracks too."""
+    segment_s: Positive = 2.0
+    """Length of a training mixture, in seconds."""
+    three_source_fraction: Fraction = 0.25
+    """Fraction of remixes with three sources; the others have two."""
+    gain_db: NonNegative = 5.0
+    """Sources are brought to equal level and then moved up or down by at most this."""
+    silence_rate: Fraction = 0.05
+    """Fraction of mixtures whose query names a sound that they do not contain; the target is silence (ClearSep)."""
+    clean_fraction: Fraction = 0.5
+    """Fraction of sources drawn from single-source clips where a label has both clips and tracks."""
     share_mixture: bool = True
-    """Learn from tracks that divide their clip among its labels (``train/refine.py``), not from bare stems."""
-    label_balance: float = 1.0
-    """1: labels are drawn evenly; 0: as often as they have sounds; between: by that number to the power 1 - balance."""
-    quality_weight: QualityWeight = "none"
-    """Whether a track's estimated quality weighs its loss or its chance to be drawn among its label's tracks."""
-    quality_centre_db: float = 0.0
-    """Estimated SI-SDR at which a track weighs half; at 0 the weight is the share of its energy that is right."""
+    """Learn from tracks that divide their clip among its labels (``train/data/sharing.py``), not from bare stems."""
     augment: bool = True
-    """Change speed (and pitch) by up to a quarter and colour the spectrum by some dB."""
-    clip_fraction: float = 0.0
-    """Share of mixtures that are a natural clip itself, asked for one label of which a stem was kept: the target."""
-    mixit_fraction: float = 0.0
-    """Share of mixtures of two natural clips that name nothing in common, each the target of all its labels."""
-    mixit_assignment: Assignment = "labels"
-    """Whose labels' stems add up to which of those two clips: as labelled, or as fits best (MixIT, 2006.12701)."""
-    natural_fraction: float = 0.0
-    """Share of the other mixtures whose target is a whole natural clip: the stems of all its labels add up to it."""
-    consistency_weight: float = 0.0
-    """Weight of a loss of the sum of all stems against the mixture, where it is natural clips and all are asked for."""
-    eq_db: float = 3.0
+    """Change the speed (and with it the pitch) by up to a quarter and colour the spectrum by some dB."""
+    clip_fraction: Fraction = 0.0
+    """Fraction of mixtures that are a natural clip; the query is one of its labels and the target the kept track."""
+    eq_db: NonNegative = 3.0
     """Standard deviation of the random colouring."""
-    pool_s: float = 7200.0
-    """Audio held in memory by a worker, of each kind of sound; beyond it a pool rotates."""
-    refresh_steps: int = 200
-    """Steps after which a pool that does not hold everything is filled anew."""
+    pool_s: Positive = 7200.0
+    """Audio of each kind that a worker keeps in memory, in seconds; a larger pool rotates."""
+    refresh_steps: Count = 200
+    """Steps after which a rotating pool loads its next part."""
+    natural_targets: NaturalTargets | None = None
+    """Remix natural clips whose whole mixture is the target."""
+    mixit: MixIt | None = None
+    """Mix two natural clips and learn both as targets (MixIT, arXiv 2006.12701)."""
+    consistency: Consistency | None = None
+    """Add the loss of the sum of all stems against the mixture."""
+    estimate_weights: EstimateWeights | None = None
+    """Weight tracks by their estimated SI-SDR."""
+    absent_labels: AbsentLabels | None = None
+    """Learn silence from labels that the filter found absent from their own clip."""
+    label_balance: LabelBalance | None = None
+    """Draw labels by how many sounds they have; null: evenly."""
 
     def __post_init__(self) -> None:
-        for name in _SHARES:
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a share from 0 to 1")
-        if self.clip_fraction + self.mixit_fraction > 1.0:
-            together = self.clip_fraction + self.mixit_fraction
-            raise ValueError(f"clip_fraction and mixit_fraction are {together} together; give shares of 1 at most")
-        for name in ("batch_size", "segment_s", "pool_s", "refresh_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        if self.consistency_weight < 0:
-            raise ValueError(f"consistency_weight is {self.consistency_weight}; give 0 (off) or more")
-        for name, kinds in (("quality_weight", QualityWeight), ("mixit_assignment", Assignment)):
-            if getattr(self, name) not in typing.get_args(kinds):
-                raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(typing.get_args(kinds))}")
+        if self.mixit is not None and self.clip_fraction + self.mixit.fraction > 1.0:
+            together = self.clip_fraction + self.mixit.fraction
+            raise ValueError(
+                f"clip_fraction and mixit.fraction must be at most 1 together, got {together}; lower one of them"
+            )

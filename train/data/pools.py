@@ -1,6 +1,6 @@
-"""The sounds that a worker holds in memory, and crops of them.
+"""Sounds that a worker keeps in memory, and random crops of them.
 
-Shape legend: R one row (a sound), or two (a track and the clip it is of); T samples.
+Shape legend: R signals of a sound: one, or two (a track and its clip); T samples.
 """
 
 from __future__ import annotations
@@ -8,36 +8,37 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torchaudio
 
 from engine.audio.levels import active_mask, active_rms
-from train.data.config import MixConfig
 from train.data.items import Item
 
-KINDS = ("clean", "tracks", "natural", "pairs", "absent")
+if TYPE_CHECKING:
+    from train.data.config import MixConfig
 
 _SPEEDS = ((1, 1), (4, 5), (9, 10), (10, 9), (5, 4))
 _WINDOW_S = 0.1
-_LEVEL = 0.1  # RMS that sources are brought to
+_LEVEL = 0.1  # RMS that sources are brought to, relative to full scale
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A loaded item with the windows in which it is active, and how far to trust it (:meth:`Item.weight`)."""
+    """A loaded item."""
 
-    labels: tuple[str, ...]
-    labels_present: frozenset[str]
-    clip: str
+    item: Item
+    """The item that it was loaded from."""
     samples_RT: np.ndarray
+    """Its samples."""
     active: np.ndarray
-    weight: float
+    """Numbers of the windows in which the first signal is active."""
 
 
 class Pool:
-    """The sounds in memory, by first label; everything where it fits, else a part that rotates."""
+    """Sounds in memory by their first label: all sounds if they fit, else a part that rotates."""
 
     def __init__(
         self,
@@ -53,20 +54,20 @@ class Pool:
         self.rotates = sum(item.duration_s for item in items) > config.pool_s
         order = [items[i] for i in np.random.default_rng([seed, 1]).permutation(len(items))]
         self.items = _label_by_label(order[rank::num_ranks] if self.rotates else order)
-        self.counts = Counter(item.labels[0] for item in items)  # of all, in memory or not
+        self.counts = Counter(item.labels[0] for item in items)  # of all sounds, in memory or not
         self.turn = -1
         self.by_label: dict[str, list[Sound]] = {}
         self.unusable: set[str] = set()
 
     def prepare(self, step: int) -> None:
-        """Hold what belongs to a step."""
+        """Load the sounds that belong to a step."""
         turn = step // self.config.refresh_steps if self.rotates else 0
         if turn != self.turn and self.items:
             self.turn, self.by_label = turn, {}
-            for item in self._part(turn):
+            for item in self._items_of(turn):
                 self._add(item)
 
-    def _part(self, turn: int) -> list[Item]:
+    def _items_of(self, turn: int) -> list[Item]:
         if not self.rotates:
             return self.items
         mean_s = sum(item.duration_s for item in self.items) / len(self.items)
@@ -83,19 +84,12 @@ class Pool:
         if not len(active):
             self.unusable.add(item.clip)
             return
-        sound = Sound(
-            labels=item.labels,
-            labels_present=item.labels_present,
-            clip=item.clip,
-            samples_RT=samples_RT,
-            active=active,
-            weight=item.weight(self.config.quality_centre_db),
-        )
+        sound = Sound(item=item, samples_RT=samples_RT, active=active)
         self.by_label.setdefault(item.labels[0], []).append(sound)
 
 
 def _label_by_label(items: Sequence[Item]) -> list[Item]:
-    """The same items with the labels taking turns, so that any part of a rotating pool holds as many as it can."""
+    """The same items with the labels taking turns, so that every part of a rotating pool has many labels."""
     seen: dict[str, int] = {}
     turns = []
     for item in items:
@@ -113,15 +107,15 @@ class Cropper:
         self.resample = {pair: torchaudio.transforms.Resample(*pair) for pair in _SPEEDS[1:]}
 
     def crop(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
-        """A crop ``[R, T]`` where the first row is active; speed, colour and gain are the same for all rows.
+        """A crop ``[R, T]`` in which the first signal is active; all signals get the same speed, colour and gain.
 
-        The level that a mixture gives it is that of the last row: the clip, where a sound comes with its clip.
+        The gain brings the last signal to the drawn level: the clip, if the sound is a track with its clip.
         """
         up, down = _SPEEDS[rng.integers(len(_SPEEDS))] if self.config.augment else (1, 1)
         wanted = -(-self.num_samples * up // down) + 1
         window = round(_WINDOW_S * self.sample_rate_hz)
         active = int(sound.active[rng.integers(len(sound.active))]) * window
-        first = active - int(rng.integers(max(1, wanted - window)))  # the active window lies wholly in the crop
+        first = active - int(rng.integers(max(1, wanted - window)))  # the crop contains all of the active window
         first = max(0, min(first, sound.samples_RT.shape[-1] - wanted))
         crop = torch.from_numpy(sound.samples_RT[:, first : first + wanted].copy())
         if up != down:

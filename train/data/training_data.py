@@ -1,38 +1,37 @@
-"""From lists and selections to a mixer: what a training learns from, without Ray."""
+"""Training data, and the mixer that draws from it; knows no Ray."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from engine.corpus.sources import SourceClips
 from engine.schema import plain_label
 from engine.separators import read_description
+from engine.storage.paths import Name
 from train.data.config import MixConfig
-from train.data.items import Item, absent_items, clean_items, natural_items, pair_items, track_items
+from train.data.items import Item, clean_items, pair_items, track_items
 from train.data.mixer import Mixer
-from train.data.pools import KINDS, Pool
+from train.data.pools import Pool
+from train.data.strategies.compose import extra_items, mixer_class
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a distillation learns from; at least one of the two."""
+    """What a distillation learns from: single-source clips, tracks or both."""
 
-    clean: str | None = None
-    """CSV ``path,label[,fold]`` of single-source clips, or a folder of folders by label."""
-    clean_folds: tuple[int, ...] | None = None
-    """Folds of ``clean``; null: all."""
-    clean_without: tuple[int, int] | None = None
-    """Leave out the kth of n parts of each label's clips, (k, n): what a calibration holds out."""
-    tracks: str | None = None
-    """A selection made by the filter."""
+    clean: SourceClips | None = None
+    """Single-source clips; None: none."""
+    tracks: Name | None = None
+    """Folder of tracks that the filter selected; None: none."""
 
     def __post_init__(self) -> None:
         if self.clean is None and self.tracks is None:
-            raise ValueError("nothing to learn from; give single-source clips or tracks")
+            raise ValueError("training data must have clean clips or tracks, got neither; give at least one of them")
 
 
 def make_mixer(
-    training_data: TrainingData,
+    data: TrainingData,
     mix: MixConfig,
     *,
     seed: int,
@@ -41,13 +40,13 @@ def make_mixer(
     num_ranks: int = 1,
     start: str | None = None,
 ) -> Mixer:
-    """The mixer of a worker, with the labels of the checkpoint ``start`` first and those of the material after them.
+    """The mixer of a worker; its labels are those of the checkpoint ``start``, then the others of the training data.
 
-    ``ValueError`` for lists and selections that cannot be read, or of another rate.
+    Raises ``ValueError`` for tracks that cannot be read or have another sample rate.
     """
-    items = _items(training_data, mix, sample_rate_hz=sample_rate_hz)
+    items = _items(data, mix, sample_rate_hz=sample_rate_hz)
     known = list(read_description(start)["labels"]) if start else []
-    found = {label for kind in KINDS if kind != "absent" for item in items[kind] for label in item.labels}
+    found = {label for kind, some in items.items() if kind != "absent" for item in some for label in item.labels}
     spelling: dict[str, str] = {}
     for label in (*known, *sorted(found)):
         spelling.setdefault(plain_label(label), label)
@@ -57,35 +56,27 @@ def make_mixer(
         )
         for kind, some in items.items()
     }
-    return Mixer(pools, list(spelling.values()), mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank)
+    kind = mixer_class(mix)
+    return kind(pools, list(spelling.values()), mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank)
 
 
-def _items(training_data: TrainingData, mix: MixConfig, *, sample_rate_hz: int) -> dict[str, list[Item]]:
-    """Items by kind; of the kinds that the mix has no use for, none."""
-    items: dict[str, list[Item]] = {kind: [] for kind in KINDS}
-    if training_data.clean is not None:
-        items["clean"] = clean_items(
-            training_data.clean,
-            folds=training_data.clean_folds,
-            sample_rate_hz=sample_rate_hz,
-            without=training_data.clean_without,
-        )
-    if training_data.tracks is None:
-        return items
-    items["tracks"] = track_items(training_data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
-    if mix.natural_fraction > 0.0 or mix.mixit_fraction > 0.0:
-        items["natural"] = natural_items(training_data.tracks, sample_rate_hz=sample_rate_hz)
+def _items(data: TrainingData, mix: MixConfig, *, sample_rate_hz: int) -> dict[str, list[Item]]:
+    """Items by pool; a pool that the settings do not use is empty."""
+    items: dict[str, list[Item]] = {"clean": [], "tracks": [], "pairs": []}
+    if data.clean is not None:
+        items["clean"] = clean_items(data.clean, sample_rate_hz=sample_rate_hz)
+    if data.tracks is None:
+        return items | {"natural": [], "absent": []}
+    items["tracks"] = track_items(data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
     if mix.clip_fraction > 0.0:
-        items["pairs"] = pair_items(training_data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
-    if mix.silence_rate * mix.absent_fraction > 0.0:
-        items["absent"] = absent_items(training_data.tracks, sample_rate_hz=sample_rate_hz)
-    return items
+        items["pairs"] = pair_items(data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
+    return items | extra_items(data.tracks, mix, sample_rate_hz=sample_rate_hz)
 
 
 def _spelled(items: Sequence[Item], spelling: dict[str, str]) -> list[Item]:
-    """The same sounds with their labels as the separator writes them.
+    """The same items with their labels spelled as the separator spells them.
 
-    Left out are those of labels that it has no sound of, only their absence: it would learn that they never sound.
+    Items of labels that only occur as absent are left out: the separator would learn that they never sound.
     """
     return [
         replace(

@@ -1,62 +1,83 @@
-"""TODO train/evaluation/mixtures.py."""
+"""Seeded mixtures of single-source clips with known sources."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from engine.audio.decode import decode
 from engine.audio.levels import active_rms
-from engine.corpus.sources import read_sources
+from engine.corpus.sources import SourceClips, read_sources
+from engine.settings import Count, Positive, Seed, config, deciding
 
-_LEVEL = 0.1  # active RMS of every source, full scale 1
+_LEVEL = 0.1  # active RMS of every source, relative to full scale
+
+
+@config
+class ValidationConfig:
+    """Mixtures on which a separator is measured."""
+
+    clips: str
+    """Single-source clips: CSV ``path,label[,fold]``, or a folder of folders by label."""
+    folds: tuple[int, ...] | None = None
+    """Folds to draw from; null: all."""
+    num_mixtures: Count = 300
+    """Mixtures to draw; each of their sources is a query once."""
+    num_sources: Count = 2
+    """Sources of different labels in a mixture."""
+    max_s: Positive = 10.0
+    """Only this much of each clip is used, in seconds."""
+    seed: Seed = 0
+    """Seed of the draw."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationConfig:
-    """Which mixtures a separator is judged on."""
+class ValidationSet:
+    """A validation whose clips are read: what trainings and evaluations are given."""
 
-    clips: str
-    """CSV ``path,label[,fold]`` of single-source clips, or a folder of folders by label."""
-    folds: tuple[int, ...] | None = None
-    """Folds to draw from; null: all."""
-    num_mixtures: int = 300
-    """Mixtures to draw; every source in each is asked for once."""
-    num_sources: int = 2
-    """Sources of different labels in a mixture."""
-    max_s: float = 10.0
-    """Only this much of each clip is used."""
-    seed: int = 0
-    """Of the draw."""
+    config: ValidationConfig
+    """Settings of the draw."""
+    sources: SourceClips
+    """Clips to draw from."""
 
-    def __post_init__(self) -> None:
-        if self.num_mixtures < 1 or self.num_sources < 1:
-            raise ValueError("num_mixtures and num_sources are at least 1")
+    @functools.cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Settings and fingerprint of the clips: equal identities give the same mixtures."""
+        settings = {name: value for name, value in deciding(self.config).items() if name not in ("clips", "folds")}
+        return settings | {"sources": self.sources.fingerprint}
+
+
+def resolve_validation(config: ValidationConfig) -> ValidationSet:
+    """Read the clips of a validation; raises ``ValueError`` if they cannot be read."""
+    return ValidationSet(config=config, sources=read_sources(config.clips, folds=config.folds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationMixture:
-    """A mixture, which is the sum of its sources, and what is asked of it."""
+    """A mixture, which is the sum of its sources, and its queries."""
 
     labels: tuple[str, ...]
-    """The queries, each for the source of the same place."""
+    """The queries, in the order of their sources."""
     clips: tuple[str, ...]
     """Files that it was made from."""
     sources_ST: np.ndarray
-    """Float32; sources after those of ``labels`` are in the mixture and nobody asks for them."""
+    """Float32; sources after those of ``labels`` are in the mixture but no query names them."""
     other_labels: tuple[str, ...] | None = ()
-    """What else sounds in it; None: not known, so that no sound is known to be absent."""
+    """Labels of those other sources; None: unknown, so that no label is known to be absent."""
 
     @property
     def mix_T(self) -> np.ndarray:
+        """The mixture, float32."""
         total: np.ndarray = self.sources_ST.sum(axis=0, dtype=np.float32)
         return total
 
 
 def draw_mixture(
-    sources: pa.Table,
+    sources: SourceClips,
     *,
     num_sources: int,
     sample_rate_hz: int,
@@ -66,20 +87,23 @@ def draw_mixture(
 ) -> EvaluationMixture:
     """One mixture of clips of different labels, at equal level but for a drawn gain of up to ``gain_db`` up or down.
 
-    The shorter clips are padded at a random place.
+    Shorter clips are padded at a random position. Raises ``ValueError`` for too few labels and for a silent clip.
     """
     by_label: dict[str, list[str]] = {}
-    for row in sources.to_pylist():
-        by_label.setdefault(row["label"], []).append(row["path"])
+    for path, label in zip(sources.table["path"].to_pylist(), sources.labels, strict=True):
+        by_label.setdefault(label, []).append(path)
     if len(by_label) < num_sources:
-        raise ValueError(f"mixtures of {num_sources} sources need as many labels, the clips have {sorted(by_label)}")
+        raise ValueError(
+            f"mixtures of {num_sources} sources must have as many labels to draw from, got {sorted(by_label)}; "
+            "add clips of other labels or set num_sources lower"
+        )
     labels = [sorted(by_label)[i] for i in rng.permutation(len(by_label))[:num_sources]]
     paths = [by_label[label][rng.integers(len(by_label[label]))] for label in labels]
     sounds = [_levelled(path, sample_rate_hz, max_s) for path in paths]
-    sources_ST = np.zeros((num_sources, max(len(sound) for sound in sounds)), np.float32)
-    for row, sound in enumerate(sounds):
-        first = int(rng.integers(sources_ST.shape[1] - len(sound) + 1))
-        sources_ST[row, first : first + len(sound)] = sound * 10.0 ** (rng.uniform(-gain_db, gain_db) / 20.0)
+    sources_ST = np.zeros((num_sources, max(len(sound_T) for sound_T in sounds)), np.float32)
+    for row, sound_T in enumerate(sounds):
+        first = int(rng.integers(sources_ST.shape[1] - len(sound_T) + 1))
+        sources_ST[row, first : first + len(sound_T)] = sound_T * 10.0 ** (rng.uniform(-gain_db, gain_db) / 20.0)
     return EvaluationMixture(labels=tuple(labels), clips=tuple(paths), sources_ST=sources_ST)
 
 
@@ -87,21 +111,21 @@ def _levelled(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
     samples_T = decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
     level = active_rms(samples_T, sample_rate_hz=sample_rate_hz)
     if level == 0.0:
-        raise ValueError(f"{path} is silent; take it out of the list of single-source clips")
+        raise ValueError(f"{path} must contain sound, got silence; remove it from the single-source clips")
     scaled: np.ndarray = samples_T * (_LEVEL / level)
     return scaled
 
 
-def draw_mixtures(config: ValidationConfig, *, sample_rate_hz: int) -> list[EvaluationMixture]:
-    """The mixtures of a config: the same for the same seed and clips."""
-    sources = read_sources(config.clips, folds=config.folds)
+def draw_mixtures(validation: ValidationSet, *, sample_rate_hz: int) -> list[EvaluationMixture]:
+    """The mixtures of a validation; the same seed and clips give the same mixtures."""
+    settings = validation.config
     return [
         draw_mixture(
-            sources,
-            num_sources=config.num_sources,
+            validation.sources,
+            num_sources=settings.num_sources,
             sample_rate_hz=sample_rate_hz,
-            rng=np.random.default_rng([config.seed, number]),
-            max_s=config.max_s,
+            rng=np.random.default_rng([settings.seed, number]),
+            max_s=settings.max_s,
         )
-        for number in range(config.num_mixtures)
+        for number in range(settings.num_mixtures)
     ]

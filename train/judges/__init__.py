@@ -1,1 +1,1 @@
-"""TODO train/judges."""
+"""Training of what scores are judged with: the SI-SDR estimator and the built-in tagger."""

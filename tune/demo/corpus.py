@@ -1,4 +1,4 @@
-"""A corpus whose truth is known: natural-looking clips mixed from single-source ones, and the demo's settings."""
+"""Corpora with known sources: natural-looking clips mixed from single-source clips, and the settings of the demo."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import soundfile
 import yaml
 
-from engine.corpus.sources import read_sources
+from engine.corpus.sources import SourceClips, read_sources
+from engine.settings import Tree
 from engine.storage.files import atomic_path, write_bytes
 from train.evaluation.mixtures import draw_mixture
-from tune.demo import sounds as synth
-from tune.recipes import FIRST_GATE, GATE, MIX
+from tune.demo.sounds import LABELS, write_corpus
+from tune.recipes import FIRST_THRESHOLDS, MIX, THRESHOLDS
 
 _LOGGER = logging.getLogger(__name__)
 _PEAK = 0.9
 
 
 def write_natural(
-    sources: pa.Table,
+    sources: SourceClips,
     out: str | Path,
     *,
     num_clips: Sequence[tuple[int, int]],
@@ -35,9 +34,8 @@ def write_natural(
 ) -> Path:
     """Write mixtures as 16-bit FLAC files with a manifest ``path,labels``; returns the manifest, written last.
 
-    ``num_clips`` are pairs of a number of sources and how many clips to make with so many. With ``truth`` the sources
-    of every clip are kept there, as ``CLIP/LABEL.flac`` at the level they have in the clip; nothing in a run reads
-    them.
+    ``num_clips`` has pairs: a number of sources, and the number of clips with so many. In folder ``truth``, the sources
+    of every clip are written as ``CLIP/LABEL.flac``, at their level in the clip; a run does not read them.
     """
     out = Path(out)
     manifest = out / "natural.csv"
@@ -57,7 +55,7 @@ def write_natural(
             if truth is not None:
                 _write_truth(Path(truth) / name, mixture.labels, mixture.sources_ST * gain, sample_rate_hz)
             rows.append({"path": f"audio/{name}.flac", "labels": ";".join(mixture.labels)})
-    with atomic_path(manifest) as aside, aside.open("w", newline="") as file:
+    with atomic_path(manifest) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["path", "labels"])
         writer.writeheader()
         writer.writerows(rows)
@@ -70,16 +68,16 @@ def _write_truth(folder: Path, labels: Sequence[str], sources_ST: np.ndarray, sa
         soundfile.write(folder / f"{label}.flac", source_T, sample_rate_hz, subtype="PCM_24")
 
 
-def demo_settings(out: str | Path) -> dict[str, Any]:
+def demo_settings(out: str | Path) -> Tree:
     """Synthesise the demo's corpus under ``out`` and return the settings of its run.
 
-    Fold 1, few clips, trains the seed; fold 2 is mixed to natural clips; fold 3 is held out for validation.
+    The few clips of fold 1 train the seed, those of fold 2 are mixed to natural clips, fold 3 is for validation.
     """
     folder = Path(out).resolve() / "corpus"
     clips = folder / "clips.csv"
     if not clips.is_file():
-        _LOGGER.info(f"synthesising {len(synth.LABELS)} kinds of sound into {folder}")
-        synth.write_corpus(folder, num_per_label={1: 3, 2: 24, 3: 8}, seed=0)
+        _LOGGER.info(f"synthesising {len(LABELS)} kinds of sound into {folder}")
+        write_corpus(folder, num_per_label={1: 3, 2: 24, 3: 8}, seed=0)
     natural = write_natural(
         read_sources(clips, folds=[2]), folder, num_clips=[(2, 120), (3, 24)], sample_rate_hz=16000, seed=1
     )
@@ -93,15 +91,16 @@ def demo_settings(out: str | Path) -> dict[str, Any]:
         "distil": {"steps": 250, "mix": training["mix"] | MIX},
         "calibration": {"steps": 100, "num_mixtures": 150},
         "tagger_training": {"steps": 300},
-        "schedule": [FIRST_GATE, GATE],
+        "schedule": [FIRST_THRESHOLDS, THRESHOLDS],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 80},
     }
 
 
 def write_demo_space(out: str | Path) -> Path:
-    """Synthesise the demo's corpus under ``out`` and write a search over it, minutes on two cores; returns its file.
+    """Synthesise the demo's corpus under ``out`` and write the settings of a search over it; returns their file.
 
-    Its separators are smaller and learn less than the demo's; what it finds is of them alone.
+    The search takes minutes on two cores: its separators are smaller than the demo's and train for fewer steps, so
+    the schedule that it finds need not suit other separators.
     """
     settings = demo_settings(out)
     mix = {"batch_size": 8, "segment_s": 1.0}

@@ -1,1 +1,1 @@
-"""TODO tune/search."""
+"""The search for the best schedule of thresholds with Ray Tune: space, trials, stages, verdict and report."""

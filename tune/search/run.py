@@ -1,4 +1,4 @@
-"""The search for a schedule of thresholds with Ray Tune: baselines, drawn schedules, and finalists with repeats."""
+"""The search for a schedule of thresholds with Ray Tune: baselines, drawn schedules, and repeats of the finalists."""
 
 from __future__ import annotations
 
@@ -6,120 +6,137 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import yaml
 
 from engine.selection.thresholds import Thresholds
-from engine.settings import build, merged
-from engine.storage.files import write_bytes
-from engine.storage.fingerprints import differences
+from engine.settings import build, merged, plain
+from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from tune.config import RunConfig, absolute
-from tune.recipes import tree
-from tune.run import begin, check
-from tune.search.config import SearchConfig
+from train.evaluation.mixtures import ValidationSet, resolve_validation
+from tune.config import RunConfig
+from tune.inputs import Inputs, require_known_labels, resolve
+from tune.recipes import recipe_settings
+from tune.run import begin
+from tune.search.config import SearchConfig, read_search
 from tune.search.progress import remove_artifacts
-from tune.search.ray_orphans import _orphans_removed
-from tune.search.report import write_report
-from tune.search.space import RandomChooser, read_space
-from tune.search.stages import Row, Stages, _num_concurrent
-from tune.search.trial import TrialTask, num_threads
-from tune.search.verdict import Candidate
-
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the search shows itself how it goes
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a search as it ends everything else
+from tune.search.read_space import read_space
+from tune.search.report import SearchSummary, write_report
+from tune.search.space import RandomChooser, Space
+from tune.search.stages import Stages, num_concurrent
+from tune.search.trial import TrialTask
+from tune.search.verdict import Candidate, TrialRow
 
 
-def search(config: SearchConfig, out: Name, *, max_hours: float | None = None) -> dict[str, Any]:
-    """Search for the best schedule in folder ``out`` and report it there; returns the report's values.
+def search(
+    config: SearchConfig | Mapping[str, Any] | Name, out: Name, *, max_hours: float | None = None
+) -> SearchSummary:
+    """Search for the best schedule in folder ``out``; returns the summary of the report that is written there.
 
-    Started again it goes on: trials that are done stay, others go on from the pieces that are there. After
-    ``max_hours`` no trial begins another iteration and the best so far are confirmed. Raises ``ValueError`` for
-    settings that cannot work and where ``out`` is in use or holds another search.
+    ``config`` is a YAML file, or a mapping of settings as such a file has them (``clearsep settings`` lists them). Ray
+    must be connected (:func:`connect`). The same call again resumes the search: finished trials stay, others use the
+    artifacts that are there. After ``max_hours`` no trial begins another iteration, and the best so far are confirmed.
+    Raises ``ValueError`` for settings that cannot work, and if ``out`` is in use or holds another search.
+
+    >>> settings = {"run": "run.yaml", "iterations": 1, "schedule": {"min_re_sdr_db": {"between": [-100, -90]}}}
+    >>> with cs.connect():
+    ...     summary = cs.search({**settings, "trials": 1, "finalists": 1, "repeats": 1}, "search")
+    >>> len(summary["candidates"]) > 0
+    True
     """
-    out = location(out)
-    space = read_space(config.schedule, config.iterations)
-    run_config = _run_config(config)
-    own = absolute(run_config)
-    baselines = baseline_schedules(config.iterations, own.schedule)
-    drawn = [space.draw(RandomChooser(np.random.default_rng([config.seed, number]))) for number in range(64)]
-    every = tuple(one for schedule in (*baselines.values(), *drawn) for one in schedule)
-    corpus = check(replace(own, schedule=every))
-    with lock(out, "search"), _orphans_removed():
-        _claim(config, out)
-        judges = begin(replace(own, schedule=every), corpus, out / "base").judges
-        task = TrialTask(
-            config=replace(
-                own,
-                separator=str(out / "base" / "iterations" / "0" / "separator"),
-                tagger=judges.tagger,
-                quality=own.quality or (str(out / "base" / "quality") if judges.quality else None),
-            ),
-            space=space,
-            pieces=str(out / "pieces"),
-            threads=num_threads(_num_concurrent(config)),
+    config, out = read_search(config), location(out)
+    space, run_config = read_space(config.schedule, config.iterations), _run_config(config)
+    baselines = baseline_schedules(config.iterations, run_config.schedule)
+    needs_all = replace(run_config, schedule=_possible_thresholds(config, space, baselines))
+    inputs = resolve(needs_all)
+    confirmation = _confirmation(config, run_config, inputs)
+    with lock(out, "search"):
+        claim(out / "search.yaml", plain(config), what="a search")
+        stages = Stages(
+            config=config,
+            task=_task(config, run_config, needs_all, inputs, space, out),
+            confirmation=confirmation,
+            out=out,
         )
-        stages = Stages(config=config, task=task, out=out)
-        first = stages.baselines(baselines)
         deadline = None if max_hours is None else time.time() + max_hours * 3600.0
-        needed = sorted({name for row in first for name in row["pieces"]})
-        found = stages.searched(deadline, needed)
-        repeats = stages.finalists(baselines, found)
+        first = stages.baselines(baselines)
+        needed = sorted({name for row in first for name in row["artifacts"]})
+        searched = stages.searched(deadline, needed)
+        repeats = stages.finalists(baselines, searched)
         if config.keep == "best":
-            used, kept = ({piece for row in rows for piece in row["pieces"]} for rows in (found, [*first, *repeats]))
-            remove_artifacts(out / "pieces", used - kept)
-        candidates = _candidates(repeats, baselines)
-        settings = _plain(asdict(run_config))
-        return write_report(out, [*first, *found, *repeats], candidates, settings=settings, title="Search")
-
-
-def _plain(value: dict[str, Any]) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(json.dumps(value))
-    return read
+            used, kept = (
+                {name for row in rows for name in row["artifacts"]} for rows in (searched, [*first, *repeats])
+            )
+            remove_artifacts(out / "artifacts", used - kept)
+        rows, candidates = [*first, *searched, *repeats], candidates_of(repeats, baselines)
+        return write_report(out, rows, candidates, settings=plain(run_config), title="Search")
 
 
 def _run_config(config: SearchConfig) -> RunConfig:
     """The run that every trial is."""
-    run_config = build(RunConfig, {"corpus": "", **merged(tree(config.run), config.set)})
+    run_config = build(RunConfig, merged(recipe_settings(config.run), config.set))
     if run_config.validation is None:
-        raise ValueError("a search compares separators; set validation in the run's settings (set.validation.clips)")
+        raise ValueError("validation must be set for a search, got null; set set.validation.clips")
     return run_config
 
 
 def baseline_schedules(iterations: int, own: Sequence[Thresholds]) -> dict[str, tuple[Thresholds, ...]]:
     """ClearSep's constant 10 and 15 dB of Re-SDR, and the run's own schedule, cut or with its last entry repeated."""
-    found = {f"ClearSep {db:g} dB": (Thresholds(min_re_sdr_db=db),) * iterations for db in (10.0, 15.0)}
-    found["the run's own"] = tuple(own[min(number, len(own) - 1)] for number in range(iterations))
-    return found
+    schedules = {f"ClearSep {db:g} dB": (Thresholds(min_re_sdr_db=db),) * iterations for db in (10.0, 15.0)}
+    schedules["the run's own"] = tuple(own[min(number, len(own) - 1)] for number in range(iterations))
+    return schedules
 
 
-def _claim(config: SearchConfig, out: Location) -> None:
-    """Store the settings, or compare them with those that are there."""
-    path, wanted = out / "search.yaml", _plain(asdict(config))
-    if path.is_file() and (changed := differences(yaml.safe_load(path.read_text()), wanted)):
-        raise ValueError(f"{out} holds a search with another {changed}; give another folder")
-    write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
+def _possible_thresholds(
+    config: SearchConfig, space: Space, baselines: Mapping[str, Sequence[Thresholds]]
+) -> tuple[Thresholds, ...]:
+    """Thresholds of the baselines and of a sample of the space: the judges that they need are prepared in advance."""
+    drawn = [space.draw(RandomChooser(np.random.default_rng([config.seed, number]))) for number in range(64)]
+    return tuple(thresholds for schedule in (*baselines.values(), *drawn) for thresholds in schedule)
 
 
-def _candidates(repeats: Sequence[Row], baselines: Mapping[str, Sequence[Thresholds]]) -> list[Candidate]:
-    """The finalists by name, with their figures by seed."""
-    done = [row for row in repeats if row["confirmed_sdri_db"] is not None]
-    names = dict.fromkeys(row["name"] for row in done)
-    found = []
-    for name in names:
-        rows = sorted((row for row in done if row["name"] == name), key=lambda row: row["seed"])
-        found.append(
-            Candidate(
-                name=name,
-                words=rows[0]["words"],
-                schedule=json.loads(rows[0]["schedule"]),
-                choice_sdri_db=[row["sdri_db"] for row in rows],
-                confirmed_sdri_db=[row["confirmed_sdri_db"] for row in rows],
-                is_baseline=name in baselines,
-            )
+def _confirmation(config: SearchConfig, run_config: RunConfig, inputs: Inputs) -> ValidationSet:
+    own = run_config.validation
+    assert own is not None, "_run_config"
+    confirmation = resolve_validation(config.confirmation or replace(own, seed=own.seed + 1))
+    require_known_labels("confirmation", confirmation, inputs)
+    return confirmation
+
+
+def _task(
+    config: SearchConfig, run_config: RunConfig, needs_all: RunConfig, inputs: Inputs, space: Space, out: Location
+) -> TrialTask:
+    """Prepare the seed and the judges, and describe what all trials have in common."""
+    base = begin(needs_all, inputs, out / "base")
+    return TrialTask(
+        config=run_config,
+        inputs=inputs,
+        seed=base.seed,
+        judges=base.judges,
+        space=space,
+        artifacts=str(out / "artifacts"),
+        threads=max(1, (os.cpu_count() or 1) // num_concurrent(config)),
+    )
+
+
+def candidates_of(repeats: Sequence[TrialRow], baselines: Mapping[str, Sequence[Thresholds]]) -> list[Candidate]:
+    """The repeated schedules by name, with a figure for each seed."""
+    by_name: dict[str, list[TrialRow]] = {}
+    for row in sorted(repeats, key=lambda row: row["seed"]):
+        if row["confirmed_sdri_db"] is not None:
+            by_name.setdefault(row["name"], []).append(row)
+    order = dict.fromkeys(row["name"] for row in repeats if row["name"] in by_name)
+    return [
+        Candidate(
+            name=name,
+            description=by_name[name][0]["description"],
+            schedule=json.loads(by_name[name][0]["schedule"]),
+            choice_sdri_db=[row["sdri_db"] or 0.0 for row in by_name[name]],
+            confirmed_sdri_db=[row["confirmed_sdri_db"] or 0.0 for row in by_name[name]],
+            is_baseline=name in baselines,
         )
-    return found
+        for name in order
+    ]

@@ -1,38 +1,70 @@
-"""TODO tune/search/verdict.py."""
+"""Results of a search: the table of its trials, the verdict on the winner, the saving by sharing, the Pareto front."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 
 from engine.storage.files import read_parquet, write_parquet
 from engine.storage.paths import Location, location
 
-Row = dict[str, Any]
+
+class TrialRow(TypedDict):
+    """A trial at one of its iterations."""
+
+    trial: str
+    """Number of the trial, unique for its ``kind``."""
+    kind: Literal["baseline", "searched", "repeat"]
+    name: str
+    """Name of a baseline, or else the number of the trial that drew the schedule."""
+    params: str
+    """Parameters that the schedule was drawn from, as JSON."""
+    schedule: str
+    """Thresholds of all iterations, as JSON."""
+    description: str
+    """The schedule in short."""
+    seed: int
+    """Seed of the training, for a repeat."""
+    iteration: int
+    """Number of the iteration; 0 in the only row of a trial that failed before its first report."""
+    sdri_db: float | None
+    """On the mixtures by which schedules are chosen."""
+    si_sdri_db: float | None
+    confirmed_sdri_db: float | None
+    """On mixtures by which nothing is chosen; only for repeats."""
+    kept_h: float | None
+    num_kept: int | None
+    num_stems: int | None
+    estimated_si_sdr_db: float | None
+    """Mean over the kept stems, a substitute for the precision of the thresholds."""
+    cost_s: float | None
+    """Time that all iterations so far would take without shared artifacts."""
+    built_s: float | None
+    """Time that this trial spent on building artifacts so far."""
+    artifacts: list[str]
+    """Shared artifacts of all iterations so far, as ``kind/fingerprint``."""
+    state: Literal["finished", "stopped", "failed"]
+    """``stopped``: early, because other trials were better, or because the time was up."""
+    error: str | None
+
+
 TRIALS = pa.schema(
     [
-        *(pa.field(name, pa.string()) for name in ("trial", "kind", "name", "params", "schedule", "words")),
+        *(pa.field(name, pa.string()) for name in ("trial", "kind", "name", "params", "schedule", "description")),
         pa.field("seed", pa.int64()),
         pa.field("iteration", pa.int32()),
         *(pa.field(name, pa.float64()) for name in ("sdri_db", "si_sdri_db", "confirmed_sdri_db", "kept_h")),
         *(pa.field(name, pa.int64()) for name in ("num_kept", "num_stems")),
-        *(pa.field(name, pa.float64()) for name in ("estimated_si_sdr_db", "cost_s", "made_s")),
-        pa.field("pieces", pa.list_(pa.string())),
+        *(pa.field(name, pa.float64()) for name in ("estimated_si_sdr_db", "cost_s", "built_s")),
+        pa.field("artifacts", pa.list_(pa.string())),
         *(pa.field(name, pa.string()) for name in ("state", "error")),
     ]
 )
-"""A trial at an iteration.
-
-``kind`` is baseline, searched or repeat; ``params`` (what its schedule was drawn from) and ``schedule`` are JSON.
-``sdri_db`` is on the mixtures that the choice is made on, ``confirmed_sdri_db`` on others. ``estimated_si_sdr_db`` is
-the mean of the kept stems, a stand-in for the gate's precision. ``cost_s`` is what all iterations so far cost by
-themselves, ``made_s`` what of it this trial had to make. ``state`` is finished, stopped (early, as others were better)
-or failed, with its ``error``; of a trial that failed before its first report there is one row, of iteration 0.
-"""
+"""Columns of :class:`TrialRow`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +72,70 @@ class Candidate:
     """A schedule that was repeated with several seeds."""
 
     name: str
-    """A baseline's name, or the trial's."""
-    words: str
-    """Its schedule in words."""
+    """Name of the baseline or number of the trial."""
+    description: str
+    """The schedule in short."""
     schedule: list[dict[str, Any]]
-    """Its thresholds, an iteration each."""
+    """Thresholds of every iteration, as settings."""
     choice_sdri_db: list[float]
-    """A figure a seed, on the mixtures that the choice is made on."""
+    """Figure of every seed on the mixtures by which schedules are chosen."""
     confirmed_sdri_db: list[float]
-    """The same separators on mixtures that nothing was chosen by."""
+    """Figures of the same separators on mixtures by which nothing is chosen."""
     is_baseline: bool
-    """Whether it was given, not found."""
+    """The schedule was given, not drawn."""
 
 
-def write_trials(rows: Sequence[Row], path: Location) -> None:
-    """Keep the trials as Parquet."""
-    write_parquet(path, pa.Table.from_pylist([{name: row.get(name) for name in TRIALS.names} for row in rows], TRIALS))
+class Lead(TypedDict):
+    """Lead of the winner over a baseline, on the mixtures by which nothing is chosen."""
+
+    over: str
+    """Name of the baseline."""
+    by_db: float
+    paired_db: list[float] | None
+    """Difference for every seed; null if the numbers of seeds differ."""
+    spread_db: float | None
+    """Standard deviation of these differences; null for fewer than two."""
+    is_more_than_spread: bool | None
 
 
-def read_trials(path: Location) -> list[Row]:
-    """What :func:`write_trials` wrote."""
-    rows: list[Row] = read_parquet(location(path), schema=TRIALS).to_pylist()
+class Verdict(TypedDict):
+    """The winner, chosen on one set of mixtures and measured on another."""
+
+    winner: str
+    description: str
+    is_baseline: bool
+    schedule: list[dict[str, Any]]
+    num_seeds: int
+    choice_sdri_db: float
+    choice_std_db: float | None
+    confirmed_sdri_db: float
+    confirmed_std_db: float | None
+    leads: list[Lead]
+
+
+class Sharing(TypedDict):
+    """Cost of all trials, each by itself and with shared artifacts."""
+
+    num_trials: int
+    cost_alone_s: float
+    built_s: float
+    ratio: float | None
+
+
+def write_trials(rows: Sequence[TrialRow], path: Location) -> None:
+    """Write the rows as Parquet."""
+    write_parquet(path, pa.Table.from_pylist(list(rows), TRIALS))
+
+
+def read_trials(path: Location) -> list[TrialRow]:
+    """The rows that :func:`write_trials` wrote."""
+    rows: list[TrialRow] = read_parquet(location(path), schema=TRIALS).to_pylist()
     return rows
 
 
-def last_rows(rows: Sequence[Row]) -> list[Row]:
-    """Of every trial its last iteration, best first; those without figures last."""
-    last: dict[tuple[str, str], Row] = {}
+def last_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """The last iteration of every trial, best first, those without figures last."""
+    last: dict[tuple[str, str], TrialRow] = {}
     for row in rows:
         before = last.get((row["kind"], row["trial"]))
         if before is None or row["iteration"] >= before["iteration"]:
@@ -74,81 +143,73 @@ def last_rows(rows: Sequence[Row]) -> list[Row]:
     return sorted(last.values(), key=lambda row: (row["sdri_db"] is None, -(row["sdri_db"] or 0.0)))
 
 
-def verdict(candidates: Sequence[Candidate]) -> dict[str, Any]:
-    """Who won on the mixtures of the choice, and how far it is ahead of each baseline on the others.
+def verdict(candidates: Sequence[Candidate]) -> Verdict | None:
+    """The winner and its lead over every baseline; ``None`` without candidates.
 
-    A drawn schedule must be better than a baseline to win. ``spread_db`` is the standard deviation of the differences
-    seed by seed (``paired_db``, null where the numbers of seeds differ); null where there are less than two.
+    A drawn schedule must be better than every baseline to win.
     """
     if not candidates:
-        return {"winner": None, "ahead": []}
+        return None
     winner = max(candidates, key=lambda one: (statistics.fmean(one.choice_sdri_db), one.is_baseline))
     return {
         "winner": winner.name,
-        "words": winner.words,
+        "description": winner.description,
         "is_baseline": winner.is_baseline,
         "schedule": winner.schedule,
         "num_seeds": len(winner.confirmed_sdri_db),
         "choice_sdri_db": statistics.fmean(winner.choice_sdri_db),
-        "choice_std_db": _std(winner.choice_sdri_db),
+        "choice_std_db": deviation(winner.choice_sdri_db),
         "confirmed_sdri_db": statistics.fmean(winner.confirmed_sdri_db),
-        "confirmed_std_db": _std(winner.confirmed_sdri_db),
-        "ahead": [_ahead(winner, other) for other in candidates if other.is_baseline and other is not winner],
+        "confirmed_std_db": deviation(winner.confirmed_sdri_db),
+        "leads": [_lead(winner, other) for other in candidates if other.is_baseline and other is not winner],
     }
 
 
-def _ahead(winner: Candidate, other: Candidate) -> dict[str, Any]:
+def _lead(winner: Candidate, other: Candidate) -> Lead:
     ours, theirs = winner.confirmed_sdri_db, other.confirmed_sdri_db
     by = statistics.fmean(ours) - statistics.fmean(theirs)
     paired = [our - their for our, their in zip(ours, theirs, strict=True)] if len(ours) == len(theirs) else None
-    spread = None if paired is None else _std(paired)
+    spread = None if paired is None else deviation(paired)
     more = None if spread is None else by > spread
-    return {"of": other.name, "by_db": by, "paired_db": paired, "spread_db": spread, "is_more_than_spread": more}
+    return {"over": other.name, "by_db": by, "paired_db": paired, "spread_db": spread, "is_more_than_spread": more}
 
 
-def _std(values: Sequence[float]) -> float | None:
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; ``None`` for fewer than two values."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
-def verdict_in_words(found: Mapping[str, Any]) -> str:
-    """One sentence for every baseline."""
-    if found["winner"] is None:
-        return "No schedule was taken to its last iteration."
-    who = f"{found['winner']} ({found['words']})"
+def verdict_text(found: Verdict | None) -> str:
+    """The verdict as sentences, one for every baseline."""
+    if found is None:
+        return "No schedule finished its last iteration."
+    winner = f"{found['winner']} ({found['description']})"
     if found["is_baseline"]:
-        who = f"No schedule that was drawn is better than the baseline {who}, which"
+        winner = f"No drawn schedule is better than the baseline {winner}, which"
     else:
-        who = f"Trial {who}"
-    sentences = [f"{who} has {found['confirmed_sdri_db']:.2f} dB SDRi on mixtures that nothing was chosen by."]
-    for one in found["ahead"]:
-        side = f"{abs(one['by_db']):.2f} dB {'ahead of' if one['by_db'] >= 0 else 'behind'} {one['of']}"
-        if one["paired_db"] is None:
+        winner = f"Trial {winner}"
+    sentences = [f"{winner} has {found['confirmed_sdri_db']:.2f} dB SDRi on mixtures by which nothing was chosen."]
+    for lead in found["leads"]:
+        side = f"{abs(lead['by_db']):.2f} dB {'ahead of' if lead['by_db'] >= 0 else 'behind'} {lead['over']}"
+        if lead["paired_db"] is None:
             sentences.append(f"It is {side}; their numbers of seeds differ, so the spread is not known.")
-        elif one["spread_db"] is None:
+        elif lead["spread_db"] is None:
             sentences.append(f"It is {side}; with one seed the spread is not known.")
         else:
-            more = "more than" if one["is_more_than_spread"] else "not more than"
-            seeds = f"{one['spread_db']:.2f} dB over {found['num_seeds']} seeds"
+            more = "more than" if lead["is_more_than_spread"] else "not more than"
+            seeds = f"{lead['spread_db']:.2f} dB over {found['num_seeds']} seeds"
             sentences.append(f"It is {side}: {more} the spread of {seeds}.")
     return " ".join(sentences)
 
 
-def sharing(rows: Sequence[Row]) -> dict[str, Any]:
-    """What all trials would have cost by themselves, and what they cost together."""
+def sharing(rows: Sequence[TrialRow]) -> Sharing:
+    """Cost of all trials without and with shared artifacts."""
     last = [row for row in last_rows(rows) if row["cost_s"] is not None]
-    alone, made = sum(row["cost_s"] for row in last), sum(row["made_s"] or 0.0 for row in last)
-    return {"num_trials": len(last), "cost_alone_s": alone, "made_s": made, "ratio": made / alone if alone else None}
+    alone, built = sum(row["cost_s"] or 0.0 for row in last), sum(row["built_s"] or 0.0 for row in last)
+    return {"num_trials": len(last), "cost_alone_s": alone, "built_s": built, "ratio": built / alone if alone else None}
 
 
-def pareto(rows: Sequence[Row]) -> list[str]:
-    """Trials of which none other has a better SDRi at no more cost, or less cost at no worse SDRi; best first.
-
-    They are given by name: a baseline and a drawn trial may have the same number.
-    """
-    return [row["name"] for row in _front_rows(rows)]
-
-
-def _standing(rows: Sequence[Row]) -> list[Row]:
+def comparable_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Baselines and drawn trials that did not fail, at their last iteration, best first."""
     return [
         row
@@ -157,15 +218,14 @@ def _standing(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _front_rows(rows: Sequence[Row]) -> list[Row]:
-    last = _standing(rows)
-
-    def is_beaten(row: Row) -> bool:
-        return any(
-            other["sdri_db"] >= row["sdri_db"]
-            and other["cost_s"] <= row["cost_s"]
-            and (other["sdri_db"], other["cost_s"]) != (row["sdri_db"], row["cost_s"])
-            for other in last
+def pareto_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Trials that no other beats, with a better SDRi at no more cost or less cost at no worse SDRi; best first."""
+    last = [(row["sdri_db"] or 0.0, row["cost_s"] or 0.0, row) for row in comparable_rows(rows)]
+    return [
+        row
+        for sdri_db, cost_s, row in last
+        if not any(
+            other_db >= sdri_db and other_s <= cost_s and (other_db, other_s) != (sdri_db, cost_s)
+            for other_db, other_s, _ in last
         )
-
-    return [row for row in last if not is_beaten(row)]
+    ]

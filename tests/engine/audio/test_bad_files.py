@@ -1,4 +1,4 @@
-"""Every kind of bad file and manifest has its defined outcome: a clip that is known, or a row that says why not."""
+"""Every kind of bad file and manifest has a defined outcome: a known clip, or a failure with its reason."""
 
 import io
 import json
@@ -13,16 +13,15 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from engine.audio.worker import Decoder
+from engine.audio.decoder import Decoder
 from engine.corpus.clips import clip_id
 from engine.corpus.read import read_corpus
 from engine.passes.decode import cut_rows, decode_rows
-from engine.schema import CLIPS
 
 RATE_HZ = 8000
 NUM_SAMPLES = 2 * RATE_HZ
 SINE = 0.5 * np.sin(2 * np.pi * 440 * np.arange(NUM_SAMPLES) / RATE_HZ)
-MAX_RESIDENT_BYTES = 400 << 20  # of the child, whatever a header claims
+MAX_RESIDENT_BYTES = 400 << 20  # of the child, also if a header promises more
 pytestmark = pytest.mark.timeout(20)
 
 
@@ -78,7 +77,7 @@ is_sine = within(SINE, 1e-4)
 
 
 def like_sine(freq_hz, *, min_snr_db):
-    """Apart from the edges, where a resampler has nothing to go on."""
+    """Apart from the edges, where a resampler lacks samples."""
 
     def check(samples_T):
         reference = sine(freq_hz, RATE_HZ)
@@ -97,9 +96,9 @@ def known_mu_law(samples_T):
 @dataclass(frozen=True, kw_only=True)
 class Case:
     content: bytes | Callable[[Path], None]
-    """What is written, or what makes the file."""
+    """Bytes of the file, or a function that creates it."""
     reason: str | None = None
-    """What the failure says; None: it decodes."""
+    """Pattern of the failure's message; None if the file can be decoded."""
     check: Callable[[np.ndarray], None] = is_sine
     num_samples: int = NUM_SAMPLES
     num_failures: int = 1
@@ -124,11 +123,11 @@ def cut(fraction):
 
 
 CASES = {
-    "empty.wav": fails(b"", r"empty \(0 bytes\)"),
-    "four_bytes.wav": fails(b"RIFF", "no audio"),
-    "half_a_header.wav": fails(BASE[:20], "no audio"),
-    "header_only.wav": fails(BASE[:44], "no samples"),
-    "no_samples.wav": fails(coded(SINE[:0]), "no samples"),
+    "empty.wav": fails(b"", r"empty file \(0 bytes\)"),
+    "four_bytes.wav": fails(b"RIFF", "cannot decode it with libsndfile or FFmpeg"),
+    "half_a_header.wav": fails(BASE[:20], "cannot decode it with libsndfile or FFmpeg"),
+    "header_only.wav": fails(BASE[:44], "cannot decode any of its samples"),
+    "no_samples.wav": fails(coded(SINE[:0]), "cannot decode any of its samples"),
     **{
         f"cut_{tenths}.wav": fails(
             cut(tenths / 10), f"damaged: {(len(cut(tenths / 10)) - 44) // 2 / RATE_HZ:.3f} of 2.0"
@@ -147,7 +146,7 @@ CASES = {
     "into_another_pipe.wav": decodes(data_size(0x7FFFFFFF)),
     "claims_2_gigabytes.wav": fails(data_size(2_000_000_000), r"promises 125000\.000 s in 32044 bytes"),
     "claims_20_seconds.wav": fails(data_size(20 * 16000), r"damaged: 2\.000 of 10\.000 s", num_failures=2),
-    "claims_nothing.wav": fails(data_size(0), "no samples"),
+    "claims_nothing.wav": fails(data_size(0), "cannot decode any of its samples"),
     "claims_terabytes.w64": decodes(w64(2**40)),
     "claims_exabytes.w64": decodes(w64(2**62)),
     "claims_terabytes.rf64": decodes(rf64(2**40)),
@@ -155,11 +154,11 @@ CASES = {
     "claims_2_hours.flac": fails(flac_total(7200 * RATE_HZ), r"promises 7200\.000 s in \d+ bytes"),
     "claims_99_days.flac": fails(flac_total(2**36 - 1), r"promises 8589934\.592 s"),
     "claims_nothing.flac": decodes(flac_total(0)),
-    "no_channels.wav": fails(patched(BASE, 22, bytes(2)), "none of its audio can be decoded"),
-    "65535_channels.wav": fails(patched(BASE, 22, b"\xff\xff"), "none of its audio can be decoded"),
-    "rate_0.wav": fails(patched(BASE, 24, bytes(4)), "no audio"),
-    "rate_2_GHz.wav": fails(patched(BASE, 24, struct.pack("<I", 2_000_000_000)), "rate of 2000000000 Hz is outside"),
-    "rate_4_GHz.wav": fails(patched(BASE, 24, b"\xff\xff\xff\xff"), "no audio"),
+    "no_channels.wav": fails(patched(BASE, 22, bytes(2)), "cannot decode any of its audio"),
+    "65535_channels.wav": fails(patched(BASE, 22, b"\xff\xff"), "cannot decode any of its audio"),
+    "rate_0.wav": fails(patched(BASE, 24, bytes(4)), "cannot decode it with libsndfile or FFmpeg"),
+    "rate_2_GHz.wav": fails(patched(BASE, 24, struct.pack("<I", 2_000_000_000)), "rate must be 100 to 1000000 Hz"),
+    "rate_4_GHz.wav": fails(patched(BASE, 24, b"\xff\xff\xff\xff"), "cannot decode it with libsndfile or FFmpeg"),
     "64_channels.wav": decodes(
         coded(np.stack([SINE * (channel + 1) / 64 for channel in range(64)], 1), subtype="FLOAT"),
         within(SINE * 65 / 128, 1e-6),
@@ -169,7 +168,7 @@ CASES = {
     "nan.wav": fails(spoiled(np.nan), "NaN or infinite"),
     "infinity.wav": fails(spoiled(-np.inf), "NaN or infinite"),
     "beyond_float32.wav": fails(coded(np.full(RATE_HZ, 1e300), subtype="DOUBLE"), "NaN or infinite"),
-    "1e30.wav": fails(coded(SINE * 2e30, subtype="FLOAT"), r"reach 1e\+30, full scale is 1"),
+    "1e30.wav": fails(coded(SINE * 2e30, subtype="FLOAT"), r"must be below 2\*\*40 \(full scale is 1\), got 1e\+30"),
     "int_as_float.wav": decodes(coded(SINE * 32768, subtype="FLOAT"), within(SINE * 32768, 0.01)),
     "dc.wav": decodes(coded(np.full(NUM_SAMPLES, 0.25), subtype="FLOAT"), within(np.full(NUM_SAMPLES, 0.25), 0)),
     "dc_44k.wav": decodes(
@@ -191,15 +190,15 @@ CASES = {
     "text.wav": fails(b"this is no audio, only words\n" * 99, "begins like a text, 'this is no audio"),
     "html.mp3": fails(HTML, "begins like a text, '<!DOCTYPE html>"),
     "json.flac": fails(json.dumps({"error": "quota"}).encode(), "begins like a text"),
-    "noise.wav": fails(NOISE, "no audio"),
-    "noise.mp3": fails(NOISE, "none of its audio can be decoded|no audio"),
-    "zero_bytes.wav": fails(bytes(200_000), "no audio"),
-    "directory.wav": fails(lambda path: path.mkdir(), "is a directory"),
+    "noise.wav": fails(NOISE, "cannot decode it with libsndfile or FFmpeg"),
+    "noise.mp3": fails(NOISE, "cannot decode any of its audio|cannot decode it with libsndfile or FFmpeg"),
+    "zero_bytes.wav": fails(bytes(200_000), "cannot decode it with libsndfile or FFmpeg"),
+    "directory.wav": fails(lambda path: path.mkdir(), "must be a regular file, got a directory"),
     "fifo.wav": fails(os.mkfifo, "pipe, socket or device"),
-    "dangling.wav": fails(lambda path: path.symlink_to("/nowhere/a.wav"), "cannot be opened.*No such file"),
-    "loop.wav": fails(lambda path: path.symlink_to(path), "cannot be opened.*symbolic links"),
+    "dangling.wav": fails(lambda path: path.symlink_to("/nowhere/a.wav"), "cannot open it.*No such file"),
+    "loop.wav": fails(lambda path: path.symlink_to(path), "cannot open it.*symbolic links"),
     "device.wav": fails(lambda path: path.symlink_to("/dev/zero"), "pipe, socket or device"),
-    "missing.wav": fails(lambda path: None, "cannot be opened.*No such file"),
+    "missing.wav": fails(lambda path: None, "cannot open it.*No such file"),
 }
 
 
@@ -261,7 +260,7 @@ def test_a_file_has_its_outcome(folder, decoder, name):
 
 
 @pytest.mark.timeout(120)
-def test_all_of_them_in_one_corpus_add_up(folder, decoder):
+def test_in_one_corpus_clips_and_failures_add_up(folder, decoder):
     corpus = read_corpus(folder)
     found = corpus.clips["path"].to_pylist()
     on_disk = set(CASES) - {"directory.wav", "missing.wav"} - {name for name in CASES if name.endswith("rf64")}
@@ -278,10 +277,10 @@ def test_all_of_them_in_one_corpus_add_up(folder, decoder):
 
 
 SEGMENTS = {
-    "after_the_end": ({"start_s": 5.0}, "ends at 2.0 s, before start_s 5.0"),
-    "at_the_end": ({"start_s": 2.0}, "ends at 2.0 s"),
-    "far_after_the_end": ({"start_s": 1e300, "end_s": 1e301}, "before start_s 1e"),
-    "shorter_than_a_sample": ({"start_s": 0.0, "end_s": 1e-9}, "ends after its start, not 1e-09 s later"),
+    "after_the_end": ({"start_s": 5.0}, "end of 'x/float64.wav' at 2.0 s, got 5.0"),
+    "at_the_end": ({"start_s": 2.0}, "end of 'x/float64.wav' at 2.0 s"),
+    "far_after_the_end": ({"start_s": 1e300, "end_s": 1e301}, "at 2.0 s, got 1e+300"),
+    "shorter_than_a_sample": ({"start_s": 0.0, "end_s": 1e-9}, "must end after its start, got a length of 1e-09 s"),
     "end_after_the_end": ({"start_s": 1.0, "end_s": 1e300}, None),
     "the_last_samples": ({"start_s": 1.999}, None),
 }
@@ -299,7 +298,7 @@ def test_a_segment_has_its_outcome(folder, decoder, name):
 
 
 def test_a_long_flac_without_a_length_is_read_to_its_end(tmp_path, decoder):
-    """As what is written into a pipe, where the number of samples cannot be filled in."""
+    """A program that writes into a pipe cannot fill in the number of samples."""
     data = coded(np.tile(SINE, 30), kind="FLAC")
     (tmp_path / "a.flac").write_bytes(patched(data, 21, bytes([data[21] & 0xF0]) + bytes(4)))
     clips, failures = outcome([row_of("a.flac")], tmp_path, decoder)
@@ -318,8 +317,8 @@ def test_a_cut_off_flac_gives_the_clips_before_the_damage(tmp_path, decoder):
     assert all("damaged" in row["message"] for row in failures)
 
 
-def test_a_quiet_flac_of_an_hour_is_believed(tmp_path, decoder):
-    """It has fewer bits a second than any speech codec, and a header that does not lie."""
+def test_a_quiet_flac_of_an_hour_is_not_taken_for_damaged(tmp_path, decoder):
+    """It has fewer bits per second than any speech codec, but its header is right."""
     with sf.SoundFile(tmp_path / "quiet.flac", "w", RATE_HZ, 1) as file:
         for _ in range(60):
             file.write(np.zeros(60 * RATE_HZ, np.float32))
@@ -365,7 +364,7 @@ def test_names_that_are_not_utf8_are_failures(tmp_path):
     assert corpus.clips["path"].to_pylist() == ["dog/good.wav"]
     rows = corpus.failures.to_pylist()
     assert sorted(row["path"] for row in rows) == ["?/a.wav", "dog/??.wav"]
-    assert all("is UTF-8" in row["message"] and row["step"] == "manifest" for row in rows)
+    assert all("must be UTF-8" in row["message"] and row["step"] == "manifest" for row in rows)
 
 
 def test_links_are_followed_and_loops_are_not(tmp_path, decoder):
@@ -382,106 +381,3 @@ def test_links_are_followed_and_loops_are_not(tmp_path, decoder):
     assert corpus.clips["path"].to_pylist() == ["cat/a.wav", "cat/b.wav", "dog/a.wav"]
     clips, failures = outcome(corpus.clips.to_pylist(), corpus.root, decoder)
     assert len(clips) == 3 and failures == []
-
-
-HEADER = "path,labels,start_s,end_s\n"
-MANY = [f"label {number}" for number in range(500)]
-BIG = "x" * 10_000_000
-
-
-def jsonl(**row):
-    return json.dumps({"path": "a.wav", "labels": ["dog"], **row})
-
-
-ROWS = {
-    "path_climbs": (HEADER + "../x.wav,dog,,", "climbs out"),
-    "path_climbs_inside": (HEADER + "a/../../x.wav,dog,,", "climbs out"),
-    "path_climbs_windows": (HEADER + "a\\..\\..\\x.wav,dog,,", "climbs out"),
-    "no_path": (HEADER + ",dog,,", "has a path"),
-    "no_labels": (HEADER + "a.wav,,,", "at least one label"),
-    "blank_labels": (HEADER + 'a.wav," ; ;",,', "at least one label"),
-    "empty_list": (HEADER + "a.wav,[],,", "at least one label"),
-    "start_after_end": (HEADER + "a.wav,dog,3,2", "start_s < end_s"),
-    "infinite_start": (HEADER + "a.wav,dog,1e999,", "number of seconds"),
-    "nul_in_path": (HEADER + "a\0b.wav,dog,,", "path has no NUL"),
-    "nul_in_label": (HEADER + "a.wav,d\0og,,", "label has no NUL"),
-    "long_label": (HEADER + f"a.wav,{BIG},,", "a label has at most 4096 characters.*10000000"),
-    "long_path": (HEADER + f"{BIG},dog,,", "path has at most 4096 characters"),
-    "deep_labels": (HEADER + "a.wav," + "[" * 100_000 + ",,", "JSON list"),
-    "too_many_cells": (HEADER + "a.wav,dog,,,,", "quote cells"),
-    "a_list": ("[1, 2]", "one JSON object"),
-    "a_number": ("17", "one JSON object"),
-    "a_word": ("null", "one JSON object"),
-    "half_a_line": ('{"path": "a.wav", "lab', "one JSON object"),
-    "deep_list": ("[" * 100_000, "one JSON object"),
-    "deep_object": ('{"a":' * 100_000, "one JSON object"),
-    "deep_and_closed": (f'{{"path": "a.wav", "labels": {"[" * 100_000}{"]" * 100_000}}}', "one JSON object"),
-    "digits": (f'{{"path": "a.wav", "labels": ["dog"], "start_s": {"9" * 5000}}}', "one JSON object"),
-    "digits_400": (jsonl(start_s=10**400), "number of seconds"),
-    "nan": (jsonl(start_s=float("nan")), "number of seconds"),
-    "true": (jsonl(end_s=True), "number of seconds"),
-    "list_for_path": (jsonl(path=["a.wav"]), "path is a string"),
-    "object_for_labels": (jsonl(labels={"dog": 1}), "list of strings"),
-    "number_for_label": (jsonl(labels=[1]), "a label is a string"),
-    "surrogate": ('{"path": "a.wav", "labels": ["\\ud800"]}', "UTF-8"),
-    "escaped_nul": ('{"path": "a\\u0000.wav", "labels": ["dog"]}', "no NUL"),
-}
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_a_bad_row_of_a_manifest_is_one_failure(tmp_path, name):
-    content, reason = ROWS[name]
-    good, suffix = ("good.wav,dog,,", "csv") if content.startswith(HEADER) else (jsonl(path="good.wav"), "jsonl")
-    (tmp_path / f"m.{suffix}").write_text(f"{content}\n{good}\n")
-    corpus = read_corpus(tmp_path / f"m.{suffix}")
-    assert corpus.clips["path"].to_pylist() == ["good.wav"]
-    (row,) = corpus.failures.to_pylist()
-    assert re.search(reason, row["message"]) and row["step"] == "manifest"
-    assert len(row["message"]) <= 2000 and len(row["path"]) <= 4096
-
-
-GOOD = {
-    "byte_order_mark": ("\ufeff" + HEADER + "a.wav,dog,,\n", [["dog"]]),
-    "windows_lines": ((HEADER + "a.wav,dog,,\n").replace("\n", "\r\n"), [["dog"]]),
-    "old_mac_lines": ((HEADER + "a.wav,dog,,\n").replace("\n", "\r"), [["dog"]]),
-    "no_last_newline": (HEADER + "a.wav,dog,,", [["dog"]]),
-    "label_with_a_comma": (HEADER + 'a.wav,"[""Speech, male"", ""dog""]",,\n', [["Speech, male", "dog"]]),
-    "label_with_a_comma_and_semicolons": (HEADER + 'a.wav,"Speech, male;dog",,\n', [["Speech, male", "dog"]]),
-    "500_labels": (HEADER + f"a.wav,{';'.join(MANY)},,\n", [MANY]),
-    "newline_in_a_cell": (HEADER + 'a.wav,"dog;\nrain",,\n', [["dog", "rain"]]),
-}
-
-
-@pytest.mark.parametrize("name", GOOD)
-def test_an_odd_manifest_is_read(tmp_path, name):
-    content, labels = GOOD[name]
-    (tmp_path / "m.csv").write_bytes(content.encode())
-    corpus = read_corpus(tmp_path / "m.csv")
-    assert corpus.clips["labels"].to_pylist() == labels and corpus.num_failures == 0
-    assert corpus.clips.schema == CLIPS
-
-
-def test_repeated_rows_are_failures(tmp_path):
-    (tmp_path / "m.csv").write_text(HEADER + "a.wav,dog,,\n" * 3 + "a.wav,dog,0,1\n")
-    corpus = read_corpus(tmp_path / "m.csv")
-    assert corpus.num_clips == 2 and corpus.num_failures == 2
-    assert all("stands once" in row["message"] for row in corpus.failures.to_pylist())
-
-
-WHOLES = {
-    "missing_column": (b"path,start_s\na.wav,1\n", "needs a column labels or label"),
-    "semicolons": (b"path;labels\na.wav;dog\n", "needs a column path"),
-    "utf16": ((HEADER + "a.wav,dog,,\n").encode("utf-16"), "UTF-8 text"),
-    "latin1": (HEADER.encode() + b"a\xe9.wav,dog,,\n", "UTF-8 text"),
-    "open_quote": (HEADER.encode() + b'a.wav,"dog,,\n' + b"b.wav,dog,,\n" * 9, "check its quotes"),
-    "only_a_header": (HEADER.encode(), "at least one row"),
-    "nothing": (b"", "needs a column path"),
-}
-
-
-@pytest.mark.parametrize("name", WHOLES)
-def test_a_manifest_that_cannot_be_meant_is_refused(tmp_path, name):
-    content, reason = WHOLES[name]
-    (tmp_path / "m.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=reason):
-        read_corpus(tmp_path / "m.csv")

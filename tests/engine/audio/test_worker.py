@@ -1,4 +1,4 @@
-"""A child process that decodes: the same samples, and a crash, a hang or a lack of memory costs one request."""
+"""A decoder process returns the same samples; a crash, a hang or too much memory costs one request."""
 
 import contextlib
 import gc
@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from engine.audio.decode import decode, probe, write_wav
-from engine.audio.worker import DecodeError, Decoder
-from engine.errors import AudioError
+from engine.audio import decoder as decoder_module
+from engine.audio.decode import decode, probe
+from engine.audio.decoder import Decoder
+from engine.audio.recordings import WatchedFile
+from engine.errors import AudioError, DecodeError
 from engine.passes.decode import decode_rows
-from engine.storage.files import Watched, write_bytes
+from engine.storage.files import write_bytes
 from engine.storage.retry import is_transient, retried
 from tests.support import ROOT
+from tests.support.wav import write_wav
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["tests.support.s3_server"]
 RATE_HZ = 8000
 
 
@@ -49,7 +52,7 @@ def wav(tmp_path_factory, tone):
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """Fourteen hours of silence in raw AAC, which states no length: to probe it takes many seconds."""
+    """Fourteen hours of silence in raw AAC, which has no length in its header: a probe takes many seconds."""
     path = tmp_path_factory.mktemp("aac") / "endless.aac"
     with av.open(str(path), "w", format="adts") as container:
         stream = container.add_stream("aac", rate=RATE_HZ, layout="mono")
@@ -63,7 +66,7 @@ def endless(tmp_path_factory):
 
 
 def is_alive(pid):
-    """Whether a process or, where its first has ended, one of its threads is there."""
+    """True if a process exists, or one of its threads after its main thread has ended."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         threads = list(Path(f"/proc/{pid}/task").iterdir())
@@ -80,7 +83,7 @@ def wait_until(true, *, within_s):
 
 
 def started(call):
-    """The error of a call in another thread, once it has come."""
+    """Start a call in another thread; the returned function waits for its result or error."""
     found = []
 
     def run():
@@ -100,7 +103,7 @@ def started(call):
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "ogg"])
-def test_the_samples_are_those_of_this_process(decoder, tmp_path, tone, kind):
+def test_the_samples_are_the_same_as_in_this_process(decoder, tmp_path, tone, kind):
     path = str(tmp_path / f"a.{kind}")
     sf.write(path, np.stack([tone, tone[::-1]], 1), RATE_HZ)
     assert decoder.probe(path) == probe(path)
@@ -119,7 +122,7 @@ def test_any_name_works(decoder, tmp_path, tone, name):
     assert np.array_equal(decoder.decode(str(tmp_path / name), sample_rate_hz=RATE_HZ), tone)
 
 
-def test_an_error_is_that_of_this_process(decoder, tmp_path):
+def test_an_error_is_the_same_as_in_this_process(decoder, tmp_path):
     (tmp_path / "empty.wav").touch()
     for path in (tmp_path / "empty.wav", tmp_path / "missing.wav", tmp_path, "\ud800.wav"):
         with pytest.raises(AudioError) as here:
@@ -130,7 +133,7 @@ def test_an_error_is_that_of_this_process(decoder, tmp_path):
         assert there.value.error_class == "AudioError" and not there.value.transient
 
 
-def test_a_name_longer_than_any_path_starts_nothing():
+def test_a_name_longer_than_any_path_starts_no_process():
     idle = Decoder()
     with pytest.raises(DecodeError, match="at most 4096 bytes"):
         idle.probe("x" * 10_000_000)
@@ -159,7 +162,7 @@ def test_a_crash_costs_one_request(decoder, wav, endless, sent):
     assert decoder.probe(wav).duration_s == 2.0 and decoder.pid != before
 
 
-def test_a_process_that_ends_between_requests_costs_none(decoder, wav):
+def test_a_process_that_ends_between_requests_is_replaced(decoder, wav):
     decoder.probe(wav)
     os.kill(decoder.pid, signal.SIGKILL)
     assert wait_until(lambda: not is_alive(decoder.pid), within_s=5)
@@ -174,7 +177,7 @@ def test_a_hang_costs_one_request_and_its_time(wav, endless):
         before, begin = slow.pid, time.monotonic()
         if stop:
             os.kill(before, signal.SIGSTOP)
-        with pytest.raises(DecodeError, match=r"longer than 1 s: replace") as caught:
+        with pytest.raises(DecodeError, match=r"longer than 1 s\); replace") as caught:
             slow.probe(wav if stop else endless)
         assert caught.value.error_class == "DecoderTimeout" and not caught.value.transient
         assert 0.9 < time.monotonic() - begin < 5 and not is_alive(before)
@@ -183,7 +186,7 @@ def test_a_hang_costs_one_request_and_its_time(wav, endless):
 
 
 @pytest.mark.timeout(60)
-def test_a_file_that_hangs_is_waited_for_once(wav, endless):
+def test_the_time_limit_of_a_file_that_hangs_is_waited_for_once(wav, endless):
     slow = Decoder(time_limit_s=1.5)
     rows = [
         {"clip_id": f"{i}", "path": path, "labels": ["a"], "start_s": start_s, "end_s": start_s + 1}
@@ -200,13 +203,14 @@ def test_a_file_that_hangs_is_waited_for_once(wav, endless):
     slow.close()
 
 
-def test_too_much_memory_costs_one_request(tmp_path, tone, wav):
+def test_too_much_memory_costs_one_request(tmp_path, tone, wav, monkeypatch):
+    monkeypatch.setattr(decoder_module, "MEMORY_BYTES", 100 << 20)
     write_wav(tmp_path / "long.wav", np.zeros(1, "f4"), sample_rate_hz=48000)
     head = bytearray((tmp_path / "long.wav").read_bytes()[:-4])
     head[-4:] = (600 * 48000 * 4).to_bytes(4, "little")
     (tmp_path / "long.wav").write_bytes(head)
-    os.truncate(tmp_path / "long.wav", len(head) + 600 * 48000 * 4)  # a hole: it takes no room on the disk
-    small = Decoder(memory_bytes=100 << 20)
+    os.truncate(tmp_path / "long.wav", len(head) + 600 * 48000 * 4)  # a sparse file takes no space on the disk
+    small = Decoder()
     assert small.probe(str(tmp_path / "long.wav")).duration_s == 600
     with pytest.raises(DecodeError, match="more memory") as caught:
         small.decode(str(tmp_path / "long.wav"), sample_rate_hz=RATE_HZ)
@@ -218,7 +222,7 @@ def test_too_much_memory_costs_one_request(tmp_path, tone, wav):
 
 PARENT = """
 import sys, threading
-from engine.decoder import Decoder
+from engine.audio.decoder import Decoder
 decoder = Decoder(time_limit_s=300.0)
 decoder.probe(sys.argv[1])
 print(decoder.pid, flush=True)
@@ -253,20 +257,22 @@ def test_the_process_ends_with_the_object(wav):
     assert not is_alive(pid)
 
 
-def test_start_up_is_light():
-    command = "import engine.decoder, sys; print(*sorted({'torch', 'ray', 'pyarrow', 'boto3'} & set(sys.modules)))"
+def test_the_decoder_imports_no_large_library():
+    large = {"torch", "ray", "pyarrow", "boto3"}
+    command = f"import engine.audio.decoder, sys; print(*{large} & {{*sys.modules}})"
     done = subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 
 
-def test_a_process_that_cannot_start_is_worth_another_try(monkeypatch, wav):
+def test_a_process_that_cannot_start_is_a_transient_error(monkeypatch, wav):
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    with pytest.raises(DecodeError, match="no decoder process starts") as caught:
+    with pytest.raises(DecodeError, match="cannot start a decoder process") as caught:
         Decoder().probe(wav)
     assert caught.value.error_class == "DecoderStart" and is_transient(caught.value)
 
 
-def test_errors_travel_and_say_whether_to_try_again():
+def test_an_error_can_be_pickled_and_says_whether_it_is_transient(monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     error = DecodeError("why", "ConnectionError", transient=True)
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.error_class, copy.transient) == ("why", "ConnectionError", True)
@@ -278,15 +284,15 @@ def test_errors_travel_and_say_whether_to_try_again():
 
     for transient, attempts in ((True, 3), (False, 1)):
         with pytest.raises(DecodeError) as caught:
-            retried(lambda transient=transient: fail(transient), attempts=3, first_wait_s=0.01)
+            retried(lambda transient=transient: fail(transient), attempts=3)
         assert caught.value.attempts == attempts
     assert calls == [True, True, True, False]
 
 
-@pytest.mark.parametrize("settings", [{"time_limit_s": 0.0}, {"time_limit_s": float("inf")}, {"memory_bytes": 0}])
-def test_settings_that_cannot_work_raise(settings):
-    with pytest.raises(ValueError, match="is above 0"):
-        Decoder(**settings)
+@pytest.mark.parametrize("time_limit_s", [0.0, float("inf")])
+def test_a_time_limit_that_cannot_work_raises(time_limit_s):
+    with pytest.raises(ValueError, match="must be above 0 and finite"):
+        Decoder(time_limit_s=time_limit_s)
 
 
 class Cut:
@@ -304,7 +310,7 @@ class Cut:
 
 @pytest.mark.filterwarnings("ignore:Exception ignored from cffi callback")
 @pytest.mark.parametrize("kind", ["wav", "flac", "m4a"])
-def test_a_connection_that_is_cut_is_not_taken_for_the_end_of_the_file(tmp_path, kind):
+def test_a_lost_connection_is_not_taken_for_the_end_of_the_file(tmp_path, kind):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 20 * RATE_HZ).astype("f4")
     path = tmp_path / f"a.{kind}"
     if kind == "m4a":
@@ -318,11 +324,11 @@ def test_a_connection_that_is_cut_is_not_taken_for_the_end_of_the_file(tmp_path,
     else:
         sf.write(path, noise, RATE_HZ)
     whole = path.stat().st_size
-    watched = Watched(Cut(path, whole), "name")
+    watched = WatchedFile(Cut(path, whole), "name")
     assert np.array_equal(decode(watched, sample_rate_hz=RATE_HZ), decode(path, sample_rate_hz=RATE_HZ))
     assert watched.error is None
-    watched = Watched(Cut(path, int(0.97 * whole)), "name")
-    with contextlib.suppress(AudioError):  # a WAV is within the 95 % that count as whole
+    watched = WatchedFile(Cut(path, int(0.97 * whole)), "name")
+    with contextlib.suppress(AudioError):  # of the WAV, more than 95 % are there
         decode(watched, sample_rate_hz=RATE_HZ)
     assert isinstance(watched.error, ConnectionError)
 
@@ -338,12 +344,12 @@ def test_an_object_store_is_read_by_the_child(s3, tmp_path):
     assert there.probe(address) == probe(tmp_path / "a.flac")
     segment = {"sample_rate_hz": RATE_HZ, "start_s": 41.3, "duration_s": 2.0}
     assert np.array_equal(there.decode(address, **segment), decode(tmp_path / "a.flac", **segment))
-    with pytest.raises(DecodeError, match=r"missing\.flac.*does not exist") as caught:
+    with pytest.raises(DecodeError, match=r"there is no object .*missing\.flac") as caught:
         there.probe(f"{s3.root}/missing.flac")
     assert caught.value.error_class == "FileNotFoundError" and not caught.value.transient
     there.time_limit_s = 1.0
     s3.proxy.faults.unavailable_until_s = time.monotonic() + 30
     with pytest.raises(DecodeError) as caught:
         there.decode(address, **segment)
-    assert caught.value.error_class == "DecoderTimeout" and caught.value.transient, "the network may come back"
+    assert caught.value.error_class == "DecoderTimeout" and caught.value.transient, "the network may recover"
     there.close()

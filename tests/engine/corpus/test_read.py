@@ -1,4 +1,4 @@
-"""Known answers for engine.corpus: every kind of source, every bad row, ids that stay."""
+"""Known answers for reading a corpus: every kind of source, every bad row, stable ids."""
 
 import json
 
@@ -85,15 +85,15 @@ def test_clip_id_is_a_fixed_function():
 
 
 BAD_LINES = {
-    ",dog,,": ("has a path", 1),
-    "a.wav,,,": ("at least one label", 1),
-    "a.wav,dog;cat,3,2": ("start_s < end_s", 2),
+    ",dog,,": ("must have a path", 1),
+    "a.wav,,,": ("must have at least one label", 1),
+    "a.wav,dog;cat,3,2": ("must be 0 <= start_s < end_s", 2),
     "a.wav,dog,2,2": ("start_s < end_s", 1),
     "a.wav,dog,-1,2": ("0 <= start_s", 1),
-    "a.wav,dog,one,2": ("number of seconds", 1),
-    "a.wav,dog,nan,2": ("number of seconds", 1),
-    "../a.wav,dog,,": ("climbs out", 1),
-    "x/..\\../a.wav,dog,,": ("climbs out", 1),
+    "a.wav,dog,one,2": ("must be a number of seconds", 1),
+    "a.wav,dog,nan,2": ("must be a number of seconds", 1),
+    "../a.wav,dog,,": ("must stay below the root", 1),
+    "x/..\\../a.wav,dog,,": ("must stay below the root", 1),
     "a.wav,[dog,,": ("JSON list", 1),
     "a.wav,dog,,,extra": ("quote cells", 1),
     "good.wav,dog,,": ("repeats", 1),
@@ -161,7 +161,7 @@ def test_audiosets_own_csv(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("m.csv", None, "exists"),
+        ("m.csv", None, "does not exist"),
         ("m.txt", "x", "'.txt'"),
         ("m.csv", "file,labels\na,b\n", "file"),
         ("m.csv", "path,tags\na,b\n", "tags"),
@@ -170,10 +170,10 @@ def test_audiosets_own_csv(tmp_path):
         ("m.jsonl", "", "at least one row"),
         ("m.csv", b"path,labels\n\xff\xfe,b\n", "UTF-8"),
         ("m.csv", 'path,labels\na,"dog\nb,cat\n', "quotes"),
-        ("m.parquet", "x" * 100, "no Parquet"),
+        ("m.parquet", "x" * 100, "as Parquet"),
     ],
 )
-def test_what_is_wrong_with_the_whole_raises(tmp_path, name, content, reason):
+def test_an_unusable_source_raises(tmp_path, name, content, reason):
     if content is not None:
         text(tmp_path, name, content)
     with pytest.raises(ValueError, match=reason):
@@ -232,24 +232,24 @@ def test_cut_after_the_end_raises():
 
 def test_read_sources(tmp_path):
     path = csv_of(tmp_path, "a.wav,dog,1,x", "/b/c.wav,cat,2,y", header="path,label,fold,licence")
-    table = read_sources(path)
-    assert table.to_pylist() == [
+    sources = read_sources(path)
+    assert sources.table.to_pylist() == [
         {"path": f"{tmp_path}/a.wav", "label": "dog", "fold": 1},
         {"path": "/b/c.wav", "label": "cat", "fold": 2},
     ]
-    assert table.schema.field("fold").type == pa.int32()
-    assert read_sources(path, folds=[2])["label"].to_pylist() == ["cat"]
+    assert sources.table.schema.field("fold").type == pa.int32()
+    assert read_sources(path, folds=[2]).labels == ["cat"]
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
         read_sources(path, folds=[5])
     for content, reason in (
         ("path,tag\na,b", "label"),
         ("path,label\n", "at least one"),
         ("path,label\na,", "row 1"),
-        ("path,label\na.wav,Speech, male", "row 1: 3 cells under 2 columns: quote"),
+        ("path,label\na.wav,Speech, male", "row 1: a row must have at most 2 cells, one for each column, got 3; quote"),
     ):
         with pytest.raises(ValueError, match=reason):
             read_sources(text(tmp_path, "bad.csv", content))
     text(tmp_path / "by", "dog/1.wav", b"x")
-    assert read_sources(tmp_path / "by").to_pylist() == [
+    assert read_sources(tmp_path / "by").table.to_pylist() == [
         {"path": f"{tmp_path}/by/dog/1.wav", "label": "dog", "fold": 0}
     ]

@@ -1,4 +1,4 @@
-"""A pass that too much fails in, as its user meets it on a real Ray: stopped, looked into, mended, taken to its end."""
+"""A pass with too many failures on a real Ray, as its user sees it: stopped, inspected, repaired and finished."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ import ray
 import soundfile
 
 import clearsep
-from cluster.session import connected
+from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.records import done_names
 from engine.passes.run import run_pass
-from engine.passes.shards import read_failures, stem_shards, verify
+from engine.passes.shards import stem_shards, verify
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
-from tests.support.signals import RATE_HZ, TINY, mixture, tiny_checkpoint, write_clips
+from engine.separators import find_separator
+from tests.support.signals import RATE_HZ, TINY, mixture, read_failures, tiny_checkpoint, write_clips
 from train.data.config import MixConfig
 from train.student import DistilConfig
 from tune.config import RunConfig
@@ -40,8 +41,8 @@ pytestmark = pytest.mark.slow
 NUM_CLIPS, NUM_TASKS = 200, 20
 MISSING = [number for number in range(NUM_CLIPS) if number % 5 < 3]  # 60 % of them, in every task
 SETTINGS = (
-    *("rows_per_task=10", "part_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0"),
-    "batch_s=0.5",  # a clip at a time: what is beside it in a batch moves the last bit of its stems
+    *("rows_per_task=10", "shard_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0"),
+    "batch_s=0.5",  # one clip in a batch: others in the batch change the last bit of its stems
 )
 Files = dict[str, Any]
 Command = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
@@ -49,8 +50,8 @@ Command = Callable[[list[str]], "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """A Ray that the commands of this module share."""
-    with connected(num_cpus=2):
+    """A Ray shared by the commands of this module."""
+    with connect(num_cpus=2):
         yield ray.get_runtime_context().gcs_address
 
 
@@ -61,7 +62,7 @@ def files() -> Files:
 
 @pytest.fixture(scope="module")
 def corpus(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a corpus of which 60 % are missing."""
+    """The manifest of a corpus, 60 % of whose files are missing."""
     folder = tmp_path_factory.mktemp("corpus")
     manifest = write_clips(folder, files)
     for number in MISSING:
@@ -74,7 +75,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("separator"))
 
 
-def mend(corpus: Path, files: Files) -> None:
+def repair(corpus: Path, files: Files) -> None:
     for number in MISSING:
         soundfile.write(corpus.parent / f"{number:03d}.wav", files[f"{number:03d}.wav"], RATE_HZ, subtype="FLOAT")
 
@@ -85,7 +86,7 @@ def words(corpus: Path, checkpoint: Path, out: Path, *more: str, settings: tuple
 
 
 def spawned(words: list[str], address: str) -> subprocess.CompletedProcess[str]:
-    """What a command says in a process of its own."""
+    """Run a command in a process of its own."""
     command, env = [sys.executable, "-m", "clearsep", *words], os.environ | {"RAY_ADDRESS": address}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=300)
     assert "Traceback" not in done.stderr, done.stderr
@@ -94,7 +95,7 @@ def spawned(words: list[str], address: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """What a command says in this process, on the Ray that it is connected to."""
+    """Runs a command in this process, on the Ray that it is connected to."""
 
     def call(words: list[str]) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(sys, "argv", ["clearsep", *words])
@@ -104,8 +105,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
             clearsep.main()
         except SystemExit as left:
             code = left.code or 0
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, said.out, said.err)
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(words, code, printed.out, printed.err)
 
     return call
 
@@ -126,7 +127,7 @@ def contents(out: Path) -> set[tuple[Any, ...]]:
 def stopped(
     address: str, corpus: Path, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A pass over the broken corpus, and what the command said."""
+    """A pass over the incomplete corpus, and the output of its command."""
     out = tmp_path_factory.mktemp("stopped") / "out"
     return out, spawned(words(corpus, checkpoint, out), address)
 
@@ -135,30 +136,31 @@ def stopped(
 def undisturbed(
     address: str, files: Files, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """Manifest and pass of a corpus of which nothing is missing."""
+    """Manifest and pass of the complete corpus."""
     folder = tmp_path_factory.mktemp("undisturbed")
     manifest = write_clips(folder / "corpus", files)
-    config = PassConfig(rows_per_task=10, part_s=15.0, clip_s=3.0, num_gpus_per_actor=0.0, batch_s=0.5)
-    run_pass(read_corpus(manifest), folder / "out", separator=checkpoint, config=config)
+    config = PassConfig(rows_per_task=10, shard_s=15.0, clip_s=3.0, num_gpus_per_actor=0.0, batch_s=0.5)
+    run_pass(read_corpus(manifest), folder / "out", separator=find_separator(checkpoint), config=config)
     return manifest, folder / "out"
 
 
-def test_a_pass_in_which_too_much_fails_stops_early_and_says_why_and_what_helps(
+def test_a_pass_with_too_many_failures_stops_early_with_reasons_and_remedies(
     stopped: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     out, done = stopped
     assert (done.returncode, done.stdout) == (1, "")
-    said = last_line(done)
-    num_failed, num_queries = map(int, re.findall(r"error: (\d+) of (\d+) queries failed, more than max_fail", said)[0])
+    message = last_line(done)
+    pattern = r"error: failed queries must be at most max_failed_fraction = 0\.5 of all, got (\d+) of (\d+) \("
+    num_failed, num_queries = map(int, re.findall(pattern, message)[0])
     assert 200 <= num_queries < 2 * NUM_CLIPS and 0.5 < num_failed / num_queries < 0.7
-    assert "in decode, " in said and "cannot be opened" in said
-    assert f"`clearsep failures {out}` lists them" in said
-    assert "when the cause is mended, --retry-failed tries them again" in said
-    assert "start the same command again" not in said  # it would stop again
+    assert "in decode: " in message and "cannot open it" in message
+    assert f"list them with `clearsep failures {out}`" in message
+    assert "remove the cause and start the same command with --retry-failed" in message
+    assert "start the same command again" not in message  # it would stop again
     assert len(read_failures(out)) < len(MISSING) and not (out / "stems" / "manifest.json").exists()
 
 
-def test_its_failures_are_listed_each_with_its_reason(stopped: tuple[Path, Any], command: Command) -> None:
+def test_its_failures_are_listed_with_their_reasons(stopped: tuple[Path, Any], command: Command) -> None:
     out, _ = stopped
     done = command(["failures", str(out), "--json"])
     value = json.loads(done.stdout)
@@ -177,7 +179,7 @@ def test_the_same_command_stops_again_and_a_higher_limit_lets_it_pass(
     out = tmp_path / "out"
     shutil.copytree(stopped[0], out)
     again = command(words(corpus, checkpoint, out))
-    assert again.returncode == 1 and "more than max_failed_fraction 0.5 lets" in last_line(again)
+    assert again.returncode == 1 and "must be at most max_failed_fraction = 0.5" in last_line(again)
     done = command(words(corpus, checkpoint, out, "--set", "max_failed_fraction=1", "--json"))
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
@@ -185,7 +187,7 @@ def test_the_same_command_stops_again_and_a_higher_limit_lets_it_pass(
     assert summary["num_queries"] == 2 * NUM_CLIPS and len(read_failures(out)) == len(MISSING)
 
 
-def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set_is_the_undisturbed_one(
+def test_a_retry_with_the_files_in_place_makes_only_these_and_the_data_are_those_of_an_undisturbed_pass(
     address: str,
     stopped: tuple[Path, Any],
     undisturbed: tuple[Path, Path],
@@ -195,13 +197,13 @@ def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set
     command: Command,
     tmp_path: Path,
 ) -> None:
-    """Also where the pass was at its end: only failed clips are then separated, and no shard that was there changes."""
-    mended, out = tmp_path / "corpus", tmp_path / "out"
-    shutil.copytree(corpus.parent, mended)
+    """Shards that existed before do not change; a second retry does nothing."""
+    repaired, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(corpus.parent, repaired)
     shutil.copytree(stopped[0], out)
-    mend(mended / corpus.name, files)
+    repair(repaired / corpus.name, files)
     untouched = {path: path.stat().st_mtime_ns for path in (out / "stems").glob("[!.]*")}
-    retry = words(mended / corpus.name, checkpoint, out, "--retry-failed", "--json")
+    retry = words(repaired / corpus.name, checkpoint, out, "--retry-failed", "--json")
     done = spawned(retry, address)
     assert done.returncode == 0, done.stderr
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
@@ -215,21 +217,21 @@ def test_when_the_files_are_there_a_second_try_makes_them_alone_and_the_data_set
     times = {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()}
     assert json.loads(command(retry).stdout) == summary
     assert {path: path.stat().st_mtime_ns for path in (out / "stems").iterdir()} == times
-    assert list((out / "stems").glob("retry-*")) == [out / "stems" / "retry-1.parquet"]
+    assert len(list((out / "corpus").glob("retry-*.parquet"))) == 1
 
 
-def test_a_pass_with_other_settings_is_refused_and_told_what_differs(
+def test_a_pass_with_other_settings_is_refused_with_the_difference(
     undisturbed: tuple[Path, Path], checkpoint: Path, command: Command
 ) -> None:
     manifest, out = undisturbed
     settings = tuple(setting.replace("clip_s=3.0", "clip_s=2.0") for setting in SETTINGS)
     done = command(words(manifest, checkpoint, out, settings=settings))
     assert (done.returncode, done.stdout) == (2, "")
-    assert "holds a pass of another settings (clip_s 3.0, not 2.0);" in last_line(done)
+    assert "got a pass with another settings (clip_s 3.0, not 2.0);" in last_line(done)
 
 
-def begun(words: list[str], out: Path) -> subprocess.Popen[str]:
-    """A command on a Ray of its own, of which some parts are done and most are not."""
+def started(words: list[str], out: Path) -> subprocess.Popen[str]:
+    """A command on a Ray of its own that has finished some of its shards, but not most of them."""
     process = subprocess.Popen(
         [sys.executable, "-m", "clearsep", *words],
         stdout=subprocess.PIPE,
@@ -244,17 +246,17 @@ def begun(words: list[str], out: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_folder_in_use_is_refused_and_a_pass_that_is_terminated_ends_in_words_and_goes_on(
+def test_a_folder_in_use_is_refused_and_a_terminated_pass_ends_with_a_message_and_resumes(
     undisturbed: tuple[Path, Path], checkpoint: Path, command: Command, tmp_path: Path
 ) -> None:
-    """The first command is frozen for as long as the second takes to find that it cannot have the folder."""
+    """The first command is frozen until the second one was refused."""
     manifest, out = undisturbed[0], tmp_path / "out"
-    asked = words(manifest, checkpoint, out)
-    process = begun(asked, out)
+    command_line = words(manifest, checkpoint, out)
+    process = started(command_line, out)
     try:
-        started = psutil.Process(process.pid).children(recursive=True)
+        children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGSTOP)
-        second = command(asked)
+        second = command(command_line)
         assert (second.returncode, second.stdout) == (2, "")
         assert f"{out} is in use by process {process.pid} on " in last_line(second)
         process.send_signal(signal.SIGCONT)
@@ -264,21 +266,23 @@ def test_a_folder_in_use_is_refused_and_a_pass_that_is_terminated_ends_in_words_
     finally:
         process.kill()
     assert (process.returncode, stdout) == (143, "")
-    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to go on"
+    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to resume"
     assert "Traceback" not in stderr and time.monotonic() - terminated < 60
-    _, alive = psutil.wait_procs(started, timeout=30)
+    _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []
     before = set(done_names(out))
     assert 0 < len(before) < len(done_names(undisturbed[1]))
-    done = command(asked)
+    done = command(command_line)
     assert done.returncode == 0, done.stderr
     shards = stem_shards(undisturbed[1] / "stems")
     assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(out / "stems")]
     assert all(shard.read_bytes() == (out / "stems" / shard.name).read_bytes() for shard in shards)
 
 
-def test_terminating_a_command_before_it_has_begun_is_the_same(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """While Ray starts, which puts a handler of its own in the place of the command's."""
+def test_a_command_that_is_terminated_while_ray_starts_ends_with_the_same_message(
+    corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Ray replaces the command's signal handler by its own while it starts."""
     process = subprocess.Popen(
         [sys.executable, "-m", "clearsep", *words(corpus, checkpoint, tmp_path / "out")],
         stderr=subprocess.PIPE,
@@ -294,12 +298,12 @@ def test_terminating_a_command_before_it_has_begun_is_the_same(corpus: Path, che
     finally:
         process.kill()
     assert process.returncode == 143
-    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to go on"
+    assert stderr.strip().splitlines()[-1] == "terminated; start the same command again to resume"
 
 
 @pytest.fixture
 def run_config(tmp_path: Path) -> RunConfig:
-    """A run of one iteration over ten clips of which six are missing."""
+    """A run of one iteration over ten clips, six of them missing."""
     clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) if number < 4 else None for number in range(10)}
     training = DistilConfig(
         steps=2,
@@ -318,39 +322,41 @@ def run_config(tmp_path: Path) -> RunConfig:
     )
 
 
-def quiet(text: str) -> None:
-    """Says nothing."""
-
-
-def test_a_run_that_too_much_failed_in_finishes_when_it_is_told_to_try_again(
+def test_a_run_with_too_many_failures_finishes_with_a_retry(
     address: str, run_config: RunConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(RuntimeError, match=r"12 of 20 queries failed, more than max_failed_fraction 0\.5 lets"):
-        run(run_config, out, say=quiet)
-    with pytest.raises(RuntimeError, match=r"12 of 20 queries failed"):
-        run(run_config, out, say=quiet)
+    with pytest.raises(RuntimeError, match=r"at most max_failed_fraction = 0\.5 of all, got 12 of 20"):
+        run(run_config, out)
+    with pytest.raises(RuntimeError, match=r"got 12 of 20"):
+        run(run_config, out)
     for number in range(4, 9):  # one stays missing
         path = Path(run_config.corpus).parent / f"{number}.wav"
         soundfile.write(path, mixture(RATE_HZ, seed=number), RATE_HZ, subtype="FLOAT")
-    summary = run(run_config, out, retry_failed=True, say=quiet)
+    summary = run(run_config, out, retry_failed=True)
     entry = summary["iterations"][1]
     assert (entry["num_clips"], entry["num_queries"], entry["num_stems"], entry["num_failed"]) == (10, 20, 18, 2)
     assert entry["num_kept"] == 18 == len(read_tracks(out / "iterations" / "1" / "tracks")[0])
-    with pytest.raises(ValueError, match=r"all iterations of .* are done and their students have learned"):
-        run(run_config, out, retry_failed=True, say=quiet)
-    assert run(run_config, out, say=quiet) == summary
+    with pytest.raises(
+        ValueError,
+        match=r"cannot retry failed clips of .* \(all its students are trained, so nothing would use their stems\)",
+    ):
+        run(run_config, out, retry_failed=True)
+    assert run(run_config, out) == summary
 
 
-def test_a_run_whose_student_has_learned_is_not_given_other_tracks(
+def test_a_run_whose_student_is_trained_gets_no_other_tracks(
     address: str, run_config: RunConfig, tmp_path: Path
 ) -> None:
-    """As after a stop between learning and the iteration's last record: without a second try it goes on."""
+    """As after a stop between training and the iteration's record: without a retry the run resumes."""
     out = tmp_path / "run"
     config = dataclasses.replace(run_config, engine=dataclasses.replace(run_config.engine, max_failed_fraction=1.0))
-    summary = run(config, out, say=quiet)
+    summary = run(config, out)
     (out / "iterations" / "1" / "iteration.json").unlink()
-    with pytest.raises(ValueError, match=r"student of iteration 1 .* has learned already.*without --retry-failed"):
-        run(config, out, retry_failed=True, say=quiet)
-    again = run(config, out, say=quiet)["iterations"][1]
+    with pytest.raises(
+        ValueError,
+        match=r"cannot retry failed clips of iteration 1 .*student has already learned.*without --retry-failed",
+    ):
+        run(config, out, retry_failed=True)
+    again = run(config, out)["iterations"][1]
     assert again | {"wall_s": 0.0} == summary["iterations"][1] | {"wall_s": 0.0}

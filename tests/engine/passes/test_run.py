@@ -1,4 +1,4 @@
-"""One pass on a real Ray: everything accounted for, done once, the same after a kill."""
+"""One pass on a real Ray: every row is a stem or a failure, made once, and the same after a kill."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ import pytest
 import ray
 import soundfile
 
-from cluster.session import connected
+from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
-from engine.passes.records import done_parts
+from engine.passes.records import done_names
 from engine.passes.run import run_pass
-from engine.passes.shards import read_failures, stem_shards, verify
+from engine.passes.shards import stem_shards, verify
 from engine.schema import SCORES_VERSION
-from engine.separators import NetworkConfig, QuerySeparator, save
-from engine.taggers import save_tagger
+from engine.separators import NetworkConfig, QuerySeparator, SeparatorSource, find_separator, save
+from engine.taggers import find_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
 from tests.support import signals
-from tests.support.signals import RATE_HZ, BandSeparator, mixture, write_clips
+from tests.support.signals import RATE_HZ, mixture, open_bands, read_failures, write_clips
 from tune.demo import sounds as synth
 
 pytestmark = pytest.mark.slow
 _LABELS = ("rain", "siren", "bell")
-_CONFIG = PassConfig(rows_per_task=4, part_s=6.0, clip_s=3.0, num_gpus_per_actor=0.0)
+_CONFIG = PassConfig(rows_per_task=4, shard_s=6.0, clip_s=3.0, num_gpus_per_actor=0.0)
 
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """Two CPUs and a GPU, which only Ray believes in."""
+    """Two CPUs, and a GPU that Ray is told of but does not exist."""
     ray.cloudpickle.register_pickle_by_value(signals)  # workers cannot import from the tests' folder
-    with connected(num_cpus=2, num_gpus=1):
+    with connect(num_cpus=2, num_gpus=1):
         yield
 
 
@@ -55,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve good rows, one of them a long recording, and five that cannot wholly be done."""
+    """Twelve good rows, one of them a long recording, and rows that fail in whole or in part."""
     folder = tmp_path_factory.mktemp("corpus")
     lines = ["path,labels"]
     for number in range(12):
@@ -76,7 +76,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_row_is_a_stem_or_a_failure_with_its_reason(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
+    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=_CONFIG)
     failures = read_failures(tmp_path / "out").to_pylist()
     stems = [row for shard in stem_shards(tmp_path / "out" / "stems") for row in pq.read_table(shard).to_pylist()]
     reasons = {Path(row["path"]).name: row["step"] for row in failures if row["label"] is None}
@@ -106,30 +106,34 @@ def test_a_pool_that_may_outgrow_the_cluster_does_not_stall(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(_CONFIG, max_actors=16)
-    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=config)
+    summary = run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=config)
     assert summary["num_stems"] == 2 * (11 + 3) + 1
 
 
-def test_again_does_nothing_and_another_separator_setting_or_meaning_of_scores_is_refused(
+def test_a_second_start_does_nothing_and_another_separator_setting_or_score_version_is_refused(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    first = run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
+    first = run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=_CONFIG)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "stems").iterdir()}
-    assert run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG) == first
+    assert (
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=_CONFIG) == first
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "stems").iterdir()} == written
     with pytest.raises(ValueError, match="another settings"):
-        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=PassConfig(clip_s=2.0))
+        run_pass(
+            read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=PassConfig(clip_s=2.0)
+        )
     other = tmp_path / "other"
     save(QuerySeparator(NetworkConfig(channels=16, num_blocks=1, sample_rate_hz=8000), _LABELS), other)
     with pytest.raises(ValueError, match="another separator"):
-        run_pass(read_corpus(corpus), tmp_path / "out", separator=other, config=_CONFIG)
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(other), config=_CONFIG)
     claim = tmp_path / "out" / "stems" / "pass.json"
     claim.write_text(claim.read_text().replace(f'"score version": {SCORES_VERSION}', '"score version": 1'))
     with pytest.raises(ValueError, match="another score version"):
-        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=_CONFIG)
+        run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=_CONFIG)
 
 
-def test_a_pass_with_a_tagger_and_re_separation_stores_what_they_say_and_is_theirs_alone(
+def test_a_pass_with_a_tagger_and_re_separation_stores_their_scores_and_refuses_another_tagger(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     out, taggers = tmp_path / "out", [tmp_path / "tagger-0", tmp_path / "tagger-1"]
@@ -137,33 +141,30 @@ def test_a_pass_with_a_tagger_and_re_separation_stores_what_they_say_and_is_thei
         save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=8000, channels=16), _LABELS), folder)
     config = dataclasses.replace(_CONFIG, reseparate=True)
     clips = read_corpus(corpus)
-    summary = run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=config)
+    summary = run_pass(clips, out, separator=find_separator(checkpoint), tagger=find_tagger(taggers[0]), config=config)
     assert summary["step_s"]["assess"] > 0
     rows = [row for shard in stem_shards(out / "stems") for row in pq.read_table(shard).to_pylist()]
     assert all(row["tagger_margin_db"] is not None for row in rows)
     assert all((row["rival_leak_db"] is None) == ("trombone" in row["labels"]) for row in rows)  # an only stem
-    assert run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=config) == summary
-    for tagger in (taggers[1], None):
+    assert (
+        run_pass(clips, out, separator=find_separator(checkpoint), tagger=find_tagger(taggers[0]), config=config)
+        == summary
+    )
+    for tagger in (find_tagger(taggers[1]), None):
         with pytest.raises(ValueError, match="another tagger"):
-            run_pass(clips, out, separator=checkpoint, tagger=tagger, config=config)
+            run_pass(clips, out, separator=find_separator(checkpoint), tagger=tagger, config=config)
     with pytest.raises(ValueError, match="another settings"):
-        run_pass(clips, out, separator=checkpoint, tagger=taggers[0], config=_CONFIG)
+        run_pass(clips, out, separator=find_separator(checkpoint), tagger=find_tagger(taggers[0]), config=_CONFIG)
 
 
 def test_with_gpus_stems_are_scored_in_other_processes_and_come_out_the_same(ray_session: None, tmp_path: Path) -> None:
     clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) for number in range(6)}
     corpus = read_corpus(write_clips(tmp_path / "corpus", clips))
-    shares = {"gpu": None, "cpu": 0.0}  # null: the whole GPU
+    shares = {"gpu": None, "cpu": 0.0}  # null: one GPU
+    bands = SeparatorSource.from_factory(open_bands)
     for name, share in shares.items():
-        config = PassConfig(rows_per_task=4, part_s=20.0, num_gpus_per_actor=share, autocast=False)
-        run_pass(
-            corpus,
-            tmp_path / name,
-            separator="bands",
-            config=config,
-            open_separator=lambda device: BandSeparator(),
-            sample_rate_hz=RATE_HZ,
-        )
+        config = PassConfig(rows_per_task=4, shard_s=20.0, num_gpus_per_actor=share, autocast=False)
+        run_pass(corpus, tmp_path / name, separator=bands, config=config)
     shards = stem_shards(tmp_path / "cpu" / "stems")
     assert sum(len(pq.read_table(shard)) for shard in shards) == 12
     for shard in shards:
@@ -174,38 +175,43 @@ def test_with_gpus_stems_are_scored_in_other_processes_and_come_out_the_same(ray
 def test_shares_that_the_cluster_cannot_give_are_refused_instead_of_waited_for(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path, setting: str, share: float
 ) -> None:
-    with pytest.raises(ValueError, match=f"{setting} is 2"):
-        run_pass(read_corpus(corpus), tmp_path / "out", separator=checkpoint, config=PassConfig(**{setting: share}))
+    with pytest.raises(ValueError, match=f"{setting} must .*, got 2; "):
+        run_pass(
+            read_corpus(corpus),
+            tmp_path / "out",
+            separator=find_separator(checkpoint),
+            config=PassConfig(**{setting: share}),
+        )
     assert not (tmp_path / "out").exists()  # other settings may follow
 
 
 def _command(corpus: Path, checkpoint: Path, out: Path) -> list[str]:
-    settings = ["rows_per_task=4", "part_s=6.0", "clip_s=3.0"]
+    settings = ["rows_per_task=4", "shard_s=6.0", "clip_s=3.0"]
     overrides = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "clearsep", "separate-corpus", str(corpus), "--separator", str(checkpoint)]
     return [*command, "-o", str(out), *overrides]
 
 
-def test_a_killed_pass_goes_on_and_ends_as_if_undisturbed(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
-    """kill -9 of the whole process group when the first part is done; the same command then does the rest."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
+def test_a_killed_pass_resumes_and_ends_as_if_undisturbed(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+    """kill -9 of the process group when the first shard is done; the same command then makes the rest."""
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = subprocess.Popen(_command(corpus, checkpoint, killed), start_new_session=True)
-    while not done_parts(killed) and process.poll() is None:
+    while not done_names(killed) and process.poll() is None:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = set(done_parts(killed))
+    before = set(done_names(killed))
     assert before
     subprocess.run(_command(corpus, checkpoint, killed), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(_command(corpus, checkpoint, whole), check=True, stdout=subprocess.DEVNULL)
-    shards = stem_shards(whole / "stems")
+    subprocess.run(_command(corpus, checkpoint, undisturbed), check=True, stdout=subprocess.DEVNULL)
+    shards = stem_shards(undisturbed / "stems")
     assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(killed / "stems")]
     for shard in shards:
         assert shard.read_bytes() == (killed / "stems" / shard.name).read_bytes()
-    assert read_failures(killed).equals(read_failures(whole))
+    assert read_failures(killed).equals(read_failures(undisturbed))
 
 
-def test_an_interrupted_pass_exits_130_in_words(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interrupted_pass_exits_with_130_and_a_message(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
     """As Ctrl-C does, to the whole process group."""
     process = subprocess.Popen(
         _command(corpus, checkpoint, tmp_path / "out"),
@@ -214,28 +220,28 @@ def test_an_interrupted_pass_exits_130_in_words(corpus: Path, checkpoint: Path, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not done_parts(tmp_path / "out") and process.poll() is None:
+    while not done_names(tmp_path / "out") and process.poll() is None:
         time.sleep(0.05)
     assert process.poll() is None, "the pass was over before it could be interrupted"
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate()
     assert (process.returncode, stdout) == (130, "")
-    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to go on"
+    assert stderr.strip().splitlines()[-1] == "interrupted; start the same command again to resume"
     assert "Traceback" not in stderr
 
 
-def test_a_pass_that_cannot_write_says_so_and_keeps_what_is_done(
+def test_a_pass_that_cannot_write_is_an_error_and_keeps_finished_work(
     corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    """A folder stands where a shard should go: the worker's error is one line, and the rest is done without it."""
-    (tmp_path / "out" / "stems" / "part-000001-0000.parquet").mkdir(parents=True)
+    """A folder has the name of a shard: the worker's error is one line, and the other shards are kept."""
+    (tmp_path / "out" / "stems" / "shard-000001-0000.parquet").mkdir(parents=True)
     done = subprocess.run(_command(corpus, checkpoint, tmp_path / "out"), capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: the pass broke off: IsADirectoryError")
-    assert last.endswith("what was done stays, start the same command again to go on")
-    (tmp_path / "out" / "stems" / "part-000001-0000.parquet").rmdir()
+    assert last.startswith("error: cannot finish the pass (IsADirectoryError")
+    assert last.endswith("; start the same command again to resume")
+    (tmp_path / "out" / "stems" / "shard-000001-0000.parquet").rmdir()
     again = subprocess.run(
         [*_command(corpus, checkpoint, tmp_path / "out"), "--json"], capture_output=True, text=True, check=True
     )
@@ -243,12 +249,12 @@ def test_a_pass_that_cannot_write_says_so_and_keeps_what_is_done(
 
 
 def test_a_full_disk_is_an_error_that_leaves_what_was_there(tmp_path: Path) -> None:
-    """A limit on file size stands in for the disk; it is set in a child, where the write then fails half way."""
+    """A limit on file size, set in a child process, replaces the full disk: the write fails half way."""
     (tmp_path / "old").write_bytes(b"kept")
     code = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
-        "from engine.storage import write_bytes; write_bytes(sys.argv[1], bytes(100000))"
+        "from engine.storage.files import write_bytes; write_bytes(sys.argv[1], bytes(100000))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "old")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Passes and a whole run with everything in S3, on a real Ray: the bytes of a local disk, whatever the network does."""
+"""Passes and a complete run in S3, on a real Ray: the same bytes as on a local disk, whatever the network does."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import ray
 import soundfile
 
 import clearsep
-from cluster.session import connected
+from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.records import done_names
 from engine.passes.run import run_pass
-from engine.passes.shards import read_failures, stem_shards, verify
+from engine.passes.shards import stem_shards, verify
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import write_tracks
-from engine.separators import save
+from engine.selection.tracks import select_tracks
+from engine.separators import find_separator, save
 from engine.storage.files import read_json, sha256_file
 from engine.storage.paths import Location, location
 from engine.storage.s3 import S3Path
-from tests.support.signals import RATE_HZ, TINY, mixture, tiny_separator, two_bands
+from tests.support.signals import RATE_HZ, TINY, mixture, read_failures, tiny_separator, two_bands
 from train.data.config import MixConfig
 from train.evaluation.mixtures import ValidationConfig
 from train.student import DistilConfig
@@ -41,22 +41,22 @@ from tune.run import run
 if TYPE_CHECKING:
     from tests.support.s3_server import S3, Proxy  # pytest imports it itself, as a plug-in
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["tests.support.s3_server"]
 pytestmark = pytest.mark.slow
 
 NUM_CLIPS = 18
-CONFIG = PassConfig(rows_per_task=3, part_s=4.0, clip_s=2.0, num_gpus_per_actor=0.0)
-SETTINGS = ("rows_per_task=3", "part_s=4.0", "clip_s=2.0", "num_gpus_per_actor=0")
+CONFIG = PassConfig(rows_per_task=3, shard_s=4.0, clip_s=2.0, num_gpus_per_actor=0.0)
+SETTINGS = ("rows_per_task=3", "shard_s=4.0", "clip_s=2.0", "num_gpus_per_actor=0")
 
 
 def secret() -> str:
-    """What must not be written anywhere."""
+    """The secret key, which must not be written anywhere."""
     return os.environ["AWS_SECRET_ACCESS_KEY"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def address(s3_proxy: Proxy) -> Iterator[str]:
-    """A Ray whose workers know where the server is, and whose logs do not say by what secret."""
+    """A Ray whose workers know the address of the server, and whose logs must not contain the secret key."""
     from tests.support.s3_server import environment
 
     with pytest.MonkeyPatch.context() as patch:
@@ -64,7 +64,7 @@ def address(s3_proxy: Proxy) -> Iterator[str]:
             patch.delenv(name)
         for name, value in environment(s3_proxy).items():
             patch.setenv(name, value)
-        with connected(num_cpus=2):
+        with connect(num_cpus=2):
             yield ray.get_runtime_context().gcs_address
             logs = Path(ray._private.worker._global_node.get_logs_dir_path())
             assert [path for path in logs.rglob("*") if path.is_file() and secret().encode() in path.read_bytes()] == []
@@ -72,7 +72,7 @@ def address(s3_proxy: Proxy) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def no_secrets(s3: S3) -> Iterator[None]:
-    """Nothing that was written holds a credential."""
+    """No object that was written holds a credential."""
     yield
     s3.proxy.reset()
     s3.proxy.start()
@@ -117,13 +117,13 @@ def there(s3: S3, inputs: Path) -> str:
 def local(address: str, inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The pass on this machine's disk."""
     out = tmp_path_factory.mktemp("local") / "out"
-    run_pass(read_corpus(inputs / "natural.csv"), out, separator=inputs / "separator", config=CONFIG)
+    run_pass(read_corpus(inputs / "natural.csv"), out, separator=find_separator(inputs / "separator"), config=CONFIG)
     return out
 
 
 def separate(there: str) -> dict[str, Any]:
     corpus = read_corpus(f"{there}/natural.csv")
-    return run_pass(corpus, f"{there}/out", separator=f"{there}/separator", config=CONFIG)
+    return run_pass(corpus, f"{there}/out", separator=find_separator(f"{there}/separator"), config=CONFIG)
 
 
 def assert_same(out: Location, local: Path) -> None:
@@ -145,9 +145,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
         clearsep.main()
     except SystemExit as left:
         code = left.code or 0
-    said = capsys.readouterr()
-    assert secret() not in said.out + said.err
-    return code, said.out, said.err
+    printed = capsys.readouterr()
+    assert secret() not in printed.out + printed.err
+    return code, printed.out, printed.err
 
 
 def test_a_pass_in_s3_writes_the_bytes_of_one_on_disk_and_other_commands_read_them(
@@ -161,38 +161,36 @@ def test_a_pass_in_s3_writes_the_bytes_of_one_on_disk_and_other_commands_read_th
     assert {name: summary[name] for name in names} == {name: wanted[name] for name in names}
     assert separate(there) == summary
 
-    code, said, _ = command(monkeypatch, capsys, "failures", str(out), "--json")
-    rows = json.loads(said)["failures"]
+    code, printed, _ = command(monkeypatch, capsys, "failures", str(out), "--json")
+    rows = json.loads(printed)["failures"]
     assert code == 0 and sorted(row["path"] for row in rows) == ["", "audio/broken.flac", "audio/gone.wav"]
-    code, said, _ = command(monkeypatch, capsys, "inspect", str(out), "--json")
-    value = json.loads(said)
+    code, printed, _ = command(monkeypatch, capsys, "inspect", str(out), "--json")
+    value = json.loads(printed)
     assert code == 0 and (value["kind"], value["num_stems"]) == ("pass", 2 * (NUM_CLIPS + 2))
     assert value["damaged_shards"] == []
     rules = ("--set", "min_re_sdr_db=-5", "--set", "min_stem_level_db=-20")
-    code, said, _ = command(monkeypatch, capsys, "filter", str(out), "-o", f"{there}/tracks", *rules, "--json")
-    tracks = json.loads(said)
-    here = write_tracks(local / "stems", tmp_path / "tracks", Thresholds(min_re_sdr_db=-5.0, min_stem_level_db=-20.0))
+    code, printed, _ = command(monkeypatch, capsys, "filter", str(out), "-o", f"{there}/tracks", *rules, "--json")
+    tracks = json.loads(printed)
+    here = select_tracks(local / "stems", tmp_path / "tracks", Thresholds(min_re_sdr_db=-5.0, min_stem_level_db=-20.0))
     assert code == 0 and tracks["sha256"] == here["sha256"] and tracks["num_stems"] == here["num_stems"]
-    code, said, _ = command(monkeypatch, capsys, "inspect", f"{there}/tracks", "--json")
-    assert code == 0 and json.loads(said)["num_kept"] == here["num_kept"]
+    code, printed, _ = command(monkeypatch, capsys, "inspect", f"{there}/tracks", "--json")
+    assert code == 0 and json.loads(printed)["num_kept"] == here["num_kept"]
 
 
-def seen(s3: S3, text: str) -> int:
-    """How many writes of keys with a text in them the server has carried out."""
+def num_writes(s3: S3, text: str) -> int:
+    """Number of writes of keys with a text in them that the server has carried out."""
     return sum(text in request.path and request.method == "PUT" for request in list(s3.proxy.requests))
 
 
 def wait_for(s3: S3, text: str, number: int) -> None:
     deadline_s = time.monotonic() + 120
-    while seen(s3, text) < number:
-        assert time.monotonic() < deadline_s, f"{number} writes of {text} were not seen"
+    while num_writes(s3, text) < number:
+        assert time.monotonic() < deadline_s, f"{number} writes of {text} did not come"
         time.sleep(0.01)
 
 
-def test_what_a_network_and_a_server_do_in_the_middle_of_a_pass_changes_no_byte(
-    s3: S3, there: str, local: Path
-) -> None:
-    """Answers that are cut, five seconds of 503, and a server that is away and comes back."""
+def test_faults_of_network_and_server_during_a_pass_change_no_byte(s3: S3, there: str, local: Path) -> None:
+    """Answers that break off, five seconds of 503, and a server that stops and starts again."""
     happened = []
 
     def disturb() -> None:
@@ -217,7 +215,7 @@ def test_what_a_network_and_a_server_do_in_the_middle_of_a_pass_changes_no_byte(
     assert_same(location(f"{there}/out"), local)
 
 
-def test_a_folder_in_use_is_refused_and_a_pass_that_was_killed_goes_on(
+def test_a_folder_in_use_is_refused_and_a_killed_pass_resumes(
     s3: S3,
     there: str,
     local: Path,
@@ -225,7 +223,7 @@ def test_a_folder_in_use_is_refused_and_a_pass_that_was_killed_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The first command is frozen while the second asks, and then killed."""
+    """The first command is frozen while the second one starts, and then killed."""
     overrides = [word for setting in SETTINGS for word in ("--set", setting)]
     words = ["separate-corpus", f"{there}/natural.csv", "--separator", f"{there}/separator", "-o", f"{there}/out"]
     words += overrides
@@ -243,8 +241,8 @@ def test_a_folder_in_use_is_refused_and_a_pass_that_was_killed_goes_on(
         assert f"{there}/out is in use by process {first.pid} on " in err
     finally:
         first.kill()
-        said = b"".join(first.communicate())
-    assert secret().encode() not in said
+        printed = b"".join(first.communicate())
+    assert secret().encode() not in printed
     before = set(done_names(location(f"{there}/out")))
     assert before and not location(f"{there}/out/stems/manifest.json").is_file()
     code, _, err = command(monkeypatch, capsys, *words)
@@ -270,10 +268,12 @@ def run_config(root: str) -> RunConfig:
     )
 
 
-def test_a_whole_run_in_s3_learns_what_a_local_one_learns(there: str, inputs: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    here = run(run_config(str(inputs)), tmp_path / "run", say=told.append)
-    far = run(run_config(there), f"{there}/run", say=told.append)
+def test_a_run_in_s3_trains_the_same_separators_as_a_local_run(
+    there: str, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    here = run(run_config(str(inputs)), tmp_path / "run")
+    far = run(run_config(there), f"{there}/run")
     names = ("num_clips", "num_queries", "num_stems", "num_kept", "num_failed", "validation")
     for one, other in zip(here["iterations"], far["iterations"], strict=True):
         assert {name: one[name] for name in names} == {name: other[name] for name in names}
@@ -282,5 +282,6 @@ def test_a_whole_run_in_s3_learns_what_a_local_one_learns(there: str, inputs: Pa
         weights = [next(iter(folder.glob("separator/*.safetensors"))) for folder in folders]
         assert sha256_file(weights[0]) == sha256_file(weights[1]), number
     assert_same(location(f"{there}/run/iterations/1"), tmp_path / "run" / "iterations" / "1")
-    assert run(run_config(there), f"{there}/run", say=told.append) == far
-    assert secret() not in "".join(told)
+    assert run(run_config(there), f"{there}/run") == far
+    printed = capsys.readouterr()
+    assert secret() not in caplog.text + printed.out + printed.err

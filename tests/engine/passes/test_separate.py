@@ -125,7 +125,7 @@ def test_what_does_not_fit_in_memory_is_not_tried_again_at_every_turn():
     too_large = []
     for _ in range(6):
         separator.shapes.clear()
-        assert not any(isinstance(answer, Exception) for answer in batched.ask(queries))
+        assert not any(isinstance(answer, Exception) for answer in batched.separate(queries))
         too_large.append([rows for rows, length in separator.shapes if rows * length > separator.max_samples])
     assert too_large[0] == [16, 8, 8]
     assert too_large[1:3] == [[], []]

@@ -1,4 +1,4 @@
-"""A pass without Ray over real files: what goes in comes out as stems or failures, and a redo does what is missing."""
+"""A pass without Ray over real files: every query becomes a stem or a failure, and a rerun makes what is missing."""
 
 import io
 import itertools
@@ -15,16 +15,16 @@ import torch
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
-from engine.passes.parts import Source
-from engine.passes.records import done_parts
+from engine.passes.records import read_totals, shard_records
 from engine.passes.separate import Separate
-from engine.passes.shards import read_failures, stem_shards, verify
-from engine.passes.tasks import Tasks
-from engine.passes.write import SeparateScoreAndWrite
-from engine.schema import FAILURES, SCORES, STEMS
+from engine.passes.shards import pass_manifest, stem_shards, verify
+from engine.passes.tasks import Tasks, require_clips
+from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.schema import FAILURES, SCORES, STEMS, clip_columns
 from engine.scoring.scores import score_clip
-from engine.separators import load
-from engine.storage.files import sha256_file
+from engine.separators import load_separator
+from engine.settings import deciding
+from engine.storage.files import sha256_file, write_json
 from tests.support.signals import (
     RATE_HZ,
     BandSeparator,
@@ -33,6 +33,7 @@ from tests.support.signals import (
     close_pass,
     marked,
     mixture,
+    read_failures,
     run_stages,
     snr_db,
     tiny_checkpoint,
@@ -40,13 +41,13 @@ from tests.support.signals import (
     write_clips,
 )
 
-CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, part_s=4.0, batch_s=8.0, rows_per_task=3)
+CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=3)
 DURATIONS_S = {"short.wav": 1.0, "long.wav": 5.2, "tail.wav": 4.3, "strange.wav": 1.5, "single.wav": 1.0}
 SAMPLES = {name: mixture(round(s * RATE_HZ), seed=i) for i, (name, s) in enumerate(DURATIONS_S.items())}
 SAMPLES["silent.wav"] = np.zeros(RATE_HZ, np.float32)
 FILES = {**SAMPLES, "broken.wav": b"RIFF, but nothing that follows is a WAV file", "missing.wav": None}
 LABELS = {"strange.wav": ("low", "whale", "high"), "single.wav": ("low",)}
-CLIPS_S = {  # what becomes of the recordings, in seconds: the last 0.3 s of tail.wav are too short to keep
+CLIPS_S = {  # times of the clips cut from each recording; the last 0.3 s of tail.wav are too short to keep
     "short.wav": [(None, None)],
     "long.wav": [(0.0, 2.0), (2.0, 4.0), (4.0, 5.2)],
     "tail.wav": [(0.0, 2.0), (2.0, 4.0)],
@@ -108,13 +109,13 @@ def test_recordings_become_clips_of_bounded_length(finished):
     assert found == {path: set(times) for path, times in CLIPS_S.items()}
 
 
-def test_pieces_of_a_recording_have_ids_of_their_own(finished):
+def test_clips_cut_from_a_recording_have_their_own_ids(finished):
     ids = {(row["path"], row["start_s"]): row["clip_id"] for row in stems_of(finished)}
     assert len(set(ids.values())) == len(ids) == 8
 
 
 def test_every_query_is_a_stem_or_a_failure(finished):
-    records, failures = done_parts(finished).values(), read_failures(finished).to_pylist()
+    records, failures = dict(shard_records(finished)).values(), read_failures(finished).to_pylist()
     assert sum(record["num_clips"] for record in records) == NUM_CLIPS
     assert sum(record["num_queries"] for record in records) == NUM_QUERIES
     assert sum(record["num_stems"] for record in records) == len(stems_of(finished)) == 16
@@ -123,15 +124,15 @@ def test_every_query_is_a_stem_or_a_failure(finished):
     assert sum(record["audio_s"] for record in records) == pytest.approx(1.0 + 5.2 + 4.0 + 1.5 + 1.0)
 
 
-def test_failures_say_where_and_why(finished):
+def test_failures_have_a_step_and_a_reason(finished):
     rows = {row["path"]: row for row in read_failures(finished).to_pylist()}
     assert {path: (row["step"], row["label"], row["num_queries"]) for path, row in rows.items()} == {
         "broken.wav": ("decode", None, 2),
         "missing.wav": ("decode", None, 2),
         "strange.wav": ("separate", "whale", 1),
     }
-    assert "no audio that libsndfile or FFmpeg can read" in rows["broken.wav"]["message"]
-    assert "cannot be opened" in rows["missing.wav"]["message"]
+    assert "cannot decode it with libsndfile or FFmpeg" in rows["broken.wav"]["message"]
+    assert "cannot open it" in rows["missing.wav"]["message"]
     assert "does not know 'whale'" in rows["strange.wav"]["message"]
 
 
@@ -141,18 +142,19 @@ def test_shards_are_plain_parquet_with_the_columns_of_the_schema(finished):
     for path in paths:
         assert pq.read_schema(path).equals(STEMS)
         assert (
-            2 * CONFIG.clip_s <= CONFIG.part_s and len({row["clip_id"] for row in pq.read_table(path).to_pylist()}) <= 2
+            2 * CONFIG.clip_s <= CONFIG.shard_s
+            and len({row["clip_id"] for row in pq.read_table(path).to_pylist()}) <= 2
         )
     failures = list((finished / "failures").glob("*.parquet"))
     assert failures and all(pq.read_schema(path).equals(FAILURES) for path in failures)
 
 
-def test_done_records_are_of_what_is_on_disk(finished):
-    records = done_parts(finished)
+def test_records_match_the_files_on_disk(finished):
+    records = dict(shard_records(finished))
     assert {path.stem for path in (finished / "stems").glob("*.parquet")} == set(records)
-    for part, record in records.items():
-        assert record["sha256"] == sha256_file(finished / "stems" / f"{part}.parquet")
-        assert record["num_parts"] == sum(other.startswith(part[:11]) for other in records)
+    for name, record in records.items():
+        assert record["sha256"] == sha256_file(finished / "stems" / f"{name}.parquet")
+        assert record["num_shards"] == sum(other.startswith(name[:13]) for other in records)
         assert all(record[f"{step}_s"] >= 0 for step in ("decode", "separate", "assess", "score", "write"))
 
 
@@ -166,7 +168,7 @@ def test_stored_stems_are_the_separators_to_24_bits(finished):
 
 
 def assert_mixtures_are_stored_once(out):
-    """To 24 bits with the first of a clip's stems, which stand one after another, and with no other."""
+    """The first stem of a clip has its mixture to 24 bits, the others none; the stems of a clip are consecutive."""
     for path in (out / "stems").glob("*.parquet"):
         rows = pq.read_table(path).to_pylist()
         groups = [list(group) for _, group in itertools.groupby(rows, key=lambda row: row["clip_id"])]
@@ -185,7 +187,7 @@ def test_the_mixture_is_stored_with_the_first_stem_of_a_clip_alone(finished):
 @pytest.mark.parametrize(
     ("labels", "stored"), [(("whale", "low", "high"), ["low", "high"]), (("whale", "high"), ["high"])]
 )
-def test_the_mixture_is_there_also_where_the_first_label_has_no_stem(tmp_path, labels, stored):
+def test_the_mixture_is_stored_also_if_the_first_label_has_no_stem(tmp_path, labels, stored):
     manifest = write_clips(tmp_path / "corpus", {"short.wav": SAMPLES["short.wav"]}, labels={"short.wav": labels})
     corpus = read_corpus(manifest)
     run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
@@ -194,7 +196,7 @@ def test_the_mixture_is_there_also_where_the_first_label_has_no_stem(tmp_path, l
     assert_mixtures_are_stored_once(tmp_path / "out")
 
 
-def test_a_whole_recording_gives_its_sources(finished):
+def test_a_complete_recording_gives_its_sources(finished):
     low_T, high_T = two_bands(RATE_HZ, seed=0)
     short = {row["label"]: stored_audio(row) for row in stems_of(finished) if row["path"] == "short.wav"}
     assert snr_db(estimate=short["low"], reference=low_T) > 100
@@ -231,26 +233,26 @@ def test_a_finished_pass_has_nothing_left_to_do(rerun):
 
 
 @pytest.mark.parametrize("which", [0, -1])
-def test_only_what_is_not_recorded_as_done_is_redone_with_the_same_bytes(rerun, tmp_path, which):
-    parts = rerun()
-    before = {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()}
-    shard = tmp_path / "out" / "stems" / f"{parts[which]}.parquet"
+def test_a_shard_without_a_record_is_made_again_with_the_same_bytes(rerun, tmp_path, which):
+    names = rerun()
+    before = {name: record["sha256"] for name, record in dict(shard_records(tmp_path / "out")).items()}
+    shard = tmp_path / "out" / "stems" / f"{names[which]}.parquet"
     shard.with_suffix(".done.json").unlink()
     shard.write_bytes(b"half a shard")
     untouched = {path: path.stat().st_mtime_ns for path in shard.parent.iterdir() if path != shard}
-    assert rerun() == [parts[which]]
-    assert {part: record["sha256"] for part, record in done_parts(tmp_path / "out").items()} == before
+    assert rerun() == [names[which]]
+    assert {name: record["sha256"] for name, record in dict(shard_records(tmp_path / "out")).items()} == before
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert len(read_failures(tmp_path / "out")) == 3
 
 
-def test_a_part_in_which_all_fails_is_an_empty_shard(tmp_path):
+def test_a_shard_in_which_everything_fails_is_empty(tmp_path):
     files = {"broken.wav": b"x" * 100, "missing.wav": None}
     corpus = read_corpus(write_clips(tmp_path / "corpus", files))
-    (part,) = run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
-    record = done_parts(tmp_path / "out")[part]
+    (name,) = run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=CONFIG)
+    record = dict(shard_records(tmp_path / "out"))[name]
     assert (record["num_clips"], record["num_queries"], record["num_stems"], record["num_failed"]) == (2, 4, 0, 4)
-    assert pq.read_table(tmp_path / "out" / "stems" / f"{part}.parquet").schema.equals(STEMS)
+    assert pq.read_table(tmp_path / "out" / "stems" / f"{name}.parquet").schema.equals(STEMS)
 
 
 def test_a_separator_that_returns_nan_costs_that_clip_alone(tmp_path):
@@ -282,7 +284,7 @@ def test_re_separation_and_a_tagger_change_no_other_column(finished, judged):
     assert read_failures(judged).equals(read_failures(finished))
 
 
-def test_what_the_models_say_is_stored_with_the_stem_it_is_of(judged):
+def test_scores_of_models_are_stored_with_their_stem(judged):
     rows = stems_of(judged)
     for row in rows:
         if row["path"] == "silent.wav":
@@ -290,10 +292,10 @@ def test_what_the_models_say_is_stored_with_the_stem_it_is_of(judged):
         else:
             assert row["rival_leak_db"] < -80 and row["tagger_margin_db"] > 60
             assert row["cycle_si_sdr_db"] is None, "no clip has other labels"
-    assert any(record["assess_s"] > 0 for record in done_parts(judged).values())
+    assert any(record["assess_s"] > 0 for record in dict(shard_records(judged)).values())
 
 
-def test_stems_are_remixed_with_those_of_other_clips_of_their_part(tmp_path):
+def test_stems_are_remixed_with_those_of_other_clips_of_their_shard(tmp_path):
     files = {"low.wav": SAMPLES["short.wav"], "high.wav": SAMPLES["single.wav"]}
     labels = {"low.wav": ("low",), "high.wav": ("high",)}
     corpus = read_corpus(write_clips(tmp_path / "corpus", files, labels=labels))
@@ -304,15 +306,15 @@ def test_stems_are_remixed_with_those_of_other_clips_of_their_part(tmp_path):
         assert row["rival_leak_db"] is row["tagger_margin_db"] is None
 
 
-def test_one_actor_that_does_all_writes_the_same_shard(corpus, judged, tmp_path):
+def test_one_actor_that_does_all_steps_writes_the_same_shard(corpus, judged, tmp_path):
     config, rows = replace(CONFIG, reseparate=True), rows_of(corpus)
     out = tmp_path / "out"
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
-    decode = Decode(Source(root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ), config)
-    arguments = (config, str(out), RATE_HZ, lambda _: BandTagger())
-    actor = SeparateScoreAndWrite(lambda _: BandSeparator(), *arguments)
-    for part in decode(pa.Table.from_pylist([{"task": 0, "round": 0, "group": 0}])):
-        actor(part)
+    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ)
+    write = ScoreAndWrite(str(out), RATE_HZ)
+    actor = SeparateScoreAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
+    for shard in decode(pa.Table.from_pylist([{"task": 0, "done": []}])):
+        actor(shard)
     written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
     assert written
     for path in written:
@@ -333,40 +335,38 @@ def test_a_checkpoint_drives_the_pass(corpus, tmp_path):
     folder = tiny_checkpoint(tmp_path / "separator")
     rows = [row for row in rows_of(corpus) if row["path"] == "short.wav"]
     run_stages(
-        rows, corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda device: load(folder, device=device)
+        rows, corpus.root, tmp_path / "out", config=CONFIG, open_separator=lambda device: load_separator(folder, device)
     )
-    expected_BT = load(folder).separate(torch.from_numpy(SAMPLES["short.wav"])[None].expand(2, -1), ["low", "high"])
+    expected_BT = load_separator(folder).separate(
+        torch.from_numpy(SAMPLES["short.wav"])[None].expand(2, -1), ["low", "high"]
+    )
     for row, expected_T in zip(stems_of(tmp_path / "out"), expected_BT.numpy(), strict=True):
         np.testing.assert_allclose(stored_audio(row), expected_T, rtol=0, atol=2e-7)
 
 
 def test_the_separator_is_opened_once_on_the_device():
     opened = []
-    Separate(lambda device: opened.append(device) or BandSeparator(), CONFIG, False)
+    Separate(lambda device: opened.append(device) or BandSeparator(), None, CONFIG)
     assert opened == ["cpu"]
 
 
 def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_add_up(corpus, finished, tmp_path):
-    """The two functions that start and end a pass around the stages; importing them imports Ray."""
-    from engine.passes.run import _close, require_clips
-
     def chosen(min_labels):
         tasks = Tasks(tmp_path / str(min_labels))
         counts = tasks.write(corpus, rows_per_task=2, min_labels=min_labels)
         assert counts["num_clips"] + counts["num_set_aside"] == len(FILES)
-        return [row for task in range(counts["num_tasks"]) for row in tasks.rows(task)]
+        return [clip_columns(row) for task in range(counts["num_tasks"]) for row in tasks.rows(task)]
 
     def paths(min_labels):
         return {row["path"] for row in chosen(min_labels)}
 
     assert chosen(2) == rows_of(corpus)
     assert (paths(1), paths(2), paths(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
-    with pytest.raises(ValueError, match=r"none of .* clips has 4 labels or more.*set min_labels"):
+    with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*set min_labels"):
         require_clips(corpus, PassConfig(min_labels=4))
-    identity = {"settings": CONFIG.identity(), "separator": "bands"}
-    counts = {"num_set_aside": 1}
-    _close(finished, corpus, counts, identity, wall_s=2.0, audio_s_before=0.0, limit=0.5)
-    manifest = json.loads((finished / "stems" / "manifest.json").read_text())
+    given = {"separator": "bands", "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
+    manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)
+    write_json(finished / "stems" / "manifest.json", manifest)
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
     missing = sum(read_failures(finished)["num_queries"].to_pylist())
     assert manifest["num_queries"] == NUM_QUERIES == manifest["num_stems"] + missing
@@ -383,11 +383,11 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"clip_s": 0.0}, "clip_s is 0.0; give a number above 0"),
-        ({"batch_s": -1.0}, "batch_s is -1.0"),
-        ({"rows_per_task": 0}, "rows_per_task is 0"),
-        ({"clip_s": 900.0}, "clip_s is 900.0; .* give 600 s at most"),
-        ({"min_actors": 3, "max_actors": 2}, "max_actors 2 is below min_actors 3"),
+        ({"clip_s": 0.0}, r"clip_s must be above 0, got 0\.0; "),
+        ({"batch_s": -1.0}, r"batch_s must be above 0, got -1\.0; "),
+        ({"rows_per_task": 0}, "rows_per_task must be at least 1, got 0; "),
+        ({"clip_s": 900.0}, r"clip_s must be at most 600\.0, got 900\.0; "),
+        ({"min_actors": 3, "max_actors": 2}, r"max_actors must be at least min_actors \(3\), got 2; raise"),
     ],
 )
 def test_settings_that_cannot_work_raise(settings, message):
@@ -395,15 +395,15 @@ def test_settings_that_cannot_work_raise(settings, message):
         PassConfig(**settings)
 
 
-def test_identity_holds_what_decides_and_not_what_only_speeds_up():
+def test_settings_decide_the_result_or_only_its_speed():
     slow = PassConfig(batch_s=1.0, max_actors=1, num_cpus_per_actor=1.0, autocast=False)
-    assert slow.identity() == PassConfig().identity()
+    assert deciding(slow) == deciding(PassConfig())
     for change in (
         {"clip_s": 5.0},
         {"min_clip_s": 2.0},
         {"min_labels": 1},
-        {"part_s": 9.0},
+        {"shard_s": 9.0},
         {"rows_per_task": 2},
         {"reseparate": True},
     ):
-        assert PassConfig(**change).identity() != PassConfig().identity()
+        assert deciding(PassConfig(**change)) != deciding(PassConfig())

@@ -1,4 +1,4 @@
-"""All scores of separated clips: what is switched on, and the margins of a stand-in tagger that hears by frequency."""
+"""All scores of separated clips: those that are switched on, and margins of a tagger that measures bands."""
 
 import numpy as np
 import pyarrow as pa
@@ -38,18 +38,18 @@ def test_the_stand_in_is_a_tagger():
 
 
 @pytest.mark.parametrize("leak_db", [-20.0, -6.0, 3.0])
-def test_the_margin_is_of_the_label_over_its_rival(leak_db):
+def test_the_margin_is_that_of_the_label_over_its_rival(leak_db):
     low_T, high_T = tone(500, 1.0), tone(2000, 1.0)
     ((low, high),) = margins(separated([low_T + 10 ** (leak_db / 20) * high_T, high_T]))
     assert low == pytest.approx(-leak_db, abs=0.05)
     assert high > 60
 
 
-def test_rivals_are_the_clips_labels_or_where_it_has_none_known_all_others():
+def test_rivals_are_the_known_labels_of_the_clip_or_all_others():
     low_T = tone(500, 1.0)
     labels_present = tone(500, 1.0) + 0.1 * tone(2000, 1.0)
     (with_click,) = margins(separated([labels_present, 0 * low_T], ("low", "click")))
-    assert with_click[0] > 60, "the clip does not name what sounds beside"
+    assert with_click[0] > 60, "the clip does not name the other sound"
     ((alone,),) = margins(separated([labels_present], ("low",)))
     assert alone == pytest.approx(20.0, abs=0.05)
 
@@ -81,15 +81,14 @@ def test_batches_change_no_margin_and_hold_at_most_batch_s(batch_s):
 
 
 @pytest.mark.parametrize("rate_hz", [4000, 16000, 44100])
-def test_stems_come_to_the_tagger_at_its_rate(rate_hz):
-    """Its bands are where it takes them to be, and as long as they last."""
+def test_the_tagger_gets_stems_at_its_rate(rate_hz):
     tagger = BandTagger(rate_hz)
     ((low, high),) = margins(separated([tone(500, 1.0), tone(1500, 1.0)]), tagger=tagger)
     assert low > 30 and high > 30
     assert [lengths for _, lengths in tagger.calls] == [[rate_hz, rate_hz]]
 
 
-def test_only_what_is_switched_on_is_asked():
+def test_only_scores_that_are_switched_on_are_computed():
     clips = [separated(two_bands(RATE_HZ))]
     names = {
         (False, False): set(),
@@ -99,21 +98,21 @@ def test_only_what_is_switched_on_is_asked():
     }
     for (again, tagged), expected in names.items():
         some = scorer(reseparate=again, tagger=BandTagger() if tagged else None)
-        ((first, second),) = some.extra(clips)
+        ((first, second),) = some.model_scores(clips)
         assert set(first) == set(second) == expected
         assert bool(some.batched.separator.shapes) == again
 
 
-def test_extra_columns_are_those_of_their_parts():
+def test_model_scores_are_those_of_their_parts():
     clips = [separated(two_bands(RATE_HZ, seed=1), clip_id="a"), separated(two_bands(4000, seed=2), clip_id="b")]
     some = scorer(tagger=BandTagger(), seed=3)
     again = reseparate(clips, some.batched, seed=3)
-    for rows, leaks, tags in zip(some.extra(clips), again, margins(*clips), strict=True):
+    for rows, leaks, tags in zip(some.model_scores(clips), again, margins(*clips), strict=True):
         for row, leak, margin in zip(rows, leaks, tags, strict=True):
             assert row == leak | {"tagger_margin_db": margin}
 
 
-def test_scores_are_the_clips_with_the_models_beside_them():
+def test_scores_are_those_of_the_clip_and_of_the_models():
     item = separated(two_bands(RATE_HZ, seed=1))
     ((low, high),) = scorer(tagger=BandTagger()).scores([item])
     expected = score_clip(
@@ -129,7 +128,7 @@ def test_scores_are_the_clips_with_the_models_beside_them():
     assert pa.Table.from_pylist([low, high], schema=SCORES).num_rows == 2
 
 
-def test_a_stem_that_is_not_finite_has_no_margin_and_costs_no_other():
+def test_a_stem_that_is_not_finite_has_no_margin_and_does_not_affect_others():
     broken, good = separated(two_bands(RATE_HZ)), separated(two_bands(RATE_HZ))
     broken.stems_ST[0, 7] = np.inf
     assert margins(broken, good) == [[None, margins(good)[0][1]], *margins(good)]
@@ -139,7 +138,7 @@ def test_stems_that_are_not_finite_are_named():
     stems_ST = np.stack(two_bands(800))
     item = separated(stems_ST)
     item.stems_ST[1, 7] = np.nan
-    with pytest.raises(ValueError, match="stem 1 of clip 0 has NaN or infinity"):
+    with pytest.raises(ValueError, match="got NaN or infinity in stem 1 of clip 0"):
         scorer(reseparate=False).scores([item])
 
 
@@ -147,14 +146,14 @@ def test_no_clips():
     assert scorer(tagger=BandTagger()).scores([]) == []
 
 
-def test_the_asker_answers_in_order_whatever_the_lengths():
+def test_stems_are_returned_in_the_order_of_the_queries():
     signals = {size: two_bands(size, seed=size) for size in (100, 8000, 900, 4000)}
     queries = [
         Query(samples_T=np.float32(low_T + high_T), label=label)
         for low_T, high_T in signals.values()
         for label in ("high", "low")
     ]
-    answers = BatchedSeparator(separator=BandSeparator(), batch_s=1.0).ask(queries)
+    answers = BatchedSeparator(separator=BandSeparator(), batch_s=1.0).separate(queries)
     expected = [stem_T for low_T, high_T in signals.values() for stem_T in (high_T, low_T)]
     for answer_T, stem_T in zip(answers, expected, strict=True):
         assert len(answer_T) == len(stem_T)

@@ -1,4 +1,4 @@
-"""Re-separation by a separator that is exact: closed forms of what is found again and of what rivals find."""
+"""Re-separation by an exact separator: closed forms of both scores."""
 
 import math
 
@@ -39,7 +39,7 @@ def sound(label):
 
 
 def separated(stems, *, clip_id, labels=None, labels_present=None):
-    """A clip of given stems, which names what its stems are of."""
+    """A clip of given stems, with their labels."""
     labels = list(labels or stems)
     stems_ST = np.stack([np.float32(stem_T) for stem_T in stems.values()])
     clip = decoded(stems_ST.sum(0), labels_present or labels, clip_id=clip_id)
@@ -65,7 +65,7 @@ def test_clean_stems_are_found_again_and_rivals_find_nothing_in_them():
 
 
 @pytest.mark.parametrize("leak_db", [-20.0, -6.0, 0.0])
-def test_a_leak_is_what_the_rival_finds_and_what_the_cycle_loses(leak_db):
+def test_a_leak_is_found_by_the_rival_and_lost_in_the_cycle(leak_db):
     """The first stem holds the rival's sound at a level: closed forms of both scores."""
     gain = 10 ** (leak_db / 20)
     stems = {"a": sound("a") + gain * sound("b"), "b": sound("b")}
@@ -76,7 +76,7 @@ def test_a_leak_is_what_the_rival_finds_and_what_the_cycle_loses(leak_db):
     assert second["rival_leak_db"] < -80 and second["cycle_si_sdr_db"] > 80
 
 
-def test_half_the_mixture_in_each_stem_is_seen_by_both():
+def test_both_scores_show_half_the_mixture_in_each_stem():
     half_T = (sound("a") + sound("b")) / 2
     rows, _ = scored(separated({"a": half_T, "b": half_T}, clip_id="first"), OTHER)
     for row in rows:
@@ -84,14 +84,14 @@ def test_half_the_mixture_in_each_stem_is_seen_by_both():
         assert row["rival_leak_db"] == pytest.approx(-3.01, abs=0.05)
 
 
-def test_swapped_stems_are_wholly_the_rivals():
+def test_swapped_stems_leak_completely():
     rows, _ = scored(separated({"a": sound("b"), "b": sound("a")}, clip_id="first"), OTHER)
     for row in rows:
         assert row["rival_leak_db"] == pytest.approx(0.0, abs=0.05)
         assert row["cycle_si_sdr_db"] < -60
 
 
-def test_a_silent_stem_is_the_least_of_both_and_costs_no_query():
+def test_a_silent_stem_has_the_lowest_scores_without_a_query():
     separator = FourBands()
     silence_T = np.zeros(RATE_HZ)
     rows, _ = scored(
@@ -100,7 +100,7 @@ def test_a_silent_stem_is_the_least_of_both_and_costs_no_query():
         separator=separator,
     )
     assert rows[1] == {"cycle_si_sdr_db": -100, "rival_leak_db": -100}
-    assert rows[0]["cycle_si_sdr_db"] is None, "a silent partner is none"
+    assert rows[0]["cycle_si_sdr_db"] is None, "a silent stem is no partner"
     assert separator.num_queries == 1
 
 
@@ -111,7 +111,7 @@ def test_clips_that_share_a_label_are_no_partners(others):
     assert all(row["rival_leak_db"] < -80 for row in rows)
 
 
-def test_labels_are_one_in_any_spelling_and_without_a_stem_too():
+def test_shared_labels_are_found_in_any_spelling_and_without_a_stem():
     named_too = separated({"c": sound("c")}, clip_id="other", labels_present=["c", "The sound of A"])
     assert scored(clean_clip(), named_too)[0][0]["cycle_si_sdr_db"] is None
 
@@ -145,32 +145,32 @@ def test_scores_do_not_depend_on_how_queries_are_batched(batch_s):
 
 
 def blurred(labels, clip_id):
-    """Stems of noise beside their sounds, on which every draw tells."""
+    """Stems with noise, so that every draw changes their scores."""
     rng = np.random.default_rng(len(clip_id))
     noise_ST = 0.05 * rng.standard_normal((len(labels), RATE_HZ))
     stems = {label: sound(label) + noise_T for label, noise_T in zip(labels, noise_ST, strict=True)}
     return separated(stems, clip_id=clip_id)
 
 
-def test_draws_depend_on_the_seed_and_the_clips_id_alone():
+def test_draws_depend_only_on_the_seed_and_the_clips_id():
     first, other = blurred("ab", "first"), blurred("c", "other")
     expected = scored(first, other)[0]
     assert scored(first, other)[0] == expected
-    assert scored(other, first)[1] == expected, "the place of a clip draws nothing"
+    assert scored(other, first)[1] == expected, "the position of a clip does not matter"
     assert scored(first, other, seed=1)[0] != expected
     renamed = separated(dict(zip("ab", first.stems_ST, strict=True)), clip_id="renamed")
     assert scored(renamed, other)[0] != expected
 
 
 @pytest.mark.parametrize("num_clips", [2, 5])
-def test_there_are_at_most_two_queries_a_stem(num_clips):
+def test_there_are_at_most_two_queries_per_stem(num_clips):
     separator = FourBands()
     clips = [clean_clip("ab" if number % 2 else "cd", f"clip-{number}") for number in range(num_clips)]
     scored(*clips, separator=separator)
     assert separator.num_queries == 2 * 2 * num_clips
 
 
-def test_what_the_separator_cannot_do_is_undefined_and_costs_no_other_clip():
+def test_a_separation_that_fails_is_undefined_and_does_not_affect_other_clips():
     low_T, high_T = two_bands(RATE_HZ)
     bad = separated({"low": marked(low_T), "high": high_T}, clip_id="bad")
     good = separated({"low": low_T, "high": high_T}, clip_id="good")

@@ -1,4 +1,4 @@
-"""Score columns: the schema's names, the metrics' values, a row per stem, errors that name the culprit."""
+"""Score columns: the schema's names, the metrics' values, a row per stem, errors that name the stem."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from engine.scoring import metrics, spectra
 from engine.scoring import scores as score
 
 RATE_HZ = 16_000
-UNASKED = dict.fromkeys(("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db"))
-"""What takes a separator or a tagger, which a clip alone does not have."""
+BY_MODEL = dict.fromkeys(("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db"))
+"""Scores that need a separator or a tagger."""
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -26,7 +26,7 @@ def test_rows_have_the_names_of_the_schema_and_the_values_of_the_metrics() -> No
     assert len(rows) == 3
     for index, row in enumerate(rows):
         assert list(row) == schema.SCORES.names
-        assert {name: row.pop(name) for name in UNASKED} == UNASKED
+        assert {name: row.pop(name) for name in BY_MODEL} == BY_MODEL
         assert row == pytest.approx(
             {
                 "re_sdr_db": float(metrics.re_sdr_db(**clip)),
@@ -40,7 +40,7 @@ def test_rows_have_the_names_of_the_schema_and_the_values_of_the_metrics() -> No
         )
 
 
-def test_values_are_those_a_float32_column_keeps() -> None:
+def test_values_are_rounded_to_float32() -> None:
     rows = score.score_clip(mixture_T=noise(500), stems_ST=noise(2, 500, seed=1), sample_rate_hz=RATE_HZ)
     table = schema.pa.Table.from_pylist(rows, schema=schema.SCORES)
     assert table.to_pylist() == rows
@@ -55,7 +55,7 @@ def test_perfect_stems() -> None:
         assert row["coherence_fraction"] == pytest.approx(0.9 / 31**0.5, abs=0.03)  # of independent noise
 
 
-def test_halved_mixture_is_seen_by_coherence_alone() -> None:
+def test_only_coherence_shows_a_halved_mixture() -> None:
     mixture = noise(RATE_HZ)
     rows = score.score_clip(mixture_T=mixture, stems_ST=torch.stack([mixture, mixture]) / 2, sample_rate_hz=RATE_HZ)
     assert [row["remix_snr_db"] for row in rows] == [100, 100]
@@ -63,7 +63,7 @@ def test_halved_mixture_is_seen_by_coherence_alone() -> None:
     assert [row["stem_level_db"] for row in rows] == pytest.approx([-6.0206, -6.0206], abs=1e-3)
 
 
-def test_a_silent_stem_is_seen_by_its_level() -> None:
+def test_the_level_shows_a_silent_stem() -> None:
     mixture = noise(RATE_HZ)
     stems = torch.stack([mixture, torch.zeros_like(mixture)])
     first, second = score.score_clip(mixture_T=mixture, stems_ST=stems, sample_rate_hz=RATE_HZ)
@@ -73,7 +73,7 @@ def test_a_silent_stem_is_seen_by_its_level() -> None:
 
 def test_a_silent_clip_passes_nothing() -> None:
     (row,) = score.score_clip(mixture_T=torch.zeros(1000), stems_ST=torch.zeros(1, 1000), sample_rate_hz=RATE_HZ)
-    assert row == UNASKED | {
+    assert row == BY_MODEL | {
         **dict.fromkeys(("re_sdr_db", "re_si_sdr_db", "remix_snr_db", "stem_level_db"), -100),
         **dict.fromkeys(("mask_snr_db", "share_si_sdr_db"), -100),
         **dict.fromkeys(("active_fraction", "mixture_coherence_fraction"), 0),
@@ -86,7 +86,7 @@ def test_a_single_stem_has_no_coherence_and_nothing_contested() -> None:
     (row,) = score.score_clip(mixture_T=mixture, stems_ST=mixture[None], sample_rate_hz=RATE_HZ)
     assert row.pop("share_si_sdr_db") > 60  # in single precision
     assert row.pop("mixture_coherence_fraction") == pytest.approx(1, abs=1e-6)
-    assert row == UNASKED | {
+    assert row == BY_MODEL | {
         **dict.fromkeys(("re_sdr_db", "re_si_sdr_db", "remix_snr_db", "mask_snr_db"), 100),
         **{"stem_level_db": 0, "active_fraction": 1, "coherence_fraction": None, "contested_db": None},
     }
@@ -108,13 +108,13 @@ def test_batched_equals_one_by_one(num_samples: int, num_stems: int) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_samples_that_are_not_finite_raise_and_name_the_culprit(value: float) -> None:
+def test_samples_that_are_not_finite_raise_an_error_that_names_the_stem(value: float) -> None:
     mixtures, stems = noise(3, 50), noise(3, 2, 50)
     stems[2, 1, 7] = value
-    with pytest.raises(ValueError, match="stem 1 of clip 2 has NaN or infinity"):
+    with pytest.raises(ValueError, match="got NaN or infinity in stem 1 of clip 2"):
         score.score_batch(mixtures_BT=mixtures, stems_BST=stems, sample_rate_hz=RATE_HZ)
     mixtures[1, 49] = value
-    with pytest.raises(ValueError, match="the mixture of clip 1 has NaN or infinity"):
+    with pytest.raises(ValueError, match="got NaN or infinity in the mixture of clip 1"):
         score.score_batch(mixtures_BT=mixtures, stems_BST=stems, sample_rate_hz=RATE_HZ)
 
 
@@ -122,6 +122,8 @@ def test_samples_that_are_not_finite_raise_and_name_the_culprit(value: float) ->
     ("mixture", "stems"),
     [((10,), (2, 9)), ((10,), (0, 10)), ((0,), (2, 0)), ((10,), (10,)), ((2, 10), (2, 10))],
 )
-def test_shapes_that_do_not_agree_raise(mixture: tuple[int, ...], stems: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="each clip needs one mixture and at least one stem"):
+def test_shapes_that_differ_raise(mixture: tuple[int, ...], stems: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"must have shapes \[B, T\] and \[B, S, T\] with at least 1 stem and 1 sample, got"
+    ):
         score.score_clip(mixture_T=torch.zeros(mixture), stems_ST=torch.zeros(stems), sample_rate_hz=RATE_HZ)

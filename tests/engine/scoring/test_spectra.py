@@ -1,4 +1,4 @@
-"""Scores over time and frequency: closed forms where stems share moments, bounds where they are silent or too short."""
+"""Scores over time and frequency: closed forms for stems that overlap, bounds for silent and short ones."""
 
 import math
 
@@ -39,7 +39,7 @@ def db(ratio):
     return 10 * math.log10(ratio)
 
 
-def test_sources_with_a_pause_between_them_contest_nothing_and_doubt_nothing():
+def test_sources_with_a_pause_between_them_have_the_best_scores():
     clip = [FIRST, LAST], FIRST + LAST
     assert scored(mask_snr_db, *clip) == [100, 100]
     assert scored(contested_db, *clip) == [-100, -100]
@@ -54,7 +54,7 @@ def test_sources_with_a_pause_between_them_contest_nothing_and_doubt_nothing():
         ((tone(500, 1.0), tone(2000, 1.0)), 31, -40),
     ],
 )
-def test_disjoint_bands_hardly_doubt_or_contest(stems, mask_snr_at_least, contested_at_most):
+def test_disjoint_bands_have_good_scores(stems, mask_snr_at_least, contested_at_most):
     clip = stems, sum(stems)
     assert min(scored(mask_snr_db, *clip)) > mask_snr_at_least
     assert max(scored(contested_db, *clip)) < contested_at_most
@@ -62,8 +62,8 @@ def test_disjoint_bands_hardly_doubt_or_contest(stems, mask_snr_at_least, contes
 
 
 @pytest.mark.parametrize(("num_stems", "odds"), [(2, 1 / 3), (3, 1 / 8)])
-def test_an_even_part_of_everything_is_taken_for_what_it_is(num_stems, odds):
-    """Each stem is a part 1/n of the clip and of what all stems claim: q is 1/n², and its odds q / (1 - q)."""
+def test_equal_parts_of_the_mixture_have_their_closed_form(num_stems, odds):
+    """Each stem is 1/n of the clip and of all stems: q is 1/n², and its odds q / (1 - q)."""
     mix_T = mixture(RATE_HZ)
     clip = [mix_T / num_stems] * num_stems, mix_T
     assert scored(mask_snr_db, *clip) == pytest.approx([db(odds)] * num_stems, abs=1e-3)
@@ -74,7 +74,7 @@ def test_an_even_part_of_everything_is_taken_for_what_it_is(num_stems, odds):
 
 @pytest.mark.parametrize("leak", [0.1, 0.25, 0.5])
 def test_a_leak_has_its_closed_form(leak):
-    """The first stem takes a part of the second source, which the second stem lacks."""
+    """The first stem has a part of the second source, which the second stem lacks."""
     first_T, second_T = FIRST + leak * LAST, (1 - leak) * LAST
     clip = [first_T, second_T], FIRST + LAST
     taken = leak**2, (1 - leak) ** 2  # of the second source: mask times share
@@ -89,7 +89,7 @@ def test_a_leak_has_its_closed_form(leak):
 
 @pytest.mark.parametrize("part", [0.1, 0.3])
 def test_stems_that_leave_some_of_the_clip_are_not_their_shares_of_it(part):
-    """Both stems claim a part of the second source, whose shares are halves."""
+    """Both stems have the same part of the second source, so their shares of it are halves."""
     clip = [FIRST + part * LAST, part * LAST], FIRST + LAST
     stem, share = np.array([1, part]), np.array([1, 0.5])  # of first and last
     target = (stem @ share) ** 2 / (share @ share)
@@ -99,7 +99,7 @@ def test_stems_that_leave_some_of_the_clip_are_not_their_shares_of_it(part):
     assert alone > 60
 
 
-def test_the_whole_mixture_beside_silence_is_seen_by_its_coherence_alone():
+def test_only_coherence_shows_the_mixture_next_to_silence():
     mix_T = mixture(RATE_HZ)
     clip = [mix_T, np.zeros_like(mix_T)], mix_T
     assert scored(mask_snr_db, *clip) == [100, -100]
@@ -116,7 +116,7 @@ def test_a_copy_of_the_mixture_is_one_at_any_gain_and_polarity(gain):
     assert found[1] < 0.5
 
 
-def test_silence_is_the_least_of_everything():
+def test_silence_has_the_lowest_scores():
     silence_T = np.zeros(RATE_HZ, np.float32)
     for mix_T in (silence_T, mixture(RATE_HZ)):
         for score in (mask_snr_db, share_si_sdr_db, contested_db):
@@ -130,7 +130,7 @@ def test_stems_of_a_silent_clip_are_finite():
         assert np.isfinite(scored(score, two_bands(RATE_HZ), np.zeros(RATE_HZ, np.float32))).all()
 
 
-def test_an_only_stem_has_nothing_contested_and_none_to_cohere_with():
+def test_an_only_stem_has_no_contested_energy_and_no_coherence():
     assert scored(contested_db, [FIRST], FIRST + LAST) == [-100]
     assert coherence_fraction(spectra_of([FIRST], FIRST + LAST)) is None
 

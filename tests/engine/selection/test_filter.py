@@ -45,8 +45,8 @@ def test_a_score_at_the_limit_passes(limit):
 
 
 @pytest.mark.parametrize("limit", [9.7, 0.1, -30.3])
-def test_a_score_at_a_limit_that_is_no_round_binary_number_passes(limit):
-    """A column holds 9.7 as float32; nobody can want it rejected because 9.69999981 is less than 9.7."""
+def test_a_score_at_a_limit_that_float32_rounds_passes(limit):
+    """A column stores 9.7 as float32, 9.69999981, which must not be rejected for being less than 9.7."""
     table = scores(stem_level_db=[limit])
     assert kept(table, min_stem_level_db=limit) == [True]
     assert kept(table, max_stem_level_db=limit) == [True]
@@ -80,7 +80,7 @@ def test_an_undefined_score_passes():
 
 @pytest.mark.parametrize("rule", [{"min_re_sdr_db": 10.0}, {"max_coherence_fraction": 0.5}])
 def test_a_score_that_is_not_a_number_never_passes_a_rule(rule):
-    """A NaN says that scoring broke: to reject it or to raise are both right, a track is not."""
+    """NaN means that scoring failed: to reject the stem or to raise is right, to keep it is not."""
     table = scores(re_sdr_db=[NAN], coherence_fraction=[NAN])
     try:
         verdict = kept(table, **rule)
@@ -126,7 +126,7 @@ def test_every_stem_is_kept_or_rejected_as_plain_python_would():
     ("rule", "limit"), itertools.product(["min_re_sdr_db", "max_coherence_fraction"], [NAN, float("inf")])
 )
 def test_a_limit_that_is_not_finite_raises(rule, limit):
-    with pytest.raises(ValueError, match=f"{rule} is {limit}; give a finite number"):
+    with pytest.raises(ValueError, match=f"{rule} must be finite, got {limit}; correct it"):
         Thresholds(**{rule: limit})
 
 
@@ -172,8 +172,8 @@ def test_a_quantile_is_interpolated_between_the_scores(quantile, limit):
     ]
 
 
-def test_a_quantile_counts_what_the_absolute_rules_leave_and_what_is_defined():
-    """Standing: 1, 3, 5; the fourth is silent, the fifth has no score and passes, the sixth is broken and fails."""
+def test_a_quantile_counts_defined_scores_of_stems_that_pass_the_absolute_rules():
+    """1, 3 and 5 count; the fourth is silent, the fifth has no score and passes, the sixth is NaN and fails."""
     table = scores(remix_snr_db=[1.0, 3.0, 5.0, 100.0, None, NAN], stem_level_db=[-1.0, -1.0, -1.0, -50.0, -1.0, -1.0])
     assert why(table, min_remix_snr_db=Quantile(quantile=0.5), min_stem_level_db=-20.0) == [
         ("min_remix_snr_db", 1.0, 3.0),
@@ -185,14 +185,14 @@ def test_a_quantile_counts_what_the_absolute_rules_leave_and_what_is_defined():
     ]
 
 
-def test_quantiles_do_not_see_one_another():
+def test_quantiles_do_not_depend_on_each_other():
     table = scores(re_sdr_db=[1.0, 2.0, 3.0], remix_snr_db=[9.0, 1.0, 5.0])
     rules = {"min_re_sdr_db": Quantile(quantile=0.5), "min_remix_snr_db": Quantile(quantile=0.5)}
     assert why(table, **rules) == [("min_re_sdr_db", 1.0, 2.0), ("min_remix_snr_db", 1.0, 5.0), None]
 
 
-def test_a_quantile_by_label_takes_the_same_share_of_every_label():
-    labels = ["easy", "hard", "easy", "hard", "easy", "Hard"]  # as queries are compared: without case
+def test_a_quantile_by_label_rejects_the_same_fraction_of_every_label():
+    labels = ["easy", "hard", "easy", "hard", "easy", "Hard"]  # labels are compared without case
     table = scores(remix_snr_db=[20.0, 1.0, 10.0, 2.0, 30.0, 3.0], label=labels)
     assert why(table, min_remix_snr_db=Quantile(quantile=0.5, by_label=True)) == [
         None,
@@ -223,14 +223,14 @@ def test_confidence_lowers_or_raises_the_estimate_by_its_error():
     assert kept(table, min_estimated_si_sdr_db=10.0, estimate_confidence=0.1) == [True, True, True, True]
 
 
-def test_a_quantile_of_the_estimate_is_of_the_bounded_one():
+def test_a_quantile_of_the_estimate_is_that_of_its_lower_bound():
     table = scores(estimated_si_sdr_db=[10.0, 12.0, 11.0], estimated_error_db=[0.0, 4.0, 0.0])
     rule = {"min_estimated_si_sdr_db": Quantile(quantile=0.5)}
     assert kept(table, **rule) == [False, True, True]
     assert kept(table, **rule, estimate_confidence=0.9) == [True, False, True]
 
 
-# What every label keeps.
+# Floor and cap.
 
 
 def ranked(label, estimates, **columns):
@@ -267,14 +267,14 @@ def test_the_floor_keeps_the_best_of_a_hard_label_and_adds_nothing_to_an_easy_on
 
 
 @pytest.mark.parametrize(("num", "fraction"), [(10, 0.3), (10, 0.7), (100, 0.29), (50, 0.14), (3, 1 / 3)])
-def test_a_share_that_is_a_whole_number_is_that_number(num, fraction):
+def test_a_fraction_that_is_a_whole_number_of_stems_is_that_number(num, fraction):
     table = together(ranked("a", [float(n) for n in range(num)]))
     rules = {"min_estimated_si_sdr_db": 1000.0, "label_floor_fraction": fraction}
     assert sum(kept(table, **rules)) == round(num * fraction)
 
 
-def test_the_floor_never_readmits_what_is_no_sound_of_its_label():
-    """Too quiet, too loud, silent behind an earlier rule, failing a rule of another score, with a broken one: none."""
+def test_the_floor_never_readmits_a_stem_that_fails_another_rule():
+    """Too quiet, too loud, silent after an earlier rule, failing a rule on another score, with a NaN score."""
     table = together(
         ranked(
             "dog",
@@ -289,14 +289,14 @@ def test_the_floor_never_readmits_what_is_no_sound_of_its_label():
     assert floored(table, **rules) == [False, False, False, False, False, True]
 
 
-def test_the_share_of_the_floor_is_of_stems_that_are_there():
+def test_the_fraction_of_the_floor_is_of_stems_that_pass_the_other_rules():
     """Half of four stems that are loud enough, not of eight."""
     table = together(ranked("dog", [float(n) for n in range(8)], stem_level_db=[-3.0] * 4 + [-50.0] * 4))
     rules = {"min_estimated_si_sdr_db": 10.0, "min_stem_level_db": -20.0, "label_floor_fraction": 0.5}
     assert kept(table, **rules) == [False, False, True, True] + [False] * 4
 
 
-def test_the_cap_rejects_the_worst_of_a_label_that_floods():
+def test_the_cap_rejects_the_worst_of_a_label_with_too_many_stems():
     """Kept 6, 2 and 2: the median is 2, twice that is 4. The value is the rank, the limit that of the last kept."""
     table = together(
         ranked("easy", [16.0, 11.0, 15.0, 12.0, 14.0, 13.0]), ranked("b", [1.0, 2.0]), ranked("c", [1.0, 2.0])
@@ -308,7 +308,7 @@ def test_the_cap_rejects_the_worst_of_a_label_that_floods():
     assert kept(table, label_cap_ratio=3.0) == [True] * 10
 
 
-def test_the_cap_counts_what_rules_and_floor_keep_and_leaves_out_labels_that_keep_nothing():
+def test_the_cap_counts_labels_that_keep_a_stem_after_the_floor():
     """Kept 4, 1 (by its floor), 0 (all silent): the median of 4 and 1 is 2.5."""
     table = together(
         ranked("easy", [14.0, 13.0, 12.0, 11.0], stem_level_db=[-3.0] * 4),
@@ -330,7 +330,7 @@ def test_ties_are_broken_by_clip_and_undefined_ranks_go_first():
     assert kept(fewer, label_cap_ratio=1.0) == [False, True, True, True]
 
 
-def test_a_rank_is_better_where_its_rule_says_so():
+def test_the_direction_of_a_rank_is_that_of_its_rule():
     table = scores(
         label=["a"] * 2 + ["b"], clip_id=["1", "2", "3"], rival_leak_db=[-30.0, -10.0, 0.0], re_sdr_db=[1.0, 2.0, 3.0]
     )
@@ -397,49 +397,51 @@ def test_adaptive_rules_of_no_stems():
     require_scores(empty, ADAPTIVE)
 
 
-# What cannot be asked.
+# Invalid settings.
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_re_sdr_db": "high"}, "min_re_sdr_db is 'high'; give a finite number, a quantile, or null"),
-        ({"min_stem_level_db": Quantile(quantile=0.5)}, "min_stem_level_db is .* takes a number only"),
-        ({"estimate_confidence": 1.0}, "estimate_confidence is 1.0; give a number between 0 and 1"),
-        ({"estimate_confidence": 0}, "estimate_confidence is 0;"),
-        ({"label_floor_fraction": 1.5}, "label_floor_fraction is 1.5; it is a share from 0 to 1"),
-        ({"label_cap_ratio": 0.5}, "label_cap_ratio is 0.5; give a number of at least 1"),
-        ({"label_cap_ratio": NAN}, "label_cap_ratio is nan"),
-        ({"rank_by": "loudness"}, "rank_by is 'loudness'; it is a score: re_sdr_db, "),
+        ({"min_re_sdr_db": "high"}, "min_re_sdr_db must be a number, got 'high'"),
+        ({"min_stem_level_db": Quantile(quantile=0.5)}, "min_stem_level_db must be a number, got Quantile"),
+        ({"estimate_confidence": 1.0}, "estimate_confidence must be below 1, got 1.0; choose one such as 0.5"),
+        ({"estimate_confidence": 0}, "estimate_confidence must be above 0, got 0"),
+        ({"label_floor_fraction": 1.5}, "label_floor_fraction must be at most 1, got 1.5"),
+        ({"label_cap_ratio": 0.5}, "label_cap_ratio must be at least 1, got 0.5"),
+        ({"label_cap_ratio": NAN}, "label_cap_ratio must be finite, got nan"),
+        ({"rank_by": "loudness"}, "rank_by must be the name of a score, got 'loudness'; known: active_fraction, "),
     ],
 )
-def test_settings_that_mean_nothing_raise(settings, message):
+def test_settings_out_of_range_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         Thresholds(**settings)
 
 
 @pytest.mark.parametrize("quantile", [-0.1, 1.1, NAN, "half", None, True])
-def test_a_quantile_is_a_share(quantile):
-    with pytest.raises(ValueError, match=r"quantile is .*; it is a share from 0 to 1"):
+def test_a_quantile_is_a_fraction(quantile):
+    with pytest.raises(ValueError, match=r"quantile must be (a number|at least 0|at most 1|finite), got "):
         Quantile(quantile=quantile)
 
 
-def test_scores_without_what_a_rule_needs_say_what_to_do():
+def test_a_missing_column_is_an_error_with_a_remedy():
     few = pa.table({"re_sdr_db": pa.array([1.0], pa.float32())})
-    with pytest.raises(ValueError, match=r"min_estimated_si_sdr_db asks for .*; give an estimator"):
+    with pytest.raises(ValueError, match=r"cannot apply min_estimated_si_sdr_db .*; give an estimator"):
         judge(few, Thresholds(min_estimated_si_sdr_db=3.0))
-    with pytest.raises(ValueError, match=r"by_label asks for the label of every stem, as only a pass has it"):
+    with pytest.raises(ValueError, match=r"cannot apply by_label \(only the stems of a pass have label\)"):
         judge(few, Thresholds(min_re_sdr_db=Quantile(quantile=0.5, by_label=True)))
-    with pytest.raises(ValueError, match=r"asks for the label of every stem"):
+    with pytest.raises(ValueError, match=r"\(only the stems of a pass have label\)"):
         judge(few, Thresholds(label_cap_ratio=2.0, rank_by="re_sdr_db"))
 
 
 def test_a_rule_without_any_score_in_the_pass_is_an_error_and_one_with_some_is_not():
     table = scores(cycle_si_sdr_db=[None, 3.0], coherence_fraction=[None, None], num_stems=[1, 1])
     require_scores(table, Thresholds(min_cycle_si_sdr_db=1.0, max_coherence_fraction=0.5))
-    with pytest.raises(ValueError, match="max_rival_leak_db asks for rival_leak_db, which no stem has; make the pass"):
+    with pytest.raises(
+        ValueError, match=r"cannot apply max_rival_leak_db \(no stem has rival_leak_db\); make the pass"
+    ):
         require_scores(table, Thresholds(max_rival_leak_db=-5.0))
     table = scores(estimated_si_sdr_db=[1.0, 2.0])
     require_scores(table, Thresholds(min_estimated_si_sdr_db=1.0))
-    with pytest.raises(ValueError, match="estimate_confidence asks for estimated_error_db"):
+    with pytest.raises(ValueError, match=r"cannot apply estimate_confidence \(no stem has estimated_error_db\)"):
         require_scores(table, Thresholds(min_estimated_si_sdr_db=1.0, estimate_confidence=0.8))

@@ -1,4 +1,4 @@
-"""Stems in files, whoever made them: scores, what every rule says of them, and the verdict."""
+"""Stems in audio files: scores, the verdict of each rule and of all together."""
 
 import numpy as np
 import pytest
@@ -23,12 +23,12 @@ LEVEL_IS_ESTIMATE = SiSdrEstimator(
     error_db=(2.0, 2.0),
     about={},
 )
-"""Says that a stem's SI-SDR is its level."""
+"""Estimates a stem's SI-SDR as its level."""
 
 
 @pytest.fixture
 def scored(tmp_path):
-    """Scores ``low.wav`` and ``high.wav`` beside their mixture, which is their sum unless told otherwise."""
+    """Scores ``low.wav`` and ``high.wav`` against their mixture, by default the sum of two bands."""
 
     def score(low_T=LOW_T, high_T=HIGH_T, *, mix_T=LOW_T + HIGH_T, labels=("low", "high"), thresholds=None, **judges):
         write_clips(tmp_path, {"mix.wav": mix_T, "low.wav": low_T, "high.wav": high_T})
@@ -51,29 +51,29 @@ def test_stems_in_files_are_scored_and_judged(scored):
 
 def test_stems_of_another_length_than_the_mixture_are_refused(scored):
     long_T = np.tile(LOW_T, 2)
-    with pytest.raises(ValueError, match=r"as long as their mixture.*high\.wav 1\.00 s"):
+    with pytest.raises(ValueError, match=r"must be as long as their mixture, got .*high\.wav 1\.00 s"):
         scored(long_T, mix_T=long_T)
 
 
-def test_every_rule_that_is_on_says_what_it_says_alone(scored):
+def test_every_active_rule_has_its_verdict_alone(scored):
     limits = {"min_remix_snr_db": 10.0, "min_stem_level_db": -2.0, "max_coherence_fraction": 0.5}
     rows = scored(thresholds=Thresholds(**limits))
     for row in rows:
         assert list(row["rules"]) == list(limits)
         assert (row["kept"], row["rejected_by"]) == (False, "min_stem_level_db")
-        for name, said in row["rules"].items():
-            assert said == {
+        for name, verdict in row["rules"].items():
+            assert verdict == {
                 "passes": name != "min_stem_level_db",
                 "value": row["scores"][name.partition("_")[2]],
                 "limit": limits[name],
             }
 
 
-def test_a_stem_that_several_rules_reject_is_told_so_by_each(scored):
+def test_every_rule_that_rejects_a_stem_is_reported(scored):
     limits = Thresholds(min_re_sdr_db=10.0, min_remix_snr_db=10.0, max_contested_db=-10.0)
     for row in scored(HIGH_T, HIGH_T, thresholds=limits):
         assert row["rejected_by"] == "min_re_sdr_db"
-        assert [said["passes"] for said in row["rules"].values()] == [False, False, False]
+        assert [verdict["passes"] for verdict in row["rules"].values()] == [False, False, False]
 
 
 def test_a_quantile_is_of_these_stems(scored):
@@ -91,13 +91,13 @@ def test_no_rule_keeps_all(scored):
     assert [(row["kept"], row["rules"]) for row in scored(0 * LOW_T)] == [(True, {}), (True, {})]
 
 
-def test_what_takes_a_model_is_undefined_without_one(scored):
+def test_scores_of_a_model_are_undefined_without_it(scored):
     for row in scored():
         assert list(row["scores"]) == SCORES.names
         assert [row["scores"][name] for name in SCORES.names[-3:]] == [None, None, None]
 
 
-def test_a_separator_tells_what_rivals_find_and_has_nothing_to_remix_with(scored):
+def test_a_separator_scores_the_leak_but_no_cycle(scored):
     clean = scored(separator=BandSeparator())
     leaking = scored(LOW_T + 0.5 * HIGH_T, 0.5 * HIGH_T, separator=BandSeparator())
     for row in clean:
@@ -107,8 +107,8 @@ def test_a_separator_tells_what_rivals_find_and_has_nothing_to_remix_with(scored
     assert leaking[1]["scores"]["rival_leak_db"] < -80
 
 
-def test_files_of_another_rate_come_to_the_separator_at_its_own(tmp_path):
-    """At 16 kHz, with a sound above what the separator hears."""
+def test_the_separator_gets_files_at_its_rate(tmp_path):
+    """The files have 16 kHz, with a sound above the separator's band."""
     seconds = np.arange(16000) / 16000
     low_T, high_T = (0.2 * np.sin(2 * np.pi * hz * seconds) for hz in (400, 6000))
     for name, samples_T in {"mix": low_T + high_T, "low": low_T, "high": high_T}.items():
@@ -129,7 +129,7 @@ def test_a_label_that_the_separator_does_not_know_is_refused(scored):
 
 
 @pytest.mark.parametrize("rate_hz", [RATE_HZ, 16000])
-def test_a_tagger_tells_whose_sound_a_stem_is(scored, rate_hz):
+def test_a_tagger_recognises_swapped_stems(scored, rate_hz):
     swapped = scored(HIGH_T, LOW_T, thresholds=Thresholds(min_tagger_margin_db=0.0), tagger=BandTagger(rate_hz))
     assert [row["rejected_by"] for row in swapped] == ["min_tagger_margin_db"] * 2
     right = scored(thresholds=Thresholds(min_tagger_margin_db=0.0), tagger=BandTagger(rate_hz))
@@ -145,7 +145,7 @@ def test_a_label_that_the_tagger_does_not_know_has_no_margin_and_passes_its_rule
 
 def test_an_estimator_adds_its_estimate_and_its_rule(scored):
     thresholds = Thresholds(min_estimated_si_sdr_db=-5.0)
-    rows = scored(0.3 * LOW_T, thresholds=thresholds, quality=LEVEL_IS_ESTIMATE)
+    rows = scored(0.3 * LOW_T, thresholds=thresholds, estimator=LEVEL_IS_ESTIMATE)
     assert [row["kept"] for row in rows] == [False, True]
     for row in rows:
         assert list(row["scores"]) == [*SCORES.names, "estimated_si_sdr_db", "estimated_error_db"]
@@ -163,12 +163,12 @@ def test_an_estimator_adds_its_estimate_and_its_rule(scored):
         ("min_estimated_si_sdr_db", "give an estimator"),
     ],
 )
-def test_a_rule_without_what_makes_its_score_is_refused(scored, rule, advice):
-    with pytest.raises(ValueError, match=rf"{rule} asks for .*, which no stem has; .*{advice}"):
+def test_a_rule_whose_score_is_not_computed_is_refused(scored, rule, advice):
+    with pytest.raises(ValueError, match=rf"cannot apply {rule} \(no stem has .*\); .*{advice}"):
         scored(thresholds=Thresholds(**{rule: 0.0}))
 
 
 def test_the_coherence_of_an_only_stem_passes_its_rule(scored):
     (row,) = scored(labels=("low",), thresholds=Thresholds(max_coherence_fraction=0.1, max_contested_db=-50.0))
     assert row["kept"]
-    assert [said["value"] for said in row["rules"].values()] == [None, None]
+    assert [verdict["value"] for verdict in row["rules"].values()] == [None, None]

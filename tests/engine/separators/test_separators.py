@@ -1,4 +1,4 @@
-"""The built-in separator: what it does to level, length and padding, what it calls things, what it keeps on disk."""
+"""The built-in separator: level, length and padding, spellings of labels, and checkpoints."""
 
 import json
 import math
@@ -26,7 +26,6 @@ from tests.support.signals import (
     tiny_separator,
 )
 
-COMPLEX = replace(TINY, mask="complex")
 CHUNK_SAMPLES = 12 * RATE_HZ
 
 
@@ -65,10 +64,9 @@ def test_bands_cover_every_bin_in_order(config):
     assert edges == sorted(edges)
 
 
-@pytest.mark.parametrize("config", [TINY, COMPLEX], ids=["magnitude", "complex"])
 @pytest.mark.parametrize("lengths", [[4000, 1, 3999, 0, 2000, 65], [63, 64, 65]])
-def test_a_padded_row_gets_what_it_gets_alone(config, lengths):
-    separator = tiny_separator(config=config)
+def test_a_padded_mixture_has_the_stem_that_it_has_alone(lengths):
+    separator = tiny_separator()
     rows = [noise(num, seed=seed) for seed, num in enumerate(lengths)]
     queries = ["low" if i % 2 else "high" for i in range(len(rows))]
     padded_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -80,8 +78,8 @@ def test_a_padded_row_gets_what_it_gets_alone(config, lengths):
 
 
 @pytest.mark.parametrize("beyond_s", [-3.0, -0.5, 0.0, 0.5, 3.0])
-def test_a_padded_row_about_as_long_as_a_chunk_gets_what_it_gets_alone(beyond_s):
-    """Chunks are 12 s and overlap by 1 s: where the row ends in them must not matter."""
+def test_a_padded_mixture_about_as_long_as_a_chunk_has_the_stem_that_it_has_alone(beyond_s):
+    """Chunks are 12 s and overlap by 1 s; the mixture ends at different points in them."""
     separator = tiny_separator()
     num_samples = CHUNK_SAMPLES + round(beyond_s * RATE_HZ)
     mix_BT = noise(1, num_samples)
@@ -92,18 +90,16 @@ def test_a_padded_row_about_as_long_as_a_chunk_gets_what_it_gets_alone(beyond_s)
 
 
 @pytest.mark.parametrize("gain", [1e-5, 0.25, -1.0, 3.0, 1000.0])
-@pytest.mark.parametrize("config", [TINY, COMPLEX], ids=["magnitude", "complex"])
-def test_a_louder_mixture_gives_the_same_stem_louder(config, gain):
-    separator = tiny_separator(config=config)
+def test_a_louder_mixture_gives_the_same_stem_louder(gain):
+    separator = tiny_separator()
     mix_BT = noise(1, 4000)
     expected_BT = gain * separator.separate(mix_BT, ["low"])
     assert snr_db(estimate=separator.separate(gain * mix_BT, ["low"]), reference=expected_BT) > 90
 
 
 @pytest.mark.parametrize("num_samples", [0, 1, 2, 63, 64, 65, 127, 128, 129, 255, 256, 257, 1000])
-@pytest.mark.parametrize("config", [TINY, COMPLEX], ids=["magnitude", "complex"])
-def test_any_short_length(config, num_samples):
-    stems_BT = tiny_separator(config=config).separate(noise(2, num_samples), ["low", "high"])
+def test_any_short_length(num_samples):
+    stems_BT = tiny_separator().separate(noise(2, num_samples), ["low", "high"])
     assert stems_BT.shape == (2, num_samples) and stems_BT.dtype == torch.float32
     assert torch.isfinite(stems_BT).all()
 
@@ -128,9 +124,8 @@ def test_silence_gives_silence(separator):
     assert not separator.separate(torch.zeros(1, 3000), ["cat"]).any()
 
 
-@pytest.mark.parametrize("config", [TINY, COMPLEX], ids=["magnitude", "complex"])
-def test_a_stem_has_no_more_energy_than_its_mixture_in_any_bin(config):
-    separator = tiny_separator(config=config)
+def test_a_stem_has_no_more_energy_than_its_mixture_in_any_bin():
+    separator = tiny_separator()
     mix_BT = torch.from_numpy(mixture(4000))[None]
     with torch.no_grad():  # outweighs the small initial weights, so that the mask reaches its bounds
         for parameter in separator.parameters():
@@ -140,9 +135,9 @@ def test_a_stem_has_no_more_energy_than_its_mixture_in_any_bin(config):
             magnitude_BNF, separator.queries(torch.tensor([0])), torch.ones(1, magnitude_BNF.shape[1], 1)
         )
     assert mask_BFN.shape == magnitude_BNF.mT.shape
-    assert mask_BFN.is_complex() == (config.mask == "complex")
-    assert mask_BFN.abs().max() <= 1 + 1e-6
-    assert mask_BFN.abs().max() > 0.9, "the bound was not tried"
+    assert not mask_BFN.is_complex() and mask_BFN.min() >= 0
+    assert mask_BFN.max() <= 1 + 1e-6
+    assert mask_BFN.max() > 0.9, "the bound was not tried"
     stem_BT = separator.separate(mix_BT, ["low"])
     assert stem_BT.square().sum() <= mix_BT.square().sum()
 
@@ -162,12 +157,11 @@ def test_spellings_of_one_query(separator, query):
 
 @pytest.mark.parametrize("query", ["dog brk", "dogbark", "The sound of dog brk", "DOG BRK"])
 def test_an_unknown_label_names_the_nearest(separator, query):
-    """However it is spelled: what is compared is what would have been looked up."""
     message = failing_label(separator, query)
-    assert f"does not know {query!r}; did you mean 'dog_bark'?" in message
+    assert f"there is no label {query!r} in the separator; did you mean 'dog_bark'?" in message
 
 
-def test_an_unknown_label_that_is_near_to_none_lists_the_known(separator):
+def test_an_unknown_label_without_a_near_one_lists_the_known_labels(separator):
     assert failing_label(separator, "xylophone").endswith("known: cat, dog_bark, rain")
     assert nearest("zzz", [f"label {i:02d}" for i in range(33)]).endswith("label 29 and 3 more")
 
@@ -182,7 +176,7 @@ def test_a_mixture_that_is_not_finite_raises(separator, value):
 
 @pytest.mark.parametrize(("shape", "queries"), [((2, 10), ["cat"]), ((10,), ["cat"]), ((1, 1, 10), ["cat"])])
 def test_mixtures_and_queries_that_do_not_agree_raise(separator, shape, queries):
-    with pytest.raises(ValueError, match="give \\[B, T\\] and B queries"):
+    with pytest.raises(ValueError, match="must have shape \\[B, T\\] for B queries"):
         separator.separate(torch.zeros(shape), queries)
 
 
@@ -199,26 +193,27 @@ def test_growing_leaves_old_stems_bit_identical():
 
 def test_growing_by_another_spelling_raises_and_changes_nothing():
     separator = tiny_separator(["dog_bark", "cat"])
-    with pytest.raises(ValueError, match="differ only in case or underscores"):
+    with pytest.raises(ValueError, match="must differ in more than case and underscores"):
         separator.queries.grow(["rain", "Dog bark"])
     assert separator.labels == ("dog_bark", "cat")
     assert "known: cat, dog_bark" in failing_label(separator, "rain")
 
 
 def test_a_separator_without_labels_raises():
-    with pytest.raises(ValueError, match="at least one label"):
+    with pytest.raises(ValueError, match="at least one label, got none"):
         tiny_separator([])
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"mask": "phase"}, "mask is 'magnitude' or 'complex', not 'phase'"),
-        ({"channels": 20}, "channels is 20; give a multiple of 8"),
-        ({"num_blocks": 0}, "num_blocks is a positive whole number, not 0"),
-        ({"num_bands": 2.5}, "num_bands is a positive whole number, not 2.5"),
-        ({"hop_samples": 100}, "hop_samples 100 must divide num_fft 1024"),
-        ({"hop_samples": 1024}, "at least twice"),
+        ({"mask": "complex"}, "there is no setting mask"),
+        ({"channels": 20}, "channels must be a multiple of 8, got 20; choose one such as 256"),
+        ({"num_blocks": 0}, "num_blocks must be at least 1, got 0"),
+        ({"num_blocks": True}, "num_blocks must be a number, got true"),
+        ({"num_bands": 2.5}, "num_bands must be a whole number, got 2.5"),
+        ({"hop_samples": 100}, "hop_samples must divide num_fft 1024 at least twice, got 100; choose one such as 256"),
+        ({"hop_samples": 1024}, "at least twice, got 1024"),
     ],
 )
 def test_settings_that_cannot_work_raise(setting, message):
@@ -226,7 +221,7 @@ def test_settings_that_cannot_work_raise(setting, message):
         NetworkConfig(**setting)
 
 
-def test_the_protocol_tells_separators_from_others(separator):
+def test_the_protocol_distinguishes_separators_from_other_objects(separator):
     assert isinstance(separator, Separator)
     assert isinstance(BandSeparator(), Separator)
     assert not isinstance(torch.nn.Linear(2, 2), Separator)
@@ -234,7 +229,7 @@ def test_the_protocol_tells_separators_from_others(separator):
 
 @pytest.mark.parametrize(("chunk", "overlap"), [(10, 1), (10, 3), (10, 5), (100, 10)])
 @pytest.mark.parametrize("num_samples", [1, 6, 9, 10, 11, 17, 18, 95, 100, 101, 250])
-def test_overlap_add_of_what_changes_nothing_is_the_mixture(num_samples, chunk, overlap):
+def test_overlap_add_of_an_identity_is_the_mixture(num_samples, chunk, overlap):
     mix_BT = noise(2, num_samples)
     stems_BT = overlap_add(
         lambda chunk_BT, _: chunk_BT.clone(),
@@ -254,8 +249,8 @@ def test_overlap_add_without_overlap_joins_the_chunks():
     assert torch.equal(stems_BT, 2.0 * mix_BT)
 
 
-def test_overlap_add_leaves_the_mixture_as_it_was():
-    """A separator may return its very input, for a clip with one label say."""
+def test_overlap_add_does_not_change_the_mixture():
+    """A separator may return its input, for example for a clip with one label."""
     mix_BT = noise(1, 100)
     before_BT = mix_BT.clone()
     stems_BT = overlap_add(
@@ -265,7 +260,7 @@ def test_overlap_add_leaves_the_mixture_as_it_was():
     torch.testing.assert_close(stems_BT, before_BT, rtol=0, atol=1e-6)
 
 
-def test_overlap_add_tells_how_much_of_each_row_is_inside():
+def test_overlap_add_gives_the_length_of_each_row_inside_a_chunk():
     seen = []
 
     def record(chunk_BT, inside_B):
@@ -308,13 +303,12 @@ def edit(folder, **changes):
     (folder / "separator.json").write_text(json.dumps(description))
 
 
-@pytest.mark.parametrize("config", [TINY, COMPLEX], ids=["magnitude", "complex"])
-def test_a_saved_separator_loads_bit_identical(tmp_path, config):
-    separator, mix_BT = tiny_separator(["dog_bark", "cat"], config=config), noise(2, 2000)
+def test_a_saved_separator_loads_bit_identical(tmp_path):
+    separator, mix_BT = tiny_separator(["dog_bark", "cat"]), noise(2, 2000)
     separator.queries.grow(["rain"])
     save(separator, tmp_path / "s")
     loaded = load(tmp_path / "s")
-    assert loaded.labels == ("dog_bark", "cat", "rain") and loaded.config == config
+    assert loaded.labels == ("dog_bark", "cat", "rain") and loaded.config == TINY
     assert loaded.sample_rate_hz == RATE_HZ and not loaded.training
     queries = ["rain", "dog bark"]
     assert torch.equal(loaded.separate(mix_BT, queries), separator.separate(mix_BT, queries))
@@ -374,7 +368,7 @@ def test_loading_never_unpickles(tmp_path, dump):
     else:
         weights.write_bytes(dump(payload))
     edit(folder, weights_sha256=sha256_file(weights))
-    with pytest.raises(ValueError, match="does not fit the architecture"):
+    with pytest.raises(ValueError, match=r"cannot load .*weights\.safetensors into a network"):
         load(folder)
     assert not (tmp_path / "executed").exists()
     pickle.loads(pickle.dumps(payload))
@@ -382,17 +376,17 @@ def test_loading_never_unpickles(tmp_path, dump):
 
 
 def test_a_missing_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere holds no separator: it has no separator\.json"):
+    with pytest.raises(ValueError, match=r"no separator in .*nowhere \(no separator\.json\)"):
         load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "clapsep"}, "of architecture 'clapsep'; this version loads 'band_split_tcn'"),
-        ({"format": 2}, "not of separator format 1"),
-        ({"network": {"chanels": 16}}, "network has no 'chanels'; did you mean 'channels'?"),
-        ({"network": {"mask": "phase"}}, "mask is 'magnitude' or 'complex', not 'phase'"),
+        ({"architecture": "clapsep"}, "must have architecture 'band_split_tcn', got 'clapsep'"),
+        ({"format": 2}, "separator.json must have format 1, got 2"),
+        ({"network": {"chanels": 16}}, "there is no setting chanels; did you mean 'channels'?"),
+        ({"network": {"channels": 20}}, "channels must be a multiple of 8, got 20"),
     ],
 )
 def test_a_description_of_something_else_raises(tmp_path, changes, message):
@@ -403,7 +397,7 @@ def test_a_description_of_something_else_raises(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "null", '{"format": 1'])
-def test_a_description_that_is_none_raises(tmp_path, content):
+def test_a_file_that_is_no_description_raises(tmp_path, content):
     folder = tiny_checkpoint(tmp_path)
     (folder / "separator.json").write_text(content)
     with pytest.raises(ValueError, match=r"separator\.json"):
@@ -417,10 +411,10 @@ def test_missing_truncated_or_exchanged_weights_raise(tmp_path):
     flipped = data[:-1] + bytes([data[-1] ^ 1])
     for content in (data[: len(data) // 2], b"", flipped, (other / "weights.safetensors").read_bytes()):
         weights.write_bytes(content)
-        with pytest.raises(ValueError, match="missing or not the file that"):
+        with pytest.raises(ValueError, match=r"must be the file that separator\.json describes"):
             load(folder)
     weights.unlink()
-    with pytest.raises(ValueError, match="missing or not the file that"):
+    with pytest.raises(ValueError, match=r"must be the file that separator\.json describes"):
         load(folder)
     weights.write_bytes(data)
     assert load(folder).labels == ("low", "high")
@@ -441,5 +435,5 @@ def test_weights_that_do_not_fit_raise_even_with_their_checksum(tmp_path, kind):
             tensors["network.extra"] = torch.zeros(1)
         save_file(tensors, weights)
     edit(folder, weights_sha256=sha256_file(weights))
-    with pytest.raises(ValueError, match=r"weights\.safetensors does not fit the architecture"):
+    with pytest.raises(ValueError, match=r"cannot load .*weights\.safetensors into a network"):
         load(folder)

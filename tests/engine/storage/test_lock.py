@@ -1,4 +1,4 @@
-"""One run at a time on a folder, whatever becomes of its process and of the network."""
+"""One process at a time holds the lock of a folder, also after kills, suspensions and network errors."""
 
 import json
 import os
@@ -12,22 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import InUseError, LockLostError
 from engine.storage import lock as lock_module
 from engine.storage.lock import lock
 from engine.storage.paths import location
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["tests.support.s3_server"]
 
 HOLDER = """
 import sys, time
 from engine.storage import lock as lock_module
-from engine.storage import location
+from engine.storage.paths import location
 lock_module.RENEW_S, lock_module.STALE_S, lock_module.STOP_S = (float(word) for word in sys.argv[2].split(","))
-with lock.lock(location(sys.argv[1]), "run"):
-    print("held", flush=True)
+with lock_module.lock(location(sys.argv[1]), "run"):
+    print("locked", flush=True)
     if sys.argv[3] == "wait":
         sys.stdin.read()
-    while sys.argv[3] == "deaf":
+    while sys.argv[3] == "ignore":
         try:
             time.sleep(60)
         except KeyboardInterrupt:
@@ -44,7 +45,7 @@ def out(request, tmp_path):
 
 @pytest.fixture
 def start():
-    """Starts a process that holds a folder's lock until its standard input ends; returns it when it holds it."""
+    """Start a process that holds a folder's lock until its standard input ends; return it when it has the lock."""
     processes = []
 
     def started(out, *, times="0.2,60,30", how="wait"):
@@ -52,7 +53,7 @@ def start():
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, **pipes)
         processes.append(process)
-        assert process.stdout.readline() == "held\n", process.communicate()
+        assert process.stdout.readline() == "locked\n", process.communicate()
         return process
 
     yield started
@@ -62,7 +63,7 @@ def start():
 
 
 def refused(out):
-    with pytest.raises(ValueError) as raised, lock(out, "run"):
+    with pytest.raises(InUseError) as raised, lock(out, "run"):
         pass
     return str(raised.value)
 
@@ -82,7 +83,7 @@ def write_record(s3, **holder):
     s3.put("out/.run.lock", json.dumps(holder).encode())
 
 
-def test_the_second_is_told_by_whom_the_folder_is_used(out, start):
+def test_the_second_process_learns_who_uses_the_folder(out, start):
     first = start(out)
     words = refused(out)
     assert f"{out} is in use by process {first.pid} on {socket.gethostname()} since 20" in words
@@ -96,7 +97,7 @@ def test_the_second_is_told_by_whom_the_folder_is_used(out, start):
         pass
 
 
-def test_a_holder_that_was_killed_does_not_lock_the_next_out(out, start):
+def test_the_lock_of_a_killed_process_is_free(out, start):
     first = start(out)
     first.kill()
     first.wait()
@@ -104,14 +105,14 @@ def test_a_holder_that_was_killed_does_not_lock_the_next_out(out, start):
         pass
 
 
-def test_an_error_gives_the_lock_back(out):
+def test_an_error_releases_the_lock(out):
     with pytest.raises(RuntimeError, match="of the work"), lock(out, "run"):
         raise RuntimeError("an error of the work")
     with lock(out, "run"):
         pass
 
 
-def test_a_local_lock_that_is_just_being_written_is_held_too(tmp_path, start):
+def test_a_local_lock_counts_while_it_is_being_written(tmp_path, start):
     start(tmp_path)
     (tmp_path / ".run.lock").write_text("")
     assert f"{tmp_path} is in use by another run" in refused(tmp_path)
@@ -127,16 +128,16 @@ def out_s3(s3):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Times in seconds of which a test can wait out some."""
+    """Short times, so that a test can wait for them."""
     monkeypatch.setattr(lock_module, "RENEW_S", 0.1)
     monkeypatch.setattr(lock_module, "STALE_S", 1.0)
 
 
-def test_the_holder_of_another_machine_counts_as_gone_only_when_it_was_silent(s3, out_s3, quick):
+def test_a_process_of_another_machine_counts_as_gone_only_after_it_stopped_renewing(s3, out_s3, quick):
     write_record(s3, host="elsewhere", pid=1, processes="other", since="2026-01-01 00:00:00 +0000", token="a")
     words = refused(out_s3)
     assert "is in use by process 1 on elsewhere since 2026-01-01" in words
-    assert re.search(r"last heard of \d s ago; after 1 s it counts as gone", words)
+    assert re.search(r"renewed its lock \d s ago and counts as gone after 1 s", words)
     time.sleep(2.1)
     with lock(out_s3, "run"):
         assert record(s3)["pid"] == os.getpid()
@@ -147,7 +148,7 @@ def test_the_clock_of_the_other_machine_does_not_matter(s3, out_s3):
     assert "is in use by process 1 on elsewhere" in refused(out_s3)
 
 
-def test_a_process_number_of_another_container_says_nothing(s3, out_s3, start):
+def test_process_ids_of_another_container_are_not_compared(s3, out_s3, start):
     first = start(out_s3)
     first.kill()
     first.wait()
@@ -156,12 +157,12 @@ def test_a_process_number_of_another_container_says_nothing(s3, out_s3, start):
 
 
 @pytest.mark.parametrize("data", [b"", b"[1]", b"\xff"])
-def test_a_lock_that_cannot_be_read_is_held_until_it_is_stale(s3, out_s3, quick, data):
+def test_an_unreadable_lock_counts_until_it_is_stale(s3, out_s3, quick, data):
     s3.put("out/.run.lock", data)
     assert "is in use by another run" in refused(out_s3)
 
 
-def test_a_bucket_that_is_not_there_is_not_in_use(s3):
+def test_a_missing_bucket_is_not_in_use(s3):
     with (
         pytest.raises(FileNotFoundError, match="there is no bucket no-such-bucket"),
         lock(location("s3://no-such-bucket/out"), "run"),
@@ -169,7 +170,7 @@ def test_a_bucket_that_is_not_there_is_not_in_use(s3):
         pass
 
 
-def test_an_answer_that_was_lost_does_not_make_a_holder_think_it_was_second(s3, out_s3, quick):
+def test_a_lost_answer_does_not_lose_the_lock(s3, out_s3, quick):
     s3.proxy.faults.lose_answers = 1
     with lock(out_s3, "run"):
         assert "is in use by process" in refused(out_s3)
@@ -181,69 +182,74 @@ def test_an_answer_that_was_lost_does_not_make_a_holder_think_it_was_second(s3, 
         pass
 
 
-def test_renewals_go_on_after_errors(s3, out_s3, quick, caplog):
+def test_renewals_continue_after_errors(s3, out_s3, quick, caplog):
     with lock(out_s3, "run"):
         s3.unavailable_for(0.5)
         time.sleep(0.6)
         before = record(s3)["renewed"]
         wait_until(lambda: record(s3)["renewed"] > before)
-        s3.proxy.faults.denied = "AccessDenied"  # not tried again by the request itself
-        wait_until(lambda: "was not renewed" in caplog.text)
+        s3.proxy.faults.denied = "AccessDenied"  # the request itself is not retried
+        wait_until(lambda: "cannot renew the lock" in caplog.text)
         s3.proxy.faults.denied = ""
         before = record(s3)["renewed"]
         wait_until(lambda: record(s3)["renewed"] > before)
     assert "released" in record(s3)
 
 
-def test_a_lock_that_somebody_deleted_is_put_back(s3, out_s3, quick):
+def test_a_deleted_lock_is_put_back(s3, out_s3, quick):
     with lock(out_s3, "run"):
         (out_s3 / ".run.lock").unlink()
         wait_until(lambda: s3.get("out/.run.lock") is not None)
         assert record(s3)["pid"] == os.getpid()
 
 
-def test_a_lock_that_went_with_its_folder_stays_away(s3, out_s3):
+def test_a_lock_that_was_deleted_with_its_folder_is_not_put_back_at_the_end(s3, out_s3):
     with lock(out_s3, "run"):
         out_s3.remove_all()
     assert list(out_s3.files()) == []
 
 
-def test_work_that_is_done_does_not_fail_because_the_lock_cannot_be_given_back(s3, out_s3, caplog):
+def test_finished_work_does_not_fail_if_the_lock_cannot_be_released(s3, out_s3, caplog):
     with lock(out_s3, "run"):
         s3.proxy.faults.denied = "AccessDenied"
-    assert "was not given back" in caplog.text
+    assert "cannot release the lock" in caplog.text
 
 
-def test_a_holder_that_was_suspended_stops_when_another_took_its_place(s3, out_s3, start):
+def test_a_suspended_process_stops_if_another_took_over_its_lock(s3, out_s3, start):
     first = start(out_s3, times="0.2,1,30")
     first.send_signal(signal.SIGSTOP)
-    wait_until(lambda: (out_s3 / ".run.lock").tagged().age_s > 1)
+    wait_until(lambda: (out_s3 / ".run.lock").read_version().age_s > 1)
     second = start(out_s3, times="0.2,1,30")
     first.send_signal(signal.SIGCONT)
     said, words = first.communicate(timeout=30)
     assert first.returncode == 1 and said == ""
-    assert f"RuntimeError: {out_s3} was taken over by process {second.pid} on {socket.gethostname()}" in words
-    assert f"as this process ({first.pid} on " in words and "it stops, the other goes on" in words
+    assert (
+        f"LockLostError: cannot continue ({out_s3} was taken over by process {second.pid} on {socket.gethostname()}"
+        in words
+    )
+    assert f"because this process ({first.pid} on " in words and "; wait until the other process ends" in words
     assert record(s3)["pid"] == second.pid, "the other's lock is still there"
     assert second.communicate("", timeout=30) == ("ended\n", "")
 
 
-def test_a_holder_that_lost_its_lock_and_does_not_listen_is_ended(s3, out_s3, start):
-    first = start(out_s3, times="0.1,60,0.3", how="deaf")
+def test_a_process_that_lost_its_lock_and_ignores_the_interrupt_is_killed(s3, out_s3, start):
+    first = start(out_s3, times="0.1,60,0.3", how="ignore")
     write_record(s3, host="elsewhere", pid=1, processes="other", since="today", token="b")
     assert first.wait(timeout=30) == 1
-    assert first.stderr.read().startswith(f"error: {out_s3} was taken over by process 1 on elsewhere since today")
+    assert first.stderr.read().startswith(
+        f"error: cannot continue ({out_s3} was taken over by process 1 on elsewhere since today"
+    )
     assert record(s3)["token"] == "b"
 
 
-def test_where_the_lock_was_lost_the_block_ends_with_an_error_and_not_as_if_interrupted(s3, out_s3, quick):
-    with pytest.raises(RuntimeError, match="was taken over by process 1 on elsewhere"), lock(out_s3, "run"):
+def test_after_the_loss_of_the_lock_the_block_raises_an_error_and_not_an_interrupt(s3, out_s3, quick):
+    with pytest.raises(LockLostError, match="was taken over by process 1 on elsewhere"), lock(out_s3, "run"):
         write_record(s3, host="elsewhere", pid=1, processes="other", since="today", token="b")
         time.sleep(30)
     assert record(s3)["token"] == "b"
 
 
-def test_an_interruption_by_the_user_stays_one(out):
+def test_an_interrupt_by_the_user_stays_an_interrupt(out):
     with pytest.raises(KeyboardInterrupt), lock(out, "run"):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
@@ -251,22 +257,22 @@ def test_an_interruption_by_the_user_stays_one(out):
         pass
 
 
-def test_a_lock_taken_over_at_the_end_is_not_given_back(s3, out_s3):
-    with pytest.raises(RuntimeError, match="was taken over"), lock(out_s3, "run"):
+def test_a_lock_taken_over_at_the_end_is_not_released(s3, out_s3):
+    with pytest.raises(LockLostError, match="was taken over"), lock(out_s3, "run"):
         write_record(s3, host="elsewhere", pid=1, processes="other", since="today", token="b")
     assert record(s3)["token"] == "b"
 
 
-def test_of_two_that_find_a_stale_lock_one_gets_it(s3, out_s3, start, monkeypatch):
+def test_of_two_processes_that_find_a_stale_lock_one_gets_it(s3, out_s3, start, monkeypatch):
     write_record(s3, released=1.0)
-    found = (out_s3 / ".run.lock").tagged()
+    found = (out_s3 / ".run.lock").read_version()
     first = start(out_s3)
-    answers, tagged = [found], type(out_s3).tagged  # as if both had read it before either wrote
-    monkeypatch.setattr(type(out_s3), "tagged", lambda path: answers.pop() if answers else tagged(path))
+    answers, read_version = [found], type(out_s3).read_version  # as if both had read it before either wrote
+    monkeypatch.setattr(type(out_s3), "read_version", lambda path: answers.pop() if answers else read_version(path))
     with pytest.raises(ValueError, match=f"is in use by process {first.pid}"), lock(out_s3, "run"):
         pass
 
 
-def test_the_lock_of_a_folder_that_does_not_exist_makes_it(tmp_path):
+def test_the_lock_creates_a_missing_folder(tmp_path):
     with lock(tmp_path / "new", "run"):
         assert Path(tmp_path / "new").is_dir()

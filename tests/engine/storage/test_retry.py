@@ -1,4 +1,4 @@
-"""Which errors may pass, and how often and after which waits something is tried again."""
+"""Transient errors are retried after waits that double; other errors are raised at once."""
 
 import errno
 import itertools
@@ -46,7 +46,7 @@ def caused(error, by):
     ],
     ids=repr,
 )
-def test_what_may_pass(error):
+def test_transient_errors(error):
     assert is_transient(error)
 
 
@@ -68,17 +68,17 @@ def test_what_may_pass(error):
     ],
     ids=repr,
 )
-def test_what_stays(error):
+def test_errors_that_stay(error):
     assert not is_transient(error)
 
 
 @pytest.fixture
 def waits(monkeypatch):
-    """The waits in seconds, which take no time, at the mean of their random part."""
-    told = []
-    monkeypatch.setattr(retry.time, "sleep", told.append)
+    """Record the waits in seconds instead of waiting, with the mean of their random factor."""
+    waits_s = []
+    monkeypatch.setattr(retry.time, "sleep", waits_s.append)
     monkeypatch.setattr(retry.random, "uniform", lambda low, high: (low + high) / 2)
-    return told
+    return waits_s
 
 
 def failing(*errors, value="done"):
@@ -94,54 +94,54 @@ def failing(*errors, value="done"):
     return call
 
 
-def test_what_passes_is_tried_again_after_waits_that_double(waits):
+def test_a_transient_error_is_retried_after_waits_that_double(waits):
     assert retried(failing(TimeoutError(), ConnectionError(), answered("SlowDown"))) == "done"
     assert waits == [0.5, 1.0, 2.0]
 
 
-def test_what_does_not_pass_is_raised_after_all_attempts_and_says_how_many(waits):
+def test_the_last_error_is_raised_with_the_number_of_attempts(waits):
     with pytest.raises(ConnectionError, match="fourth") as raised:
         retried(failing(*(ConnectionError(number) for number in ("first", "second", "third", "fourth"))))
     assert raised.value.attempts == retry.ATTEMPTS == 4
     assert waits == [0.5, 1.0, 2.0], "no wait after the last"
 
 
-def test_what_stays_is_raised_at_once(waits):
+def test_an_error_that_stays_is_raised_at_once(waits):
     with pytest.raises(ValueError, match="rule") as raised:
         retried(failing(ValueError("rule")))
     assert (raised.value.attempts, waits) == (1, [])
 
 
-def test_what_stays_after_what_passed_says_its_own_number_of_tries(waits):
+def test_an_error_that_stays_after_a_transient_one_has_the_number_of_attempts(waits):
     with pytest.raises(ValueError, match="rule") as raised:
         retried(failing(TimeoutError(), ValueError("rule")))
     assert (raised.value.attempts, waits) == (2, [0.5])
 
 
-def test_the_number_of_attempts_and_the_first_wait_can_be_given(waits):
+def test_the_number_of_attempts_can_be_given(waits):
     with pytest.raises(TimeoutError) as raised:
-        retried(failing(*(TimeoutError() for _ in range(9))), attempts=2, first_wait_s=3.0)
-    assert (raised.value.attempts, waits) == (2, [3.0])
+        retried(failing(*(TimeoutError() for _ in range(9))), attempts=2)
+    assert (raised.value.attempts, waits) == (2, [0.5])
 
 
-def test_no_wait_is_longer_than_the_longest(waits):
+def test_no_wait_is_longer_than_the_limit(waits):
     with pytest.raises(TimeoutError):
         retried(failing(*(TimeoutError() for _ in range(9))), attempts=6, max_wait_s=3.0)
     assert waits == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
-def test_waits_differ_by_chance_so_that_many_do_not_come_at_once(monkeypatch):
-    told = []
-    monkeypatch.setattr(retry.time, "sleep", told.append)
+def test_waits_are_random_so_that_many_clients_do_not_retry_at_once(monkeypatch):
+    waits_s = []
+    monkeypatch.setattr(retry.time, "sleep", waits_s.append)
     for _ in range(20):
         retried(failing(TimeoutError(), TimeoutError()))
-    first, second = told[::2], told[1::2]
+    first, second = waits_s[::2], waits_s[1::2]
     assert len({*first}) == 20 and all(0.25 <= wait_s <= 0.75 for wait_s in first)
     assert all(0.5 <= wait_s <= 1.5 for wait_s in second)
     assert any(a != b for a, b in itertools.pairwise(second))
 
 
-def test_an_interruption_is_never_tried_again(waits):
+def test_an_interrupt_is_never_retried(waits):
     with pytest.raises(KeyboardInterrupt):
         retried(failing(KeyboardInterrupt()))
     assert waits == []

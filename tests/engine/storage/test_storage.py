@@ -1,4 +1,4 @@
-"""Files whole or absent: after an error, after a kill; JSON and fingerprints that mean one thing."""
+"""Files are written completely or not at all, after errors and kills too; JSON, fingerprints and claims of folders."""
 
 import os
 import signal
@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.passes.records import done_parts
-from engine.passes.shards import read_failures
+from engine.passes.records import failure_rows, shard_records
 from engine.storage.files import (
     atomic_path,
     read_json,
@@ -20,11 +19,11 @@ from engine.storage.files import (
     write_json,
     write_parquet,
 )
-from engine.storage.fingerprints import fingerprint
+from engine.storage.fingerprints import claim, fingerprint
 
 KILLED_WRITER = """
 import sys
-from engine.storage import atomic_path
+from engine.storage.files import atomic_path
 with atomic_path(sys.argv[1]) as aside:
     with aside.open("wb") as file:
         file.write(b"half of the n")
@@ -58,7 +57,7 @@ def test_a_block_that_raises_leaves_the_old_file_and_no_litter(tmp_path, old, er
 
 
 def test_a_killed_writer_leaves_the_old_file_and_nothing_that_a_reader_takes_for_one(tmp_path):
-    target = tmp_path / "stems" / "part-000000-0000.done.json"
+    target = tmp_path / "stems" / "shard-000000-0000.done.json"
     write_json(target, {"num_stems": 3})
     writer = subprocess.Popen(
         [sys.executable, "-c", KILLED_WRITER, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -68,15 +67,15 @@ def test_a_killed_writer_leaves_the_old_file_and_nothing_that_a_reader_takes_for
         writer.kill()
     assert writer.returncode == -signal.SIGKILL
     assert len(os.listdir(target.parent)) == 2, "the writer was not in the middle of its file"
-    assert done_parts(tmp_path) == {"part-000000-0000": {"num_stems": 3}}
+    assert dict(shard_records(tmp_path)) == {"shard-000000-0000": {"num_stems": 3}}
     write_json(target, {"num_stems": 4})
     assert read_json(target) == {"num_stems": 4}
 
 
 def test_what_was_left_aside_is_no_failure_table(tmp_path):
     (tmp_path / "failures").mkdir()
-    (tmp_path / "failures" / ".part-000000-0000.parquet.x1y2z3").write_bytes(b"half")
-    assert len(read_failures(tmp_path)) == 0
+    (tmp_path / "failures" / ".shard-000000-0000.parquet.x1y2z3").write_bytes(b"half")
+    assert list(failure_rows(tmp_path)) == []
 
 
 def test_others_may_read_what_was_written(tmp_path):
@@ -104,7 +103,7 @@ def test_json_refuses_numbers_that_are_not_finite_and_keeps_the_old_file(tmp_pat
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe{}", b"PAR1"])
 def test_a_file_that_is_not_json_is_named(tmp_path, content):
     (tmp_path / "broken.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.json is not readable JSON"):
+    with pytest.raises(ValueError, match=r"cannot read .*broken\.json as JSON"):
         read_json(tmp_path / "broken.json")
 
 
@@ -143,10 +142,10 @@ def test_fingerprint_refuses_nan():
         fingerprint([float("nan")])
 
 
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
-    """A child dies by kill -9 in the middle of a write, as a worker does."""
+def test_the_temporary_files_of_killed_writers_are_removed_and_nothing_else(tmp_path):
+    """A child is killed by SIGKILL in the middle of a write."""
     code = (
-        "import os, signal, sys; from engine.storage import atomic_path\n"
+        "import os, signal, sys; from engine.storage.files import atomic_path\n"
         "with atomic_path(sys.argv[1]) as aside:\n"
         "    aside.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -158,3 +157,29 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     assert len(list(tmp_path.iterdir())) == len(kept) + 2
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+@pytest.mark.parametrize("name", ["pass.json", "config.yaml"])
+def test_a_folder_is_claimed_for_one_identity(tmp_path, name):
+    identity = {"settings": {"clip_s": 10.0, "labels": ("dog", "cat")}, "seed": 0}
+    claim(tmp_path / "out" / name, identity, what="a pass")
+    before = (tmp_path / "out" / name).read_bytes()
+    claim(tmp_path / "out" / name, identity, what="a pass")
+    message = (
+        r"out must hold a pass with .*, got a pass with another settings \(clip_s 10.0, not 3.0\); give another folder"
+    )
+    with pytest.raises(ValueError, match=message):
+        claim(tmp_path / "out" / name, identity | {"settings": {**identity["settings"], "clip_s": 3.0}}, what="a pass")
+    assert (tmp_path / "out" / name).read_bytes() == before
+
+
+def test_a_claim_may_change_what_is_not_compared(tmp_path):
+    def comparable(identity):
+        return {key: value for key, value in identity.items() if key != "gpus"}
+
+    path = tmp_path / "pass.json"
+    claim(path, {"seed": 0, "gpus": 1}, what="a pass", comparable=comparable)
+    claim(path, {"seed": 0, "gpus": 8}, what="a pass", comparable=comparable)
+    assert read_json(path) == {"seed": 0, "gpus": 8}
+    with pytest.raises(ValueError, match=r"another seed \(0, not 1\)"):
+        claim(path, {"seed": 1, "gpus": 8}, what="a pass", comparable=comparable)

@@ -1,4 +1,4 @@
-"""What can be loaded, of every kind of clip, and how far an estimate of its quality is trusted."""
+"""Items of every kind of clip, and the weight that an estimated SI-SDR gives them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.corpus.sources import part_of
+from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import write_tracks
-from tests.support.remixes import KINDS, LABELS, RATE_HZ, SCORES, Natural, Write, exact, kept_tracks
-from train.data.items import Item, absent_items, clean_items, natural_items, pair_items, track_items
+from engine.selection.tracks import select_tracks
+from tests.support.remixes import KINDS, LABELS, RATE_HZ, SCORES, Natural, Write, exact, kept_tracks, tone
+from train.data.items import Item, clean_items, pair_items, track_items
+from train.data.strategies.absent_labels import absent_items
+from train.data.strategies.estimate_weights import trust
+from train.data.strategies.natural_targets import natural_items
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -23,7 +26,7 @@ def test_tracks_of_single_stems_load_exactly_what_was_stored(write_pass: Write, 
         (f"clip{i}", LABELS[i % 3], samples_T, SCORES | {"stem_level_db": -30.0 if i % 5 == 4 else -3.0})
         for i, samples_T in enumerate(audio)
     ]
-    write_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
+    select_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds(min_stem_level_db=-20.0))
     items = track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ, share=share)
     assert [(item.clip, item.labels) for item in items] == [
         (f"clip{i}", (LABELS[i % 3],)) for i in range(20) if i % 5 != 4
@@ -84,7 +87,7 @@ def test_pairs_are_the_tracks_with_the_clips_that_they_are_of(natural: Natural, 
         assert np.array_equal(target_T, track.load())
         assert np.array_equal(mixture_T, natural.mixtures[pair.clip])
         assert pair.labels_present == track.labels_present == frozenset(KINDS[pair.clip][0])
-        assert pair.duration_s == pytest.approx(2 * track.duration_s)  # both are held in memory
+        assert pair.duration_s == pytest.approx(2 * track.duration_s)  # both are in memory
 
 
 def test_absent_items_are_the_clips_once_for_each_label_that_is_too_quiet(natural: Natural) -> None:
@@ -98,7 +101,7 @@ def test_absent_items_are_the_clips_once_for_each_label_that_is_too_quiet(natura
 
 @pytest.mark.parametrize("items", [pair_items, absent_items])
 def test_natural_clips_of_another_rate_are_refused(natural: Natural, items: type) -> None:
-    with pytest.raises(ValueError, match=r"8000 Hz.*16000"):
+    with pytest.raises(ValueError, match=r"sample rate of 16000 Hz, got 8000 Hz; select tracks"):
         items(natural.tracks, sample_rate_hz=16000)
 
 
@@ -107,11 +110,14 @@ def test_estimates_are_those_of_the_selection_and_none_where_it_has_none(write_p
     stems = write_pass([(f"clip{i}", LABELS[i], audio[i], SCORES) for i in range(3)]) / "stems"
     columns = {"estimated_si_sdr_db": [7.5, None, -2.0], "estimated_error_db": [1.5, None, None]}
 
-    def estimate(index: pa.Table) -> pa.Table:
-        return pa.table({name: pa.array(values, pa.float32()) for name, values in columns.items()})
+    class Estimator:
+        fingerprint = "by hand"
 
-    for folder, how in (("with", {"estimate": estimate, "estimator_fingerprint": "by hand"}), ("without", {})):
-        write_tracks(stems, tmp_path / folder, Thresholds(), **how)
+        def estimate(self, scores: pa.Table) -> pa.Table:
+            return pa.table({name: pa.array(values, pa.float32()) for name, values in columns.items()})
+
+    for folder, estimator in (("with", Estimator()), ("without", None)):
+        select_tracks(stems, tmp_path / folder, Thresholds(), estimator=estimator)
     for kind in (track_items, pair_items):
         found = kind(tmp_path / "with", sample_rate_hz=RATE_HZ)
         assert [(item.estimated_si_sdr_db, item.estimated_error_db) for item in found] == [
@@ -121,79 +127,52 @@ def test_estimates_are_those_of_the_selection_and_none_where_it_has_none(write_p
         ]
         plain = kind(tmp_path / "without", sample_rate_hz=RATE_HZ)
         assert {(item.estimated_si_sdr_db, item.estimated_error_db) for item in plain} == {(None, None)}
-        assert [item.weight(0.0) for item in plain] == [1.0] * 3
+        assert [trust(item, centre_db=0.0) for item in plain] == [1.0] * 3
 
 
 def _estimated(si_sdr_db: float | None, error_db: float | None = None) -> Item:
     load = np.zeros(8, np.float32).copy
-    names = {"labels": ("dog",), "heard": frozenset(["dog"]), "clip": "clip", "duration_s": 1.0, "load": load}
+    names = {"labels": ("dog",), "labels_present": frozenset(["dog"]), "clip": "clip", "duration_s": 1.0, "load": load}
     return Item(**names, estimated_si_sdr_db=si_sdr_db, estimated_error_db=error_db)
 
 
-def test_a_certain_estimate_weighs_as_the_share_of_the_energy_that_is_right() -> None:
+def _trust(si_sdr_db: float | None, error_db: float | None = None, *, centre_db: float = 0.0) -> float:
+    return trust(_estimated(si_sdr_db, error_db), centre_db=centre_db)
+
+
+def test_the_weight_of_a_certain_estimate_is_the_fraction_of_energy_that_is_right() -> None:
     """SI-SDR of 3 dB: two parts right to one wrong; 10 dB: ten to one."""
-    assert _estimated(0.0).weight(0.0) == pytest.approx(1 / 2)
-    assert _estimated(10 * math.log10(2)).weight(0.0) == pytest.approx(2 / 3)
-    assert _estimated(10.0, 0.0).weight(0.0) == pytest.approx(10 / 11)
-    assert _estimated(-10.0).weight(0.0) == pytest.approx(1 / 11)
-    assert _estimated(6.0).weight(6.0) == pytest.approx(1 / 2)
-    assert _estimated(None).weight(6.0) == _estimated(math.nan).weight(6.0) == 1.0
+    assert _trust(0.0) == pytest.approx(1 / 2)
+    assert _trust(10 * math.log10(2)) == pytest.approx(2 / 3)
+    assert _trust(10.0, 0.0) == pytest.approx(10 / 11)
+    assert _trust(-10.0) == pytest.approx(1 / 11)
+    assert _trust(6.0, centre_db=6.0) == pytest.approx(1 / 2)
+    assert _trust(None, centre_db=6.0) == _trust(math.nan, centre_db=6.0) == 1.0
 
 
 @pytest.mark.parametrize(("estimate_db", "error_db"), [(6.0, 4.0), (-3.0, 8.0), (12.0, 2.0), (0.0, 20.0)])
-def test_an_uncertain_estimate_weighs_as_it_does_on_average(estimate_db: float, error_db: float) -> None:
+def test_the_weight_of_an_uncertain_estimate_is_the_mean_over_its_error(estimate_db: float, error_db: float) -> None:
     """Against the mean over the normal error, by quadrature."""
     errors = np.linspace(-6, 6, 4001)
     density = np.exp(-(errors**2) / 2)
     shares = 1 / (1 + 10 ** (-(estimate_db + error_db * errors) / 10))
-    assert _estimated(estimate_db, error_db).weight(0.0) == pytest.approx(
-        float((density * shares).sum() / density.sum()), abs=0.02
-    )
+    assert _trust(estimate_db, error_db) == pytest.approx(float((density * shares).sum() / density.sum()), abs=0.02)
 
 
-# Parts of single-source clips.
+def test_tracks_of_another_rate_are_refused(write_pass: Write, tmp_path: Path) -> None:
+    folder = write_pass([("clip", "dog", tone(440), SCORES)], sample_rate_hz=16000)
+    select_tracks(folder / "stems", tmp_path / "tracks", Thresholds())
+    with pytest.raises(ValueError, match=r"sample rate of 8000 Hz, got 16000 Hz; select tracks"):
+        track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ)
 
 
-def sources(counts: dict[str, int]) -> pa.Table:
-    """Clips by label, out of order."""
-    rows = [{"path": f"{label}/{i:02d}.wav", "label": label} for label, count in counts.items() for i in range(count)]
-    return pa.Table.from_pylist([rows[i] for i in np.random.default_rng(0).permutation(len(rows))])
+def test_a_folder_without_a_selection_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest\.json \(no finished selection\)"):
+        track_items(tmp_path, sample_rate_hz=RATE_HZ)
 
 
-@pytest.mark.parametrize("num_parts", [2, 3, 5])
-def test_parts_hold_each_clip_once_and_an_even_share_of_every_label(num_parts: int) -> None:
-    clips = sources({"dog": 7, "rain": 12, "bell": 1})
-    parts = [part_of(clips, part, num_parts).to_pylist() for part in range(num_parts)]
-    everything = [row for part in parts for row in part]
-    assert len(everything) == len(clips) and all(row in everything for row in clips.to_pylist())
-    for label, count in {"dog": 7, "rain": 12, "bell": 1}.items():
-        shares = [sum(row["label"] == label for row in part) for part in parts]
-        assert max(shares) - min(shares) <= 1 and sum(shares) == count
-    for number, part in enumerate(parts):
-        rest = part_of(clips, number, num_parts, inside=False).to_pylist()
-        assert rest == [row for row in clips.to_pylist() if row not in part], "in the order in which they were"
-
-
-def test_neighbours_in_name_stay_together() -> None:
-    first = part_of(sources({"dog": 8}), 0, 2)
-    assert sorted(first["path"].to_pylist()) == [f"dog/{i:02d}.wav" for i in range(4)]
-
-
-def test_parts_do_not_depend_on_the_order_of_the_list() -> None:
-    clips = sources({"dog": 7, "rain": 5})
-    reordered = clips.take(pa.array(range(len(clips) - 1, -1, -1)))
-    for part in range(3):
-        assert set(part_of(clips, part, 3)["path"].to_pylist()) == set(part_of(reordered, part, 3)["path"].to_pylist())
-
-
-def test_clean_items_leave_out_the_part_that_is_held_out(write_sources: Write) -> None:
-    clips = write_sources([(f"{label}{i}", label, i % 2, exact(100, seed=i)) for label in "ab" for i in range(8)])
-    everything = {item.clip for item in clean_items(clips, folds=None, sample_rate_hz=RATE_HZ)}
-    halves = [
-        {item.clip for item in clean_items(clips, folds=None, sample_rate_hz=RATE_HZ, without=(part, 2))}
-        for part in (0, 1)
-    ]
-    assert len(everything) == 16 and [len(half) for half in halves] == [8, 8]
-    assert halves[0] | halves[1] == everything
-    folds = clean_items(clips, folds=[1], sample_rate_hz=RATE_HZ, without=(0, 2))
-    assert sorted(Path(item.clip).stem for item in folds) == ["a5", "a7", "b5", "b7"], "parts are of the folds asked"
+def test_clean_items_have_their_folds_rate_and_length(write_sources: Write) -> None:
+    clips = [(f"{label}-{fold}", label, fold, tone(440)) for label in ("bell", "dog") for fold in (1, 2)]
+    items = clean_items(read_sources(write_sources(clips), folds=[2]), sample_rate_hz=4000, max_s=0.5)
+    assert sorted(Path(item.clip).stem for item in items) == ["bell-2", "dog-2"]
+    assert [len(item.load()) for item in items] == [2000, 2000]

@@ -1,4 +1,4 @@
-"""Training mixtures: what is in them, how often, and that a step alone decides them."""
+"""Training mixtures: their sources, how often each kind is drawn, and that a step alone decides them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.corpus.sources import read_sources
 from tests.support.remixes import (
     CLIPS_PER_LABEL,
     LABELS,
@@ -76,7 +77,7 @@ def test_sources_of_a_mixture_have_different_labels(clean: list[Item]) -> None:
         assert len(labels) == len(set(labels)) in (2, 3)
 
 
-def test_every_label_is_asked_for_and_every_clip_is_used(clean: list[Item]) -> None:
+def test_every_label_is_a_query_and_every_clip_is_used(clean: list[Item]) -> None:
     rows = mixtures(mixer(clean, config(batch_size=64)), 6)
     queries = [query for *_, query in rows]
     assert all(queries.count(label) / len(rows) == pytest.approx(1 / 6, abs=0.07) for label in LABELS)
@@ -85,26 +86,26 @@ def test_every_label_is_asked_for_and_every_clip_is_used(clean: list[Item]) -> N
 
 
 @pytest.mark.parametrize(("three_source_fraction", "tolerance"), [(0.0, 0.0), (0.4, 0.07), (1.0, 0.0)])
-def test_share_of_three_sources(clean: list[Item], three_source_fraction: float, tolerance: float) -> None:
+def test_fraction_of_three_sources(clean: list[Item], three_source_fraction: float, tolerance: float) -> None:
     rows = mixtures(mixer(clean, config(batch_size=64, three_source_fraction=three_source_fraction)), 9)
     share = np.mean([len(contents(mix_T)) == 3 for mix_T, *_ in rows])
     assert share == pytest.approx(three_source_fraction, abs=tolerance + 1e-9)
 
 
 @pytest.mark.parametrize(("silence_rate", "tolerance"), [(0.0, 0.0), (0.05, 0.03), (0.3, 0.07), (1.0, 0.0)])
-def test_share_of_silent_targets(clean: list[Item], silence_rate: float, tolerance: float) -> None:
+def test_fraction_of_silent_targets(clean: list[Item], silence_rate: float, tolerance: float) -> None:
     rows = mixtures(mixer(clean, config(batch_size=64, silence_rate=silence_rate)), 9)
     share = np.mean([not target_T.any() for _, target_T, _ in rows])
     assert share == pytest.approx(silence_rate, abs=tolerance + 1e-9)
 
 
-def test_a_silent_target_asks_for_what_is_not_in_the_mixture(clean: list[Item]) -> None:
-    asked = set()
+def test_the_query_of_a_silent_target_is_not_in_the_mixture(clean: list[Item]) -> None:
+    queries = set()
     for mix_T, target_T, query in mixtures(mixer(clean, config(batch_size=32, silence_rate=1.0)), 3):
         assert not target_T.any()
         assert query not in {label for label, _ in contents(mix_T)}
-        asked.add(query)
-    assert asked == set(LABELS)
+        queries.add(query)
+    assert queries == set(LABELS)
 
 
 def test_sources_are_at_equal_level_without_gain(clean: list[Item]) -> None:
@@ -125,7 +126,7 @@ def test_gains_stay_within_gain_db_and_use_it(clean: list[Item]) -> None:
 def test_a_quiet_recording_is_brought_to_the_same_level(write_sources: Write) -> None:
     quiet, loud = 1e-3 * tone(pitch_hz("bell", 0)), 3.0 * tone(pitch_hz("dog", 0))
     path = write_sources([("a", "bell", 1, quiet), ("b", "dog", 1, loud)])
-    items = clean_items(path, folds=None, sample_rate_hz=RATE_HZ)
+    items = clean_items(read_sources(path), sample_rate_hz=RATE_HZ)
     for mix_T, *_ in mixtures(mixer(items, config(gain_db=0.0)), 2):
         assert list(contents(mix_T).values()) == pytest.approx([0.1, 0.1], rel=1e-3)
 
@@ -151,14 +152,14 @@ def test_crops_are_never_silent(write_sources: Write, length_s: float, at_s: tup
         for label in ("bell", "dog")
         for i, at in enumerate(at_s)
     ]
-    items = clean_items(write_sources(clips), folds=None, sample_rate_hz=RATE_HZ)
+    items = clean_items(read_sources(write_sources(clips)), sample_rate_hz=RATE_HZ)
     rows = mixtures(mixer(items, config(batch_size=64, augment=augment)), 4)
     assert sum(not target_T.any() for _, target_T, _ in rows) == 0
 
 
 def test_a_sound_shorter_than_the_segment_is_padded(write_sources: Write) -> None:
     clips = [(label, label, 1, tone(pitch_hz(label, 0), duration_s=0.15)) for label in ("bell", "dog")]
-    items = clean_items(write_sources(clips), folds=None, sample_rate_hz=RATE_HZ)
+    items = clean_items(read_sources(write_sources(clips)), sample_rate_hz=RATE_HZ)
     for _, target_T, _ in mixtures(mixer(items, config()), 3):
         assert target_T.shape == (2000,)
         assert target_T[:1200].any()
@@ -166,8 +167,10 @@ def test_a_sound_shorter_than_the_segment_is_padded(write_sources: Write) -> Non
 
 
 @pytest.mark.parametrize(("clean_fraction", "tolerance"), [(0.0, 0.0), (0.3, 0.07), (0.5, 0.07), (1.0, 0.0)])
-def test_share_of_clean_clips(clean: list[Item], tracks: list[Item], clean_fraction: float, tolerance: float) -> None:
-    """Of two sources: for a third there may be no track whose clip names nothing of the others', and a clean one is."""
+def test_fraction_of_clean_clips(
+    clean: list[Item], tracks: list[Item], clean_fraction: float, tolerance: float
+) -> None:
+    """With two sources: a third may have to be a clean clip, because every track has a label of the others."""
     mix = config(batch_size=64, clean_fraction=clean_fraction, three_source_fraction=0.0)
     rows = mixtures(mixer(clean, mix, tracks=tracks), 8)
     numbers = [number for mix_T, *_ in rows for _, number in contents(mix_T)]
@@ -194,8 +197,8 @@ def test_tracks_of_one_clip_are_not_mixed_with_each_other(tracks: list[Item]) ->
     assert together(mixtures(made, 5)) == 0
 
 
-def test_sounds_of_a_mixture_are_of_clips_that_name_nothing_in_common(clean: list[Item], tracks: list[Item]) -> None:
-    """What leaked into a track from the rest of its clip is then of no other source and of no silent query."""
+def test_the_clips_of_a_mixture_have_no_label_in_common(clean: list[Item], tracks: list[Item]) -> None:
+    """Leakage in a track, from the rest of its clip, is then of no other source and of no silent query."""
     num_tracks = set()
     mix = config(batch_size=64, clean_fraction=0.2, three_source_fraction=0.5, silence_rate=0.5)
     for mix_T, target_T, query in mixtures(mixer(clean, mix, tracks=tracks), 5):

@@ -1,4 +1,4 @@
-"""Evaluation against estimators whose figures are known, and the draw of its mixtures."""
+"""Evaluation of systems with known figures, and the draw of its mixtures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ import torch
 from engine.audio.levels import active_rms
 from engine.corpus.sources import read_sources
 from engine.separators import load
-from train.evaluation.evaluate import Scored, SeparatorSystem, confidence_interval, estimator, evaluate, summarise
-from train.evaluation.mixtures import EvaluationMixture, ValidationConfig, draw_mixture, draw_mixtures
+from train.evaluation.evaluate import SeparatorSystem, evaluate
+from train.evaluation.figures import Scored, confidence_interval, summarise
+from train.evaluation.mixtures import (
+    EvaluationMixture,
+    ValidationConfig,
+    draw_mixture,
+    draw_mixtures,
+    resolve_validation,
+)
 
 RATE_HZ = 8000
 LABELS = ("bell", "dog", "rain", "siren")
@@ -34,9 +41,8 @@ def tones(labels: Sequence[str] = LABELS, num: int = 3, fold: int = 1) -> list[t
 
 
 def draw(clips: Path, **settings: object) -> list[EvaluationMixture]:
-    return draw_mixtures(
-        ValidationConfig(**{"clips": str(clips), "num_mixtures": 8, **settings}), sample_rate_hz=RATE_HZ
-    )
+    config = ValidationConfig(**{"clips": str(clips), "num_mixtures": 8, **settings})
+    return draw_mixtures(resolve_validation(config), sample_rate_hz=RATE_HZ)
 
 
 def truth(mixture: EvaluationMixture) -> torch.Tensor:
@@ -54,16 +60,16 @@ def same(first: EvaluationMixture, second: EvaluationMixture) -> bool:
 
 
 class Scaled:
-    """A separator that returns the mixture times a gain, whatever is asked for; it remembers what that was."""
+    """A separator that returns the mixture times a gain for every query, and remembers the queries."""
 
     def __init__(self, gain: float, *, sample_rate_hz: int = RATE_HZ, labels: tuple[str, ...] = LABELS) -> None:
         self.gain, self.sample_rate_hz, self.labels = gain, sample_rate_hz, labels
-        self.asked: list[str] = []
+        self.queries: list[str] = []
 
     def separate(
         self, mix_BT: torch.Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None
     ) -> torch.Tensor:
-        self.asked += queries
+        self.queries += queries
         return self.gain * mix_BT
 
 
@@ -144,18 +150,18 @@ def test_standard_error_is_that_of_the_stems(clips: Path) -> None:
 def test_a_separator_is_given_the_mixture_and_the_labels(clips: Path, write_checkpoint: Write) -> None:
     separator = load(write_checkpoint(LABELS))
     (mixture,) = draw(clips, num_mixtures=1)
-    stems_ST = estimator(separator)(mixture)
+    stems_ST = SeparatorSystem(separator)(mixture)
     alone_T = separator.separate(torch.from_numpy(mixture.mix_T)[None], [mixture.labels[1]])[0]
     assert stems_ST.shape == mixture.sources_ST.shape
     assert torch.allclose(stems_ST[1], alone_T, atol=1e-5)
-    report = evaluate(estimator(separator), [mixture])
+    report = evaluate(SeparatorSystem(separator), [mixture])
     assert np.isfinite([report["sdri_db"], report["si_sdri_db"]]).all()
 
 
 def test_a_label_the_separator_does_not_know_is_named(clips: Path, write_checkpoint: Write) -> None:
     separator = load(write_checkpoint(("bells", "cow")))
-    with pytest.raises(ValueError, match="does not know"):
-        evaluate(estimator(separator), draw(clips))
+    with pytest.raises(ValueError, match="there is no label"):
+        evaluate(SeparatorSystem(separator), draw(clips))
 
 
 def test_the_three_sdrs_tell_a_gain_and_an_echo_apart(write_sources: Write) -> None:
@@ -185,8 +191,8 @@ def test_the_mixture_gains_nothing_by_bss_eval_either(clips: Path) -> None:
 
 def test_quick_leaves_out_what_is_costly_and_changes_nothing_else(clips: Path) -> None:
     separator = Scaled(0.5)
-    full, quick = (evaluate(estimator(separator), draw(clips, num_mixtures=4), quick=q) for q in (False, True))
-    assert len(separator.asked) == 4 * 3 + 4 * 2
+    full, quick = (evaluate(SeparatorSystem(separator), draw(clips, num_mixtures=4), quick=q) for q in (False, True))
+    assert len(separator.queries) == 4 * 3 + 4 * 2
     assert "bss_sdr_db" not in quick
     assert quick["false_extraction_db"] is None
     for name in ("sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db", "sdri_standard_error_db"):
@@ -194,7 +200,7 @@ def test_quick_leaves_out_what_is_costly_and_changes_nothing_else(clips: Path) -
 
 
 def test_no_mixtures_are_an_error() -> None:
-    with pytest.raises(ValueError, match="at least one mixture"):
+    with pytest.raises(ValueError, match="must have at least one mixture, got none"):
         evaluate(truth, [])
 
 
@@ -229,7 +235,7 @@ def test_an_interval_is_as_wide_as_theory_has_it() -> None:
     assert (low + high) / 2 == pytest.approx(values_N.mean(), abs=0.02)
 
 
-def test_what_is_drawn_again_are_mixtures_with_all_their_stems() -> None:
+def test_the_bootstrap_draws_mixtures_with_all_their_stems() -> None:
     """Two stems that say the same are no more evidence than one; taken as independent they would seem so."""
     values_N = np.random.default_rng(0).normal(size=50)
     once = confidence_interval(values_N, range(50))
@@ -257,10 +263,10 @@ def test_fewer_than_two_mixtures_have_no_interval(mixtures: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("gain", "level_db"), [(0.0, -100.0), (1.0, 0.0), (0.1, -20.0)])
-def test_false_extraction_is_the_level_of_what_comes_for_an_absent_sound(
+def test_false_extraction_is_the_level_of_the_stem_of_an_absent_sound(
     clips: Path, gain: float, level_db: float
 ) -> None:
-    report = evaluate(estimator(Scaled(gain)), draw(clips))
+    report = evaluate(SeparatorSystem(Scaled(gain)), draw(clips))
     assert report["false_extraction_db"] == pytest.approx(level_db, abs=1e-4)
     assert report["median"]["false_extraction_db"] == pytest.approx(level_db, abs=1e-4)
     assert report["confidence_95"]["false_extraction_db"] == pytest.approx([level_db] * 2, abs=1e-4)
@@ -273,12 +279,12 @@ def test_absent_labels_are_known_not_in_the_mixture_and_drawn_by_the_seed(clips:
     drawn = []
     for seed in (0, 0, 1):
         separator, mixtures = Scaled(1.0, labels=known), draw(clips, num_mixtures=20)
-        evaluate(estimator(separator), mixtures, seed=seed)
-        asked = separator.asked[2::3]
-        assert set(asked) <= set(known)
-        for mixture, label in zip(mixtures, asked, strict=True):
+        evaluate(SeparatorSystem(separator), mixtures, seed=seed)
+        queries = separator.queries[2::3]
+        assert set(queries) <= set(known)
+        for mixture, label in zip(mixtures, queries, strict=True):
             assert label.lower().removeprefix("the sound of ") not in mixture.labels
-        drawn.append(asked)
+        drawn.append(queries)
     assert drawn[0] == drawn[1] != drawn[2]
     assert set(drawn[0]) == set(known)
 
@@ -297,20 +303,20 @@ def test_a_label_has_the_false_extraction_of_the_queries_for_it() -> None:
     assert (report["false_extraction_db"], report["num_absent_queries"]) == (-20.0, 3)
 
 
-def test_an_oracle_and_a_separator_that_knows_nothing_else_are_not_asked(clips: Path) -> None:
-    for estimate in (truth, estimator(Scaled(1.0, labels=LABELS[:2]))):
-        report = evaluate(estimate, [m for m in draw(clips, num_mixtures=30) if set(m.labels) == set(LABELS[:2])])
+def test_an_oracle_and_a_separator_without_other_labels_get_no_absent_query(clips: Path) -> None:
+    for system in (truth, SeparatorSystem(Scaled(1.0, labels=LABELS[:2]))):
+        report = evaluate(system, [m for m in draw(clips, num_mixtures=30) if set(m.labels) == set(LABELS[:2])])
         assert (report["false_extraction_db"], report["num_absent_queries"]) == (None, 0)
         assert report["median"]["false_extraction_db"] is None
 
 
-def test_where_nobody_knows_what_else_sounds_nothing_is_absent(clips: Path) -> None:
+def test_no_label_is_absent_if_the_other_sounds_are_unknown(clips: Path) -> None:
     (mixture,) = draw(clips, num_mixtures=1, num_sources=2)
     for others, num in (((), 1), (("siren",), 1), (LABELS, 0), (None, 0)):
         part = EvaluationMixture(
             labels=mixture.labels[:1], clips=mixture.clips, sources_ST=mixture.sources_ST, other_labels=others
         )
-        report = evaluate(estimator(Scaled(1.0)), [part])
+        report = evaluate(SeparatorSystem(Scaled(1.0)), [part])
         assert (report["num_stems"], report["num_absent_queries"]) == (1, num)
         assert report["sdr_db"] == pytest.approx(0.0, abs=0.01)
 
@@ -320,9 +326,9 @@ def test_a_separator_of_another_rate_is_given_its_own_and_measured_at_that_of_th
     sound_T = tone(700, duration_s=2.0) * np.hanning(16000).astype(np.float32)
     mixture = EvaluationMixture(labels=("bell",), clips=("a",), sources_ST=sound_T[None])
     for rate_hz in (4000, 11025, 16000):
-        estimate = SeparatorSystem(Scaled(1.0, sample_rate_hz=rate_hz), sample_rate_hz=RATE_HZ)
-        assert estimate(mixture).shape == (1, 16000)
-        assert evaluate(estimate, [mixture])["sdr_db"] > 50
+        system = SeparatorSystem(Scaled(1.0, sample_rate_hz=rate_hz), sample_rate_hz=RATE_HZ)
+        assert system(mixture).shape == (1, 16000)
+        assert evaluate(system, [mixture])["sdr_db"] > 50
 
 
 # The draw.
@@ -396,26 +402,28 @@ def test_only_max_s_of_each_clip_is_used(clips: Path) -> None:
     assert {mixture.mix_T.shape for mixture in draw(clips, max_s=0.25)} == {(2000,)}
 
 
-def test_only_the_folds_asked_for_are_used(write_sources: Write) -> None:
+def test_only_the_chosen_folds_are_used(write_sources: Write) -> None:
     path = write_sources([*tones(fold=1), *tones(fold=2), *tones(fold=3)])
     names = [Path(clip).name for mixture in draw(path, folds=(1, 3), num_mixtures=20) for clip in mixture.clips]
     assert {name.split("-")[1] for name in names} == {"1", "3"}
-    with pytest.raises(ValueError, match=r"has folds \[1, 2, 3\]"):
+    with pytest.raises(ValueError, match=r"folds must include one of \[1, 2, 3\], got \[9\]"):
         draw(path, folds=(9,))
 
 
-# What cannot be drawn.
+# Mixtures that cannot be drawn.
 
 
 def test_too_few_labels_are_an_error(write_sources: Write) -> None:
     path = write_sources(tones(("bell", "dog")))
-    with pytest.raises(ValueError, match=r"mixtures of 3 sources need as many labels.*\['bell', 'dog'\]"):
+    with pytest.raises(
+        ValueError, match=r"mixtures of 3 sources must have as many labels.*\['bell', 'dog'\]; add clips"
+    ):
         draw(path, num_sources=3)
 
 
 def test_a_silent_clip_is_named(write_sources: Write) -> None:
     path = write_sources([("hush", "bell", 1, np.zeros(4000)), *tones(("dog",))])
-    with pytest.raises(ValueError, match=r"hush\.wav is silent"):
+    with pytest.raises(ValueError, match=r"hush\.wav must contain sound, got silence"):
         draw(path)
 
 
@@ -428,5 +436,5 @@ def test_an_unreadable_clip_is_named(write_sources: Write) -> None:
 
 @pytest.mark.parametrize("name", ["num_mixtures", "num_sources"])
 def test_settings_out_of_range_are_named(name: str) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         ValidationConfig(**{"clips": "clips.csv", name: 0})

@@ -9,18 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.audio.decode import write_wav
 from engine.scoring.metrics import level_db
-from train.evaluation.evaluate import Scored
+from tests.support.wav import write_wav
+from train.evaluation.figures import Scored
+from train.evaluation.list_audio import SAMPLE_RATE_HZ, load_mixture, locate, mix_at_0_db
+from train.evaluation.list_formats import ListRow, read_list
 from train.evaluation.mixtures import EvaluationMixture
-from train.evaluation.published_lists import (
-    SAMPLE_RATE_HZ,
-    evaluate_list,
-    load_mixture,
-    mix_at_0_db,
-    paper_figures,
-    read_list,
-)
+from train.evaluation.published_lists import evaluate_list, paper_figures
 
 RATE_HZ = SAMPLE_RATE_HZ
 ESC50 = """idx,caption,src_wav,noise_wav
@@ -65,6 +60,10 @@ class Scaled:
 
 def tone(hz: float, *, gain: float = 0.2, duration_s: float = 0.5, rate_hz: int = RATE_HZ) -> np.ndarray:
     return (gain * np.sin(2 * np.pi * hz * np.arange(round(duration_s * rate_hz)) / rate_hz)).astype(np.float32)
+
+
+def load(row: ListRow, folder: Path) -> EvaluationMixture:
+    return load_mixture(row, locate(row, folder))
 
 
 def truth(mixture: EvaluationMixture) -> torch.Tensor:
@@ -150,21 +149,21 @@ def test_a_byte_order_mark_and_a_blank_after_the_comma_do_no_harm(tmp_path: Path
     ("text", "message"),
     [
         ("class,file\ninsects,\"['1-17585-A-7.wav']\"\n", r"AudioSep: idx, caption.*CLAPSep: .*\['class', 'file'\]"),
-        ("idx,caption,src_wav\n0,dog,a.wav\n", "has the columns of a known format"),
-        ("idx,caption,src_wav,noise_wav\n", "at least one row"),
-        ("", "has the columns of a known format"),
+        ("idx,caption,src_wav\n0,dog,a.wav\n", "must have the columns of a known format"),
+        ("idx,caption,src_wav,noise_wav\n", "must have at least one row, got none"),
+        ("", "must have the columns of a known format"),
     ],
 )
-def test_what_is_no_list_says_what_it_has_and_what_is_known(tmp_path: Path, text: str, message: str) -> None:
+def test_another_table_is_refused_with_its_columns_and_the_known_ones(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_list(written(tmp_path, text))
 
 
-def test_a_list_that_is_not_there_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="that exists"):
+def test_a_missing_list_and_one_that_is_not_text_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must be a CSV file that exists"):
         read_list(tmp_path / "nowhere.csv")
     (tmp_path / "bytes.csv").write_bytes(b"idx,caption\xff\xfe\n")
-    with pytest.raises(ValueError, match="CSV in UTF-8"):
+    with pytest.raises(ValueError, match="as CSV in UTF-8"):
         read_list(tmp_path / "bytes.csv")
 
 
@@ -173,7 +172,7 @@ def test_a_list_that_is_not_there_or_not_text(tmp_path: Path) -> None:
 
 def test_a_published_mixture_is_used_as_it_is(tmp_path: Path, esc50: tuple[Path, Path]) -> None:
     list_path, folder = esc50
-    mixture = load_mixture(read_list(list_path).rows[0], folder)
+    mixture = load(read_list(list_path).rows[0], folder)
     assert mixture.labels == ("dog",)
     assert np.allclose(mixture.sources_ST[0], tone(400), atol=1e-6)
     assert np.allclose(mixture.mix_T, tone(400) + tone(1000), atol=1e-6)
@@ -183,7 +182,7 @@ def test_a_published_mixture_is_used_as_it_is(tmp_path: Path, esc50: tuple[Path,
 def test_audio_of_audioset_is_found_from_the_repository_and_from_its_own_folder(tmp_path: Path, prefix: str) -> None:
     for name, samples_T in (("source", tone(400)), ("mixture", tone(400) + tone(900))):
         put(tmp_path / "data", f"{prefix}class_id=0/class_id=0,index=000,{name}.wav", samples_T)
-    mixture = load_mixture(read_list(written(tmp_path, AUDIOSET)).rows[0], tmp_path / "data")
+    mixture = load(read_list(written(tmp_path, AUDIOSET)).rows[0], tmp_path / "data")
     assert np.allclose(mixture.sources_ST, [tone(400), tone(900)], atol=1e-6)
 
 
@@ -191,7 +190,7 @@ def test_clapsep_mixes_ten_seconds_at_0_db_over_all_of_them(tmp_path: Path) -> N
     """The target is half a second at 44.1 kHz, the noise twelve seconds and much louder."""
     put(tmp_path, "4-218199-F-35.wav", tone(500, rate_hz=44100), rate_hz=44100)
     put(tmp_path, "5-223103-A-31.wav", tone(1000, gain=0.9, duration_s=12.0))
-    mixture = load_mixture(read_list(written(tmp_path, CLAPSEP)).rows[0], tmp_path)
+    mixture = load(read_list(written(tmp_path, CLAPSEP)).rows[0], tmp_path)
     assert mixture.sources_ST.shape == (2, 10 * RATE_HZ)
     target_T, noise_T = torch.from_numpy(mixture.sources_ST)
     assert float(level_db(signal=noise_T, reference=target_T)) == pytest.approx(0.0, abs=1e-4)
@@ -205,7 +204,7 @@ def test_a_sum_that_peaks_above_1_is_brought_to_0_9_and_its_source_with_it() -> 
     assert np.allclose(mix_at_0_db(target_T, noise_T), [[0.45, 0.0], [0.45, 0.0]])
     target_T, noise_T = np.array([0.5, 0.0]), np.array([0.0, 0.1])
     assert np.allclose(mix_at_0_db(target_T, noise_T), [[0.5, 0.0], [0.0, 0.5]])
-    with pytest.raises(ValueError, match="both sound"):
+    with pytest.raises(ValueError, match="must contain sound, got energies"):
         mix_at_0_db(target_T, np.zeros(2))
 
 
@@ -216,8 +215,8 @@ def test_a_path_may_not_leave_the_folder(tmp_path: Path, path: str) -> None:
     put(tmp_path, "a.wav", tone(400))
     put(tmp_path, "audio/b.wav", tone(900))
     text = f"source_file,positive_caption,noise_file,negative_caption\n{path},dog,b.wav,rain\n"
-    with pytest.raises(ValueError, match="leads into the audio folder"):
-        load_mixture(read_list(written(tmp_path, text)).rows[0], tmp_path / "audio")
+    with pytest.raises(ValueError, match="must stay in the audio folder"):
+        load(read_list(written(tmp_path, text)).rows[0], tmp_path / "audio")
 
 
 # Evaluation.
@@ -284,7 +283,7 @@ def test_rows_that_cannot_be_evaluated_are_counted_by_reason(tmp_path: Path) -> 
     assert [failure["row"] for failure in report["failures"]] == [2, 3, 4, 5, 6, 7]
     assert "gone.wav" in report["failures"][0]["message"]
     assert "does not know 'the sound of whale'" in report["failures"][3]["message"]
-    assert "this one has 5" in report["failures"][5]["message"]
+    assert "must have 4 cells, got 5" in report["failures"][5]["message"]
     assert report["false_extraction_db"] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -292,16 +291,16 @@ def test_a_source_of_another_length_than_its_mixture_is_a_failure(esc50: tuple[P
     list_path, folder = esc50
     put(folder, "segment-0.wav", tone(400, duration_s=0.4))
     report = evaluate_list(truth, read_list(list_path), folder)
-    assert "12800 samples" in report["failures"][0]["message"]
+    assert "got 12800 samples" in report["failures"][0]["message"]
     assert report["num_failed_by_reason"] == {"unusable audio": 1}
 
 
 def test_all_rows_missing_is_an_error_that_names_the_first(tmp_path: Path, esc50: tuple[Path, Path]) -> None:
     list_path, _ = esc50
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"all 2 failed.*segment-0\.wav and mixture-0\.wav"):
+    with pytest.raises(ValueError, match=r"all 2 rows failed.*segment-0\.wav and mixture-0\.wav"):
         evaluate_list(truth, read_list(list_path), tmp_path / "empty")
-    with pytest.raises(ValueError, match="folder that exists"):
+    with pytest.raises(ValueError, match="must be in a folder that exists"):
         evaluate_list(truth, read_list(list_path), tmp_path / "nowhere")
 
 

@@ -1,12 +1,14 @@
-"""Training of the built-in tagger on two bands of noise, of which every share is known."""
+"""Training of the built-in tagger on two bands of noise, whose energies are known."""
 
 import numpy as np
 import pytest
 import torch
 
+from engine.corpus.sources import read_sources
 from engine.taggers import load_tagger, margin_db
 from tests.support.signals import RATE_HZ, two_bands
-from train.judges.tagger import ShareMixer, TaggerConfig, share_loss, train_tagger
+from train.judges.power_mixtures import PowerMixer
+from train.judges.tagger import TaggerConfig, energy_loss, train_tagger
 
 FAST = TaggerConfig(
     steps=80, batch_size=16, segment_s=1.0, num_bands=32, channels=32, pitch_fraction=0.03, colour_db=2.0
@@ -21,13 +23,13 @@ def bands_csv(write_sources, *, num_clips=3, folder="sources"):
         for label, samples_T in zip(("low", "high"), two_bands(2 * RATE_HZ, seed=seed), strict=True):
             burst_T = samples_T * (np.arange(len(samples_T)) < 1.5 * RATE_HZ)
             clips.append((f"{label}{seed}", label, seed % 2, burst_T))
-    return write_sources(clips, folder=folder)
+    return read_sources(write_sources(clips, folder=folder))
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a tagger of low and high noise, and the report of its training."""
-    from engine.audio.decode import write_wav
+    from tests.support.wav import write_wav
 
     folder = tmp_path_factory.mktemp("bands")
     lines = ["path,label,fold"]
@@ -37,17 +39,17 @@ def trained(tmp_path_factory):
             lines.append(f"{label}{seed}.wav,{label},1")
     (folder / "clips.csv").write_text("\n".join(lines))
     torch.set_num_threads(1)
-    report = train_tagger(folder / "t", clean=folder / "clips.csv", config=FAST, sample_rate_hz=RATE_HZ)
+    report = train_tagger(folder / "t", clean=read_sources(folder / "clips.csv"), config=FAST, sample_rate_hz=RATE_HZ)
     return folder / "t", report
 
 
 def unseen(ratio_db):
-    """Low and high noise that training has not heard, and their sum with low ``ratio_db`` over high, ``[3, T]``."""
+    """New low and high noise, and their sum with low ``ratio_db`` over high, ``[3, T]``."""
     low_T, high_T = two_bands(2 * RATE_HZ, seed=77)
     return torch.from_numpy(np.stack([low_T, high_T, 10 ** (ratio_db / 20) * low_T + high_T]))
 
 
-def test_the_report_says_what_was_learned(trained):
+def test_the_record_counts_clips_and_has_the_loss(trained):
     _, report = trained
     assert report["num_clips"] == 6 and report["num_unusable"] == 0
     assert 0.0 < report["loss"] < 2.0 and report["wall_s"] > 0.0
@@ -90,15 +92,15 @@ def test_the_same_training_gives_the_same_tagger_and_others_do_not(write_sources
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_a_training_that_is_done_returns_at_once(write_sources, tmp_path):
+def test_a_finished_training_returns_at_once(write_sources, tmp_path):
     config = TaggerConfig(steps=2, batch_size=4, segment_s=1.0, channels=16)
     report = train_tagger(tmp_path / "t", clean=bands_csv(write_sources), config=config, sample_rate_hz=RATE_HZ)
     written = (tmp_path / "t" / "tagger.json").stat().st_mtime_ns
     moved = bands_csv(write_sources, folder="elsewhere")
     assert train_tagger(tmp_path / "t", clean=moved, config=config, sample_rate_hz=RATE_HZ) == report
     assert (tmp_path / "t" / "tagger.json").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="a tagger of another training"):
-        train_tagger(tmp_path / "t", clean=moved, clean_folds=[0], config=config, sample_rate_hz=RATE_HZ)
+    with pytest.raises(ValueError, match="got a tagger of another training"):
+        train_tagger(tmp_path / "t", clean=moved.part(0, 3), config=config, sample_rate_hz=RATE_HZ)
 
 
 def test_clips_that_cannot_be_read_or_are_silent_are_counted(write_sources, tmp_path):
@@ -107,11 +109,11 @@ def test_clips_that_cannot_be_read_or_are_silent_are_counted(write_sources, tmp_
     (clean.parent / "torn.wav").write_bytes(b"RIFF")
     clean.write_text(clean.read_text() + "torn.wav,high,0\nabsent.wav,high,0\n")
     config = TaggerConfig(steps=1, batch_size=2, segment_s=1.0, channels=16)
-    report = train_tagger(tmp_path / "t", clean=clean, config=config, sample_rate_hz=RATE_HZ)
+    report = train_tagger(tmp_path / "t", clean=read_sources(clean), config=config, sample_rate_hz=RATE_HZ)
     assert report["num_clips"] == 2 and report["num_unusable"] == 3
 
 
-def test_where_not_all_fits_in_memory_labels_take_turns(write_sources, tmp_path):
+def test_labels_take_turns_if_not_all_clips_fit_in_memory(write_sources, tmp_path):
     config = TaggerConfig(steps=1, batch_size=2, segment_s=1.0, channels=16, pool_s=3.0)
     clean = bands_csv(write_sources, num_clips=5)
     report = train_tagger(tmp_path / "t", clean=clean, config=config, sample_rate_hz=RATE_HZ)
@@ -121,9 +123,11 @@ def test_where_not_all_fits_in_memory_labels_take_turns(write_sources, tmp_path)
 def test_labels_without_a_sound_or_a_rival_raise(write_sources, tmp_path):
     low_T, _ = two_bands(8000)
     with pytest.raises(ValueError, match="two or more different labels"):
-        train_tagger(tmp_path / "t", clean=write_sources([("a", "low", 0, low_T)]), sample_rate_hz=RATE_HZ)
-    clean = write_sources([("a", "low", 0, low_T), ("b", "mute", 0, 0 * low_T)])
-    with pytest.raises(ValueError, match="a readable clip with sound, 'mute' has none"):
+        train_tagger(
+            tmp_path / "t", clean=read_sources(write_sources([("a", "low", 0, low_T)])), sample_rate_hz=RATE_HZ
+        )
+    clean = read_sources(write_sources([("a", "low", 0, low_T), ("b", "mute", 0, 0 * low_T)]))
+    with pytest.raises(ValueError, match="must have a readable clip with sound, got none of 'mute'"):
         train_tagger(tmp_path / "t", clean=clean, sample_rate_hz=RATE_HZ)
 
 
@@ -139,14 +143,14 @@ def test_labels_without_a_sound_or_a_rival_raise(write_sources, tmp_path):
     ],
 )
 def test_settings_that_cannot_work_raise(settings):
-    with pytest.raises(ValueError, match=f"{next(iter(settings))} is "):
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} must be "):
         TaggerConfig(**settings)
 
 
 def mixer(**settings):
     rng = np.random.default_rng(0)
     powers = [[rng.gamma(1.0, 1.0, (200, 16)).astype(np.float32) for _ in range(2)] for _ in range(4)]
-    return ShareMixer(powers, TaggerConfig(batch_size=40, **settings), num_frames=16)
+    return PowerMixer(powers, TaggerConfig(batch_size=40, **settings), num_frames=16)
 
 
 def test_batches_are_a_function_of_seed_and_step():
@@ -167,10 +171,10 @@ def test_the_energies_of_labels_are_those_of_their_sources():
     assert set(num_sources_B.tolist()) == {1, 2, 3}
 
 
-def test_the_loss_is_least_for_the_true_shares():
+def test_the_loss_is_least_for_the_true_fractions():
     energy_BML = torch.rand(2, 5, 3, generator=torch.Generator().manual_seed(0))
-    share_BML = energy_BML / energy_BML.sum(2, keepdim=True)
-    least = share_loss(share_BML.log(), energy_BML)
-    assert share_loss((0.9 * share_BML + 0.1 / 3).log(), energy_BML) > least
+    fraction_BML = energy_BML / energy_BML.sum(2, keepdim=True)
+    least = energy_loss(fraction_BML.log(), energy_BML)
+    assert energy_loss((0.9 * fraction_BML + 0.1 / 3).log(), energy_BML) > least
     pure_BML = torch.eye(3).expand(1, 3, 3)
-    assert share_loss((pure_BML + 1e-9).log(), pure_BML).item() == pytest.approx(np.log(3), abs=1e-4)
+    assert energy_loss((pure_BML + 1e-9).log(), pure_BML).item() == pytest.approx(np.log(3), abs=1e-4)

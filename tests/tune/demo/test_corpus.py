@@ -1,4 +1,4 @@
-"""The corpora whose truth is known: what is written, and that it is the same every time."""
+"""Corpora with known sources: what is written, and that it is the same every time."""
 
 from __future__ import annotations
 

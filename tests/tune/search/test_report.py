@@ -1,4 +1,4 @@
-"""What a search found: the verdict's arithmetic, the front, what sharing saved, and the report that holds them."""
+"""Results of a search: arithmetic of the verdict, Pareto front, saving by sharing, and the report with all of them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,42 @@ from tune.search.verdict import (
     TRIALS,
     Candidate,
     last_rows,
-    pareto,
+    pareto_rows,
     read_trials,
     sharing,
     verdict,
-    verdict_in_words,
+    verdict_text,
     write_trials,
 )
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3  # pytest imports it itself, as a plug-in
 
-pytest_plugins = ["s3_server"]
+pytest_plugins = ["tests.support.s3_server"]
+LABEL = "<script>alert(1)</script>"
 FAILED = {
-    **dict.fromkeys(("sdri_db", "si_sdri_db", "kept_h", "num_kept", "num_stems", "cost_s", "made_s")),
+    **dict.fromkeys(("sdri_db", "si_sdri_db", "kept_h", "num_kept", "num_stems", "cost_s", "built_s")),
     **{"state": "failed", "error": "kept none of 3 stems"},
 }
 
 
-def row(trial: str, iteration: int = 2, **more: Any) -> dict[str, Any]:
+def pareto(rows: list[Any]) -> list[str]:
+    return [one["name"] for one in pareto_rows(rows)]
+
+
+def row(trial: str, iteration: int = 2, **more: Any) -> Any:
     usual = {
-        **{"trial": trial, "kind": "searched", "name": trial, "params": "{}", "schedule": "[]", "words": "re_sdr 3"},
+        **{
+            "trial": trial,
+            "kind": "searched",
+            "name": trial,
+            "params": "{}",
+            "schedule": "[]",
+            "description": "re_sdr 3",
+        },
         **{"seed": 0, "iteration": iteration, "sdri_db": 5.0, "si_sdri_db": 4.0, "confirmed_sdri_db": None},
         **{"kept_h": 0.5, "num_kept": 10, "num_stems": 40, "estimated_si_sdr_db": None, "cost_s": 100.0},
-        **{"made_s": 30.0, "pieces": ["passes/a"], "state": "finished", "error": None},
+        **{"built_s": 30.0, "artifacts": ["passes/a"], "state": "finished", "error": None},
     }
     return usual | more
 
@@ -50,7 +62,7 @@ def row(trial: str, iteration: int = 2, **more: Any) -> dict[str, Any]:
 def candidate(name: str, choice: list[float], confirmed: list[float], *, is_baseline: bool = False) -> Candidate:
     return Candidate(
         name=name,
-        words="re_sdr 3 > 8",
+        description="re_sdr 3 > 8",
         schedule=[{"min_re_sdr_db": 3.0}, {"min_re_sdr_db": 8.0}],
         choice_sdri_db=choice,
         confirmed_sdri_db=confirmed,
@@ -64,29 +76,29 @@ BASE = candidate("ClearSep 10 dB", [5.0, 5.2, 5.4], [5.1, 5.1, 5.1], is_baseline
 def test_the_winner_is_chosen_on_one_draw_and_judged_on_the_other() -> None:
     found = verdict([BASE, candidate("7", [5.6, 5.6, 5.6], [5.3, 5.5, 5.7])])
     assert (found["winner"], found["is_baseline"], found["num_seeds"]) == ("7", False, 3)
-    (ahead,) = found["ahead"]
-    assert ahead["of"] == "ClearSep 10 dB"
+    (ahead,) = found["leads"]
+    assert ahead["over"] == "ClearSep 10 dB"
     assert ahead["by_db"] == pytest.approx(0.4)
     assert ahead["spread_db"] == pytest.approx(0.2)  # of 0.2, 0.4, 0.6
     assert ahead["is_more_than_spread"] is True
-    words = verdict_in_words(found)
-    assert "Trial 7 (re_sdr 3 > 8) has 5.50 dB SDRi" in words
-    assert "0.40 dB ahead of ClearSep 10 dB: more than the spread of 0.20 dB over 3 seeds" in words
+    text = verdict_text(found)
+    assert "Trial 7 (re_sdr 3 > 8) has 5.50 dB SDRi" in text
+    assert "0.40 dB ahead of ClearSep 10 dB: more than the spread of 0.20 dB over 3 seeds" in text
 
 
-def test_what_may_be_chance_and_a_baseline_that_wins_are_said_so() -> None:
+def test_the_text_says_if_the_lead_may_be_chance_or_a_baseline_wins() -> None:
     within = verdict([BASE, candidate("7", [5.6, 5.6, 5.6], [4.6, 5.2, 5.8])])
-    assert within["ahead"][0]["is_more_than_spread"] is False
-    assert "not more than the spread" in verdict_in_words(within)
+    assert within["leads"][0]["is_more_than_spread"] is False
+    assert "not more than the spread" in verdict_text(within)
     behind = verdict([BASE, candidate("7", [5.6, 5.6, 5.6], [4.6, 4.7, 4.8])])
-    assert "0.40 dB behind ClearSep 10 dB: not more than" in verdict_in_words(behind)
+    assert "0.40 dB behind ClearSep 10 dB: not more than" in verdict_text(behind)
     lost = verdict([BASE, candidate("7", [5.0], [9.0])])
-    assert (lost["winner"], lost["is_baseline"], lost["ahead"]) == ("ClearSep 10 dB", True, [])
-    assert "No schedule that was drawn is better" in verdict_in_words(lost)
+    assert (lost["winner"], lost["is_baseline"], lost["leads"]) == ("ClearSep 10 dB", True, [])
+    assert "No drawn schedule is better" in verdict_text(lost)
     single = verdict([candidate("b", [5.0], [5.0], is_baseline=True), candidate("7", [5.6], [5.3])])
-    assert single["ahead"][0]["spread_db"] is None is single["ahead"][0]["is_more_than_spread"]
-    assert "one seed" in verdict_in_words(single)
-    assert "No schedule was taken" in verdict_in_words(verdict([]))
+    assert single["leads"][0]["spread_db"] is None is single["leads"][0]["is_more_than_spread"]
+    assert "one seed" in verdict_text(single)
+    assert "No schedule finished" in verdict_text(verdict([]))
 
 
 def test_means_and_deviations_are_of_both_draws() -> None:
@@ -99,20 +111,20 @@ def test_means_and_deviations_are_of_both_draws() -> None:
 
 def test_differences_are_paired_by_seed_and_unknown_where_the_seeds_differ() -> None:
     found = verdict([BASE, candidate("7", [5.6, 5.6, 5.6], [5.3, 5.5, 5.7])])
-    assert found["ahead"][0]["paired_db"] == pytest.approx([0.2, 0.4, 0.6])
+    assert found["leads"][0]["paired_db"] == pytest.approx([0.2, 0.4, 0.6])
     candidates = [BASE, candidate("7", [5.6, 5.6], [5.3, 5.9])]
-    (ahead,) = verdict(candidates)["ahead"]
+    (ahead,) = verdict(candidates)["leads"]
     assert ahead["by_db"] == pytest.approx(0.5), "of the means of all seeds"
     assert ahead["paired_db"] is None is ahead["spread_db"]
-    assert "numbers of seeds differ" in verdict_in_words(verdict(candidates))
+    assert "numbers of seeds differ" in verdict_text(verdict(candidates))
     assert tables([], candidates)[1].rows[1][-2:] == ["+0.50", "seeds differ"]
 
 
 def test_the_same_gain_with_every_seed_is_more_than_no_spread_and_no_gain_is_not() -> None:
     base = candidate("b", [1.0, 1.0], [2.0, 3.0], is_baseline=True)
-    ahead = verdict([base, candidate("7", [5.0, 5.0], [2.5, 3.5])])["ahead"][0]
+    ahead = verdict([base, candidate("7", [5.0, 5.0], [2.5, 3.5])])["leads"][0]
     assert (ahead["spread_db"], ahead["is_more_than_spread"]) == (0.0, True)
-    even = verdict([base, candidate("7", [5.0, 5.0], [2.0, 3.0])])["ahead"][0]
+    even = verdict([base, candidate("7", [5.0, 5.0], [2.0, 3.0])])["leads"][0]
     assert (even["by_db"], even["is_more_than_spread"]) == (0.0, False)
 
 
@@ -127,36 +139,38 @@ def test_a_drawn_schedule_that_is_as_good_as_a_baseline_does_not_win() -> None:
 def test_a_baseline_that_wins_is_compared_with_the_other_baselines() -> None:
     other = candidate("ClearSep 15 dB", [4.0, 4.0, 4.0], [4.9, 4.8, 5.0], is_baseline=True)
     found = verdict([other, BASE, candidate("7", [1.0], [1.0])])
-    assert [one["of"] for one in found["ahead"]] == ["ClearSep 15 dB"]
-    assert "0.20 dB ahead of ClearSep 15 dB" in verdict_in_words(found)
+    assert [one["over"] for one in found["leads"]] == ["ClearSep 15 dB"]
+    assert "0.20 dB ahead of ClearSep 15 dB" in verdict_text(found)
 
 
 def test_the_confirmation_has_every_candidate_best_first() -> None:
     other = candidate("ClearSep 15 dB", [4.0], [4.0], is_baseline=True)
     table = tables([], [other, BASE, candidate("7", [5.6, 5.6, 5.6], [5.3, 5.5, 5.7])])[1]
-    words = "re_sdr 3 > 8"
+    schedule = "re_sdr 3 > 8"
     assert [list(line) for line in table.rows] == [
-        ["7", words, "5.60 ± 0.00", "5.50 ± 0.20", "winner", ""],
-        ["ClearSep 10 dB", words, "5.20 ± 0.20", "5.10 ± 0.00", "+0.40", "yes"],
-        ["ClearSep 15 dB", words, "4.00", "4.00", "+1.50", "seeds differ"],
+        ["7", schedule, "5.60 ± 0.00", "5.50 ± 0.20", "winner", ""],
+        ["ClearSep 10 dB", schedule, "5.20 ± 0.20", "5.10 ± 0.00", "+0.40", "yes"],
+        ["ClearSep 15 dB", schedule, "4.00", "4.00", "+1.50", "seeds differ"],
     ]
     single = tables([], [other, candidate("7", [5.0], [3.5])])[1]
     assert list(single.rows[1][-2:]) == ["-0.50", "one seed"]
 
 
 def test_sharing_counts_every_trial_once_at_its_last_iteration() -> None:
-    rows = [row("1", 1, cost_s=60.0, made_s=60.0), row("1", made_s=100.0), row("2", made_s=0.0)]
-    assert sharing(rows) == {"num_trials": 2, "cost_alone_s": 200.0, "made_s": 100.0, "ratio": 0.5}
-    nothing = {"num_trials": 0, "cost_alone_s": 0, "made_s": 0, "ratio": None}
+    rows = [row("1", 1, cost_s=60.0, built_s=60.0), row("1", built_s=100.0), row("2", built_s=0.0)]
+    assert sharing(rows) == {"num_trials": 2, "cost_alone_s": 200.0, "built_s": 100.0, "ratio": 0.5}
+    nothing = {"num_trials": 0, "cost_alone_s": 0, "built_s": 0, "ratio": None}
     assert sharing([]) == sharing([row("3", 0, **FAILED)]) == nothing
 
 
 def test_sharing_knows_trials_of_one_number_apart_by_their_kind() -> None:
-    rows = [row("1", kind=kind, cost_s=100.0, made_s=made) for kind, made in (("baseline", 90.0), ("searched", 0.0))]
-    assert (sharing(rows)["cost_alone_s"], sharing(rows)["made_s"]) == (200.0, 90.0)
+    rows = [
+        row("1", kind=kind, cost_s=100.0, built_s=built_s) for kind, built_s in (("baseline", 90.0), ("searched", 0.0))
+    ]
+    assert (sharing(rows)["cost_alone_s"], sharing(rows)["built_s"]) == (200.0, 90.0)
 
 
-def test_the_front_has_whom_nobody_beats() -> None:
+def test_the_front_has_the_trials_that_no_other_beats() -> None:
     rows = [
         row("best", sdri_db=6.0, cost_s=200.0),
         row("cheap", sdri_db=4.0, cost_s=50.0),
@@ -182,14 +196,14 @@ def test_trials_come_back_from_disk_as_they_were(tmp_path: Path) -> None:
     assert read_trials(tmp_path / "trials.parquet") == rows
 
 
-def test_what_a_row_lacks_is_null_and_what_is_no_column_is_left_out(tmp_path: Path) -> None:
+def test_missing_columns_are_null_and_unknown_columns_are_left_out(tmp_path: Path) -> None:
     write_trials([{"trial": "1", "colour": "red"}], tmp_path / "trials.parquet")
     assert read_trials(tmp_path / "trials.parquet") == [dict.fromkeys(TRIALS.names) | {"trial": "1"}]
 
 
 def test_trials_are_shown_best_first_at_their_last_iteration() -> None:
     rows = [
-        row("1", 0, **FAILED, words="re_sdr 30"),
+        row("1", 0, **FAILED, description="re_sdr 30"),
         row("2", 1, sdri_db=9.0),
         row("2", 2, sdri_db=5.125, cost_s=7200.0),
         row("3", 1, sdri_db=6.0, state="stopped", num_kept=0),
@@ -218,10 +232,10 @@ def drawn(*params: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
 
 
 def sentence(rows: list[dict[str, Any]], name: str) -> str:
-    """What is said in the place of a figure."""
-    (said,) = figures(rows)[name]
-    assert isinstance(said, str), "a figure was drawn"
-    return said
+    """The sentence in place of a figure."""
+    (text,) = figures(rows)[name]
+    assert isinstance(text, str), "a figure was drawn"
+    return text
 
 
 def test_parameters_that_only_some_trials_have_are_left_out_and_named() -> None:
@@ -236,7 +250,7 @@ def test_parameters_that_only_some_trials_have_are_left_out_and_named() -> None:
         *("SDRi dB", "b.value", "min_estimated_si_sdr_db.shape")
     ]
     assert list(coordinates.data[0].dimensions[1]["values"]) == [4.0, 2.0, 1.0], "best first"
-    assert note == "Left out, as not every trial has them: min_estimated_si_sdr_db.value."
+    assert note == "Left out, because not every trial has them: min_estimated_si_sdr_db.value."
     importance, again = shown["Importance"]
     assert again == note
     assert set(importance.data[0].y) == {"b.value", "min_estimated_si_sdr_db.shape"}
@@ -251,15 +265,15 @@ def test_null_true_and_one_are_three_values_of_a_parameter() -> None:
 
 
 @pytest.mark.parametrize("name", ["Parallel coordinates", "Importance"])
-def test_where_parameters_cannot_be_shown_it_says_why(name: str) -> None:
-    assert "fewer than two" in sentence(drawn({"a": 1.0}), name)
-    assert "fewer than two" in sentence(drawn({"a": 1.0}, {"a": 2.0}, state="stopped"), name)
-    assert "fewer than two" in sentence(drawn({"a": 1.0}, {"a": 2.0}, kind="baseline"), name)
+def test_a_sentence_says_why_parameters_cannot_be_shown(name: str) -> None:
+    assert "fewer than two drawn trials have finished" in sentence(drawn({"a": 1.0}), name)
+    assert "fewer than two drawn trials have finished" in sentence(drawn({"a": 1.0}, {"a": 2.0}, state="stopped"), name)
+    assert "fewer than two drawn trials have finished" in sentence(drawn({"a": 1.0}, {"a": 2.0}, kind="baseline"), name)
     assert "no parameter in common" in sentence(drawn({"a": 1.0}, {"b": 2.0}), name)
     assert "no parameter in common" in sentence(drawn({}, {}), name)
 
 
-def test_importance_of_what_never_changes_is_not_made_up() -> None:
+def test_constant_parameters_have_no_importance() -> None:
     assert "same SDRi" in sentence(drawn({"a": 1.0}, {"a": 2.0}, sdri_db=5.0), "Importance")
     assert "has one value" in sentence(drawn({"a": 1.0, "b": "x"}, {"a": 1.0, "b": "x"}), "Importance")
 
@@ -302,7 +316,12 @@ def settings() -> dict[str, Any]:
 def test_the_report_holds_trials_verdict_and_a_schedule_to_run(tmp_path: Path) -> None:
     params = [{"min_re_sdr_db.shape": "constant", "min_re_sdr_db.value": 3.0}, {"min_re_sdr_db.shape": "off"}]
     rows = [
-        row(str(number), sdri_db=5.0 + number, params=json.dumps(params[number % 2]), words="<script>alert(1)</script>")
+        row(
+            str(number),
+            sdri_db=5.0 + number,
+            params=json.dumps(params[number % 2]),
+            description="<script>alert(1)</script>",
+        )
         for number in range(6)
     ]
     candidates = [BASE, candidate("5", [5.6, 5.6, 5.6], [5.3, 5.5, 5.7])]
@@ -315,22 +334,19 @@ def test_the_report_holds_trials_verdict_and_a_schedule_to_run(tmp_path: Path) -
     assert not [line for line in page.split("<") if line.startswith("script") and " src=" in line[:80]], "no network"
     for name in ("Learning curves", "Parallel coordinates", "Importance", "SDRi and cost"):
         assert f"<h2>{name}</h2>" in page
-    assert "too little to show" not in page
+    assert "Not drawn" not in page
     assert "0.40 dB ahead of ClearSep 10 dB" in text and "0.40 dB ahead of ClearSep 10 dB" in page
     best = build(RunConfig, yaml.safe_load((tmp_path / "best.yaml").read_text()))
     assert [one.min_re_sdr_db for one in best.schedule] == [3.0, 8.0]
     assert best.corpus == "natural.csv"
 
 
-LABEL = "<script>alert(1)</script>"
-
-
-def test_nothing_that_users_write_becomes_markup(tmp_path: Path) -> None:
+def test_text_of_users_never_becomes_markup(tmp_path: Path) -> None:
     params = [{f"{LABEL}.p": f"{LABEL}{number}", "a": number} for number in range(2)]
-    told = {"words": LABEL, "error": f"{LABEL} a | b\nc"}
-    rows = [*drawn(*params, **told), row("9", kind="baseline", name=LABEL, **told)]
+    texts = {"description": LABEL, "error": f"{LABEL} a | b\nc"}
+    rows = [*drawn(*params, **texts), row("9", kind="baseline", name=LABEL, **texts)]
     base = Candidate(
-        name=LABEL, words=LABEL, schedule=[{"rank_by": LABEL}], choice_sdri_db=[1.0], confirmed_sdri_db=[1.0],
+        name=LABEL, description=LABEL, schedule=[{"rank_by": LABEL}], choice_sdri_db=[1.0], confirmed_sdri_db=[1.0],
         is_baseline=True,
     )  # fmt: skip
     write_report(tmp_path, rows, [base, candidate("1", [0.5], [0.5])], settings=settings(), title=LABEL)
@@ -350,14 +366,14 @@ def test_nothing_that_users_write_becomes_markup(tmp_path: Path) -> None:
             assert isinstance(figure, str) or "<script" not in json.dumps(figure.to_plotly_json(), default=list)
 
 
-def test_best_is_the_run_under_the_winners_schedule_without_what_is_off(tmp_path: Path) -> None:
+def test_best_is_the_run_with_the_winners_schedule_without_thresholds_that_are_off(tmp_path: Path) -> None:
     quantile = {"quantile": 0.4, "by_label": True}
     schedule = [
         {"min_re_sdr_db": None, "min_remix_snr_db": quantile, "label_floor_fraction": 0.5},
         {"min_re_sdr_db": 8.0, "max_contested_db": None},
     ]
     best = Candidate(
-        name="7", words="", schedule=schedule, choice_sdri_db=[1.0], confirmed_sdri_db=[1.0], is_baseline=False
+        name="7", description="", schedule=schedule, choice_sdri_db=[1.0], confirmed_sdri_db=[1.0], is_baseline=False
     )  # fmt: skip
     own = settings() | {"clean_folds": (1, 2), "audio_root": None}
     write_report(tmp_path, [row("7")], [best], settings=own, title="Search")
@@ -367,11 +383,11 @@ def test_best_is_the_run_under_the_winners_schedule_without_what_is_off(tmp_path
         {"min_re_sdr_db": 8.0},
     ]
     assert build(RunConfig, read) == build(RunConfig, own | {"schedule": schedule})
-    assert own["schedule"] == [{"min_re_sdr_db": 1.0}], "what was given stays as it was"
+    assert own["schedule"] == [{"min_re_sdr_db": 1.0}], "the given settings stay as they were"
     assert "```yaml\nschedule:\n- min_remix_snr_db:" in (tmp_path / "report.md").read_text()
 
 
-def test_a_figure_that_is_no_number_spoils_no_report(tmp_path: Path) -> None:
+def test_figures_that_are_not_finite_are_null_in_the_report(tmp_path: Path) -> None:
     rows = [row("1", sdri_db=float("nan"), si_sdri_db=float("-inf")), row("2", sdri_db=-3.0)]
     values = write_report(tmp_path, rows, [], settings=settings(), title="Search")
     assert (values["rows"][0]["sdri_db"], values["rows"][0]["si_sdri_db"]) == (None, None)
@@ -394,9 +410,9 @@ def test_a_report_may_be_in_s3(s3: S3) -> None:
     assert yaml.safe_load((out / "best.yaml").read_bytes())["schedule"][1] == {"min_re_sdr_db": 8.0}
 
 
-def test_a_search_of_which_nothing_came_has_a_report_too(tmp_path: Path) -> None:
+def test_a_search_without_results_has_a_report_too(tmp_path: Path) -> None:
     rows = [row("1", 0, sdri_db=None, si_sdri_db=None, kept_h=None, num_stems=None, cost_s=None, state="failed")]
     write_report(tmp_path, rows, [], settings=settings(), title="Search")
-    assert "too little to show" in (tmp_path / "report.html").read_text()
+    assert "Not drawn" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "best.yaml").exists()
     assert tables(rows, [])[0].rows[0][:3] == ["1", "re_sdr 3", "failed"]

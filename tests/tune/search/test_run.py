@@ -1,9 +1,11 @@
-"""A search for a schedule on a real Ray: what trials share, what becomes of one that fails or is killed, the report."""
+"""Searches for a schedule on a real Ray: shared artifacts, failed and killed trials, resumed searches, the report."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import os
 import shutil
 import signal
@@ -19,7 +21,7 @@ import pytest
 import yaml
 from ray.tune.experiment import Trial
 
-from cluster.session import connected
+from cluster.session import connect
 from engine.corpus.sources import read_sources
 from engine.settings import build
 from engine.storage.lock import lock
@@ -28,7 +30,9 @@ from tune.demo import sounds as synth
 from tune.demo.corpus import write_natural
 from tune.search.config import SearchConfig, read_search
 from tune.search.progress import PruneLosingTrials
+from tune.search.report import SearchSummary
 from tune.search.run import search
+from tune.search.verdict import TrialRow, read_trials
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BASELINES = ["ClearSep 10 dB", "ClearSep 15 dB", "the run's own"]
@@ -37,7 +41,7 @@ Settings = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """A search over what a separator that has learned little keeps: of a handful of clips, in seconds a trial."""
+    """A search over a handful of clips with a separator that is hardly trained, in seconds a trial."""
     folder = tmp_path_factory.mktemp("corpus")
     clips = synth.write_corpus(folder, num_per_label={1: 2, 2: 3, 3: 2}, seed=0, duration_s=2.0)
     natural = write_natural(
@@ -83,92 +87,97 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    with connected(num_cpus=2):
+    with connect(num_cpus=2):
         yield
 
 
-Found = tuple[Path, dict[str, Any], list[str]]
+Found = tuple[Path, SearchSummary, str]
 
 
 @pytest.fixture(scope="module")
 def found(ray_session: None, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    out, said = tmp_path_factory.mktemp("searches") / "search", list[str]()
-    with beside_the_corpus(settings) as relative:  # trials are in folders of their own
-        return out, search(build(SearchConfig, relative), out, say=said.append), said
+    """The folder of a search, its summary and its log."""
+    out, log = tmp_path_factory.mktemp("searches") / "search", io.StringIO()
+    handler, logger = logging.StreamHandler(log), logging.getLogger("tune")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    with in_folder_of_corpus(settings) as relative:  # trials run in folders of their own
+        summary = search(build(SearchConfig, relative), out)
+    logger.removeHandler(handler)
+    return out, summary, log.getvalue()
 
 
 @contextlib.contextmanager
-def beside_the_corpus(settings: Settings) -> Iterator[Settings]:
-    """The settings as a user in the corpus' folder would write them, in that folder."""
+def in_folder_of_corpus(settings: Settings) -> Iterator[Settings]:
+    """Settings with relative names, while the corpus' folder is the current folder."""
     folder = Path(settings["set"]["corpus"]).parent
     with contextlib.chdir(folder):
         yield json.loads(json.dumps(settings).replace(f"{folder}/", ""))
 
 
-def beside(found: Found, out: Path, *names: str) -> Path:
-    """A folder for another search, with the pieces of the first: what it has in common with that is not made again."""
-    for name in names or ("base", "pieces"):
+def copied(found: Found, out: Path, *names: str) -> Path:
+    """A folder for another search, with the seed and artifacts of the first, so that they are not built again."""
+    for name in names or ("base", "artifacts"):
         shutil.copytree(found[0] / name, out / name)
     return out
 
 
-def rows_of(values: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+def rows_of(values: SearchSummary, kind: str) -> list[TrialRow]:
     return [row for row in values["rows"] if row["kind"] == kind]
 
 
-def test_a_search_tries_the_baselines_and_what_it_draws_and_repeats_the_best(found: Found) -> None:
-    _, values, said = found
+def test_a_search_tries_baselines_and_drawn_schedules_and_repeats_the_best(found: Found) -> None:
+    _, values, log = found
     baselines, searched = rows_of(values, "baseline"), rows_of(values, "searched")
     assert sorted({row["name"] for row in baselines}) == sorted(BASELINES)
     assert len({row["trial"] for row in searched}) == 3
     assert {row["iteration"] for row in searched} == {1, 2}
-    assert all(row["sdri_db"] is not None and row["cost_s"] > 0 for row in searched if row["state"] == "finished")
+    assert all(row["sdri_db"] is not None and row["cost_s"] for row in searched if row["state"] == "finished")
     names = {candidate["name"] for candidate in values["candidates"]}
     assert names >= set(BASELINES) and len(names) == 4
-    assert any("SDRi" in line for line in said)
+    assert "SDRi" in log
 
 
-def test_stems_of_losers_go_at_once_and_what_later_trials_may_share_does_not(tmp_path: Path) -> None:
+def test_stems_of_losing_trials_are_removed_at_once_and_artifacts_that_may_be_shared_are_kept(tmp_path: Path) -> None:
     best, loser = (Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
     for trial, sdri_db in ((best, 5.0), (loser, 4.0)):
-        pieces = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")]
-        for piece in (*pieces, "passes/first"):
-            (tmp_path / piece).mkdir(parents=True, exist_ok=True)
-        told = {"iteration": 2, "sdri_db": sdri_db, "pieces": json.dumps([*pieces, "passes/first"])}
-        trial.update_last_result(told | {"training_iteration": 2, "timestamp": 0, "time_total_s": 1.0})
+        artifacts = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")] + ["passes/first"]
+        for artifact in artifacts:
+            (tmp_path / artifact).mkdir(parents=True, exist_ok=True)
+        report = {"iteration": 2, "sdri_db": sdri_db, "artifacts": json.dumps(artifacts)}
+        trial.update_last_result(report | {"training_iteration": 2, "timestamp": 0, "time_total_s": 1.0})
         trial.set_status(Trial.TERMINATED)
-    keep = PruneLosingTrials(tmp_path, ["passes/first"], 1)
+    pruner = PruneLosingTrials(tmp_path, ["passes/first"], 1)
 
     def left() -> set[str]:
         return {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*")}
 
-    keep.on_trial_complete(trials=[best, loser], trial=loser)
+    pruner.on_trial_complete(trials=[best, loser], trial=loser)
     separators = {f"{kind}/{name}" for kind in ("tracks", "separators") for name in ("best", "loser")}
     assert left() == {"passes/first", "passes/best"} | separators
 
 
-def test_in_the_end_the_pieces_of_baselines_and_finalists_are_left(found: Found) -> None:
+def test_at_the_end_the_artifacts_of_baselines_and_finalists_are_left(found: Found) -> None:
     out, values, _ = found
-    kept = {piece for kind in ("baseline", "repeat") for row in rows_of(values, kind) for piece in row["pieces"]}
-    left = {path.relative_to(out / "pieces").as_posix() for path in (out / "pieces").glob("*/*") if path.is_dir()}
-    assert left == kept
-    assert kept < {piece for row in values["rows"] for piece in row["pieces"]}
+    kept = {name for kind in ("baseline", "repeat") for row in rows_of(values, kind) for name in row["artifacts"]}
+    folder = out / "artifacts"
+    assert {path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_dir()} == kept
+    assert kept < {name for row in values["rows"] for name in row["artifacts"]}
 
 
-def test_what_trials_have_in_common_is_made_once(found: Found) -> None:
+def test_common_artifacts_of_trials_are_built_once(found: Found) -> None:
     out, values, _ = found
     first = {
-        piece
+        name
         for row in rows_of(values, "searched") + rows_of(values, "baseline")
         if row["iteration"] == 1
-        for piece in row["pieces"]
-        if piece.startswith("passes/")
+        for name in row["artifacts"]
+        if name.startswith("passes/")
     }
     assert len(first) == 1, "every trial begins with the same pass"
     last = [row for row in values["rows"] if row["iteration"] == 2]
-    alone, made = sum(row["cost_s"] for row in last), sum(row["made_s"] for row in last)
-    assert made < alone
-    assert all((out / "pieces" / piece).is_dir() for piece in first)
+    assert sum(row["built_s"] or 0.0 for row in last) < sum(row["cost_s"] or 0.0 for row in last)
+    assert all((out / "artifacts" / name).is_dir() for name in first)
 
 
 def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
@@ -180,54 +189,51 @@ def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
     assert list(out.rglob("events.out.tfevents*")), "TensorBoard's logs come with it"
 
 
-def test_the_same_search_again_makes_nothing_new_and_another_is_refused(found: Found, settings: Settings) -> None:
+def test_the_same_search_again_builds_nothing_and_another_is_refused(found: Found, settings: Settings) -> None:
     out, values, _ = found
-    before = {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")}
-    with beside_the_corpus(settings) as same:
-        again = search(build(SearchConfig, same), out, say=lambda _: None)
+    before = {path: path.stat().st_mtime_ns for path in (out / "artifacts").rglob("*.parquet")}
+    with in_folder_of_corpus(settings) as same:
+        again = search(build(SearchConfig, same), out)
         assert again["rows"] == values["rows"]
-        assert {path: path.stat().st_mtime_ns for path in (out / "pieces").rglob("*.parquet")} == before
+        assert {path: path.stat().st_mtime_ns for path in (out / "artifacts").rglob("*.parquet")} == before
         with pytest.raises(ValueError, match="another trials"):
             search(build(SearchConfig, same | {"trials": 4}), out)
         with lock(out, "search"), pytest.raises(ValueError, match="in use"):
             search(build(SearchConfig, same), out)
 
 
-def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
-    found: Found, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_failed_trial_is_recorded_and_the_search_continues(found: Found, settings: Settings, tmp_path: Path) -> None:
     """A schedule that keeps nothing has nothing to learn from."""
     schedule = {"min_re_sdr_db": {"choose": [10.0, 1000.0]}}
     config = build(SearchConfig, settings | {"iterations": 1, "schedule": schedule, "trials": 4, "repeats": 2})
-    values = search(config, beside(found, tmp_path / "search"), say=lambda _: None)
+    values = search(config, copied(found, tmp_path / "search"))
     states = {json.loads(row["schedule"])[0]["min_re_sdr_db"]: row for row in rows_of(values, "searched")}
     assert set(states) == {10.0, 1000.0}, "both were drawn"
     assert states[1000.0]["state"] == "failed"
-    assert "kept none of" in states[1000.0]["error"]
+    assert "must keep at least one stem, got none of" in (states[1000.0]["error"] or "")
     assert len({(row["name"], row["seed"]) for row in rows_of(values, "repeat")}) == (3 + 1) * 2
     assert all(len(one["choice_sdri_db"]) == len(one["confirmed_sdri_db"]) == 2 for one in values["candidates"])
 
 
-@pytest.mark.parametrize("searcher", ["tpe", "pbt", "pb2"])
-def test_every_searcher_takes_its_trials_to_the_end(
-    found: Found, settings: Settings, tmp_path: Path, searcher: str
+def test_the_default_searcher_takes_two_objectives_and_stops_losing_trials(
+    found: Found, settings: Settings, tmp_path: Path
 ) -> None:
-    more = {"searcher": searcher, "reduction_factor": 2, "trials": 2}
-    if searcher == "tpe":
-        more["objectives"] = ["sdri_db", "cost_s"]
-    values = search(build(SearchConfig, settings | more), beside(found, tmp_path / "search"), say=lambda _: None)
+    more = {"searcher": "tpe", "reduction_factor": 2, "trials": 2, "objectives": ["sdri_db", "cost_s"]}
+    values = search(build(SearchConfig, settings | more), copied(found, tmp_path / "search"))
     searched = rows_of(values, "searched")
     assert len({row["trial"] for row in searched}) == 2
     assert {"finished"} <= {row["state"] for row in searched} <= {"finished", "stopped"}
     assert values["pareto"]
 
 
-def test_trials_at_once_wait_for_what_another_makes(found: Found, settings: Settings, tmp_path: Path) -> None:
-    out = beside(found, tmp_path / "search", "base")
+def test_trials_at_the_same_time_wait_for_artifacts_that_another_builds(
+    found: Found, settings: Settings, tmp_path: Path
+) -> None:
+    out = copied(found, tmp_path / "search", "base")
     config = build(SearchConfig, settings | {"max_concurrent": 3, "iterations": 1, "trials": 2})
-    values = search(config, out, say=lambda _: None)
-    assert {row["state"] for row in values["rows"]} == {"finished"}, "who finds a pass in the making waits for it"
-    assert len(list((tmp_path / "search" / "pieces" / "passes").iterdir())) == 1, "one pass for all"
+    values = search(config, out)
+    assert {row["state"] for row in values["rows"]} == {"finished"}, "a trial waits for a pass that another builds"
+    assert len(list((tmp_path / "search" / "artifacts" / "passes").iterdir())) == 1, "one pass for all"
 
 
 COMMAND = [sys.executable, "-m", "clearsep", "tune"]
@@ -248,17 +254,17 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 
 @pytest.mark.parametrize("stage", ["search", "finalists"])
-def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
+def test_a_killed_search_resumes_and_finished_work_stays(
     found: Found, settings: Settings, tmp_path: Path, stage: str
 ) -> None:
     space, log = tmp_path / "space.yaml", tmp_path / "log"
-    out = beside(found, tmp_path / "search", "base")
+    out = copied(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
     process = started(space, out, log)
     wait_until(lambda: f"{stage}: " in log.read_text(), process, log)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    before = {path: path.stat().st_mtime_ns for path in out.glob("pieces/*/*/separator/weights.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in out.glob("artifacts/*/*/separator/weights.safetensors")}
     assert before
     assert started(space, out, log).wait(timeout=600) == 0, log.read_text()[-3000:]
     assert {path: path.stat().st_mtime_ns for path in before if path.is_file()}.items() <= before.items()
@@ -269,23 +275,23 @@ def test_a_search_that_was_killed_goes_on_and_what_was_done_stays(
 
 
 @pytest.mark.parametrize("step", ["separate", "distil", "evaluate"])
-def test_after_a_trial_was_killed_in_the_middle_of_a_step_the_next_one_runs(
+def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_a_step(
     found: Found, settings: Settings, tmp_path: Path, step: str
 ) -> None:
-    """It leaves nothing held: not its actors, not its training's workers, not its locks."""
+    """The killed trial keeps no actors, no training workers and no locks."""
     slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False, "steps": 60}
     run, more = settings["set"] | {"distil": slow}, Settings()
     if step == "evaluate":
         more["confirmation"] = run["validation"]
         run |= {"validation": run["validation"] | {"num_mixtures": 60}}
     space, log = tmp_path / "space.yaml", tmp_path / "log"
-    out = beside(found, tmp_path / "search", "base")
+    out = copied(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | more | {"set": run, "iterations": 1, "trials": 1}))
     process = started(space, out, log)
     signs = {
-        "separate": lambda: any(out.glob("pieces/passes/*/stems/pass.json")),
+        "separate": lambda: any(out.glob("artifacts/passes/*/stems/pass.json")),
         "distil": lambda: bool(workers(process, "ray::RayTrainWorker")),
-        "evaluate": lambda: any(out.glob("pieces/separators/*/separator/separator.json")),
+        "evaluate": lambda: any(out.glob("artifacts/separators/*/separator/separator.json")),
     }
     wait_until(signs[step], process, log)
     (trial,) = workers(process, "ray::ImplicitFunc")
@@ -297,7 +303,7 @@ def test_after_a_trial_was_killed_in_the_middle_of_a_step_the_next_one_runs(
 
 
 def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process]:
-    """Ray's workers of a command, by the beginning of what they call themselves."""
+    """Ray's workers of a command, by the first letters of their process title."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
@@ -308,26 +314,23 @@ def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process
     return found
 
 
-def read_rows(out: Path) -> list[dict[str, Any]]:
-    from tune.search.verdict import read_trials
-
-    rows: list[dict[str, Any]] = read_trials(out / "trials.parquet")
-    return rows
+def read_rows(out: Path) -> list[TrialRow]:
+    return read_trials(out / "trials.parquet")
 
 
-def test_a_space_that_cannot_work_says_what_to_change(settings: Settings, tmp_path: Path) -> None:
+def test_wrong_settings_of_a_search_are_refused_with_a_remedy(settings: Settings, tmp_path: Path) -> None:
     def refused(**changes: Any) -> str:
         with pytest.raises(ValueError) as error:
             search(build(SearchConfig, settings | changes), tmp_path / "search")
         return str(error.value)
 
     assert "sdri_db" in refused(objectives=["speed"])
-    assert "trials is 0" in refused(trials=0)
-    assert "one of tpe, random" in refused(searcher="grid")
+    assert "trials must be at least 1, got 0" in refused(trials=0)
+    assert "searcher must be one of 'tpe' or 'random', got 'grid'" in refused(searcher="grid")
     assert "validation" in refused(set=settings["set"] | {"validation": None})
     assert "min_re_sdr_db" in refused(schedule={"min_re_sdr": {"between": [0, 1]}})
-    with pytest.raises(ValueError, match="not YAML"):
+    with pytest.raises(ValueError, match="as YAML"):
         (tmp_path / "space.yaml").write_text("a: [")
         read_search(tmp_path / "space.yaml")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match="cannot read"):
         read_search(tmp_path / "none.yaml")

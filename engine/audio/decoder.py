@@ -1,0 +1,181 @@
+"""Decoding in a child process, so that a decoder that crashes, hangs or takes too much memory costs one file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+import weakref
+
+import numpy as np
+
+from engine.audio.decode import AudioInfo
+from engine.audio.sndfile import Samples
+from engine.audio.worker import Answer, Request, Segment, pack
+from engine.errors import AudioError, DecodeError
+
+MEMORY_BYTES = 4 << 30
+"""Address space for one request. The longest segment, ten minutes, takes a third of it at 192 kHz.
+
+Most of it is never touched; a lower limit would refuse harmless files whose headers promise too much.
+"""
+_START_LIMIT_S = 120.0  # the imports take a second, longer on a machine that starts many processes
+_GRACE_S = 5.0  # after the time limit, the child ends itself if its parent has not killed it
+_MAX_PATH_BYTES = 4096  # PATH_MAX; the request fits into a pipe, so that sending it never blocks
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+_Child = subprocess.Popen[bytes]
+
+
+class Decoder:
+    """``probe`` and ``decode`` of :mod:`engine.audio.decode` in a child process, which is replaced if it fails.
+
+    The child starts at the first request. It ends with this object, or within seconds after this process.
+    """
+
+    def __init__(self, *, time_limit_s: float = 60.0) -> None:
+        if not 0 < time_limit_s < math.inf:
+            raise ValueError(f"time_limit_s must be above 0 and finite, got {time_limit_s}; choose one such as 60")
+        self.time_limit_s = time_limit_s
+        self._lock = threading.Lock()
+        self._child: _Child | None = None
+        self._owner = os.getpid()
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the child; None if there is none."""
+        return None if self._child is None else self._child.pid
+
+    def probe(self, source: str) -> AudioInfo:
+        """Return :func:`engine.audio.decode.probe` of a path or an ``s3://`` address; raises DecodeError."""
+        answer, _ = self._request({"call": "probe", "source": source, "arguments": {}})
+        return AudioInfo(**answer["info"])
+
+    def decode(
+        self, source: str, *, sample_rate_hz: int, start_s: float = 0.0, duration_s: float | None = None
+    ) -> Samples:
+        """Return :func:`engine.audio.decode.decode` of a path or an ``s3://`` address; raises DecodeError."""
+        segment: Segment = {"sample_rate_hz": sample_rate_hz, "start_s": start_s, "duration_s": duration_s}
+        _, data = self._request({"call": "decode", "source": source, "arguments": segment})
+        return np.frombuffer(data, np.float32)
+
+    def close(self) -> None:
+        """End the child; another request starts a new one."""
+        with self._lock:
+            self._drop()
+
+    def _request(self, request: Request) -> tuple[Answer, bytearray]:
+        source = request["source"]
+        num_bytes = len(source.encode("utf-8", "surrogatepass"))
+        if num_bytes > _MAX_PATH_BYTES:
+            message = f"a path must have at most {_MAX_PATH_BYTES} bytes, got {num_bytes}; correct {source[:80]!r}..."
+            raise DecodeError(message, AudioError.__name__)
+        with self._lock:
+            child = self._running_child(source)
+            try:
+                answer, data = self._send(child, request)
+            except (EOFError, BrokenPipeError):
+                raise _refused(source, f"its decoder crashed: {_exit_reason(child)}", "DecoderCrash") from None
+            except TimeoutError:
+                # In an object store the network may be the reason, which can pass.
+                cause, transient = f"it takes longer than {self.time_limit_s:g} s", source.startswith("s3://")
+                raise _refused(source, cause, "DecoderTimeout", transient=transient) from None
+            if answer.get("error_class") == MemoryError.__name__:  # the rest of its memory may be fragmented
+                self._drop()
+        if "error_class" in answer:
+            raise DecodeError(answer["message"], answer["error_class"], answer["transient"])
+        return answer, data
+
+    def _send(self, child: _Child, request: Request) -> tuple[Answer, bytearray]:
+        deadline_s = time.monotonic() + self.time_limit_s
+        assert child.stdin is not None
+        try:
+            child.stdin.write(pack(request))
+            answer = _read_answer(child, deadline_s)
+            return answer, _read(child, answer.get("num_bytes", 0), deadline_s)
+        except BaseException:  # after an interrupt too: the answer would be taken for that to the next request
+            self._drop()
+            raise
+
+    def _running_child(self, source: str) -> _Child:
+        """Return the child; start one if there is none, it has ended or another process forked this one."""
+        if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
+            return self._child
+        self._drop()
+        self._owner = os.getpid()
+        arguments = [self._owner, MEMORY_BYTES, self.time_limit_s + _GRACE_S]
+        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        try:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-m", "engine.audio.worker", *map(str, arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
+            )
+            self._child, self._finish = child, weakref.finalize(self, _kill, child, self._owner)
+            _read_answer(child, time.monotonic() + _START_LIMIT_S)
+        except (OSError, EOFError) as error:
+            self._drop()
+            cause = f"{type(error).__name__} {error}".strip()
+            message = f"{source!r}: cannot start a decoder process ({cause}); see its messages on standard error"
+            raise DecodeError(message, "DecoderStart", transient=True) from None
+        return child
+
+    def _drop(self) -> None:
+        if self._child is not None:
+            self._child = None
+            self._finish()
+
+
+def _refused(source: str, cause: str, error_class: str, *, transient: bool = False) -> DecodeError:
+    message = f"{source!r}: cannot decode it ({cause}); replace or remove it"
+    return DecodeError(message, error_class, transient=transient)
+
+
+def _kill(child: _Child, owner: int) -> None:
+    """Kill and reap a child of this process; one that waits for a dead disk cannot be killed and is left."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+    if owner == os.getpid():
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=2.0)
+
+
+def _exit_reason(child: _Child) -> str:
+    try:
+        status = child.wait(timeout=2.0)
+    except subprocess.TimeoutExpired:
+        return "it closed its pipe"
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def _read_answer(child: _Child, deadline_s: float) -> Answer:
+    (num_bytes,) = struct.unpack(">I", _read(child, 4, deadline_s))
+    answer: Answer = json.loads(_read(child, num_bytes, deadline_s))
+    return answer
+
+
+def _read(child: _Child, num_bytes: int, deadline_s: float) -> bytearray:
+    """Read bytes from the child; raises TimeoutError after the deadline and EOFError if the child has ended."""
+    assert child.stdout is not None
+    data, position = bytearray(num_bytes), 0
+    ready = select.poll()
+    ready.register(child.stdout, select.POLLIN)
+    while position < num_bytes:
+        if not ready.poll(max(0.0, 1000 * (deadline_s - time.monotonic()))):
+            raise TimeoutError
+        count = os.readv(child.stdout.fileno(), [memoryview(data)[position:]])
+        if not count:
+            raise EOFError
+        position += count
+    return data

@@ -1,0 +1,92 @@
+"""Reports on what a pass left on disk: its summary, its failures and its shards, as tables and as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from engine.cli.tables import Report, Table, pass_table
+from engine.passes.records import done_names, failure_reasons, failure_rows
+from engine.passes.shards import verify
+from engine.schema import SCORES
+from engine.storage.files import parquet_file, read_json
+from engine.storage.paths import Location, Name, location
+
+_MAX_FAILURES = 50
+
+
+def values_report(kind: str, value: Mapping[str, Any]) -> Report:
+    """A mapping as a table of two columns."""
+    rows = [[key, json.dumps(item)[:300]] for key, item in value.items()]
+    return [Table(title=kind, columns=["", ""], rows=rows)], {"kind": kind, **value}
+
+
+def pass_report(stems: Location) -> Report:
+    """Summary, failures and damaged shards of the pass in a stems folder."""
+    if not (stems / "manifest.json").is_file():
+        return values_report("unfinished pass", {"num_shards_done": len(done_names(stems.parent))})
+    summary = read_json(stems / "manifest.json")
+    summary.pop("shards")
+    tables, failed = failures_report(stems.parent)
+    value = {"kind": "pass", **summary, "failures": failed["failures"], "damaged_shards": verify(stems)}
+    return [pass_table(summary), *tables], value
+
+
+def failures_report(path: Name) -> Report:
+    """Failures of a pass or of a run's iterations: reasons with their counts, then the rows.
+
+    Raises ``ValueError`` if the path is neither.
+    """
+    path = location(path)
+    passes = {"": path}
+    if (path / "iterations").is_dir():
+        passes = {file.parent.parent.name: file.parent.parent for file in path.glob("iterations/*/stems/pass.json")}
+    elif not (path / "stems" / "pass.json").is_file():
+        raise ValueError(f"{path} must be a run or a pass, got a folder without iterations/ and stems/; give another")
+    reasons: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for iteration, folder in sorted(passes.items()):
+        origin = {"iteration": int(iteration)} if iteration else {}
+        reasons += [origin | reason for reason in failure_reasons(folder)]
+        rows += [origin | row for _, row in failure_rows(folder)]
+    value = {"num_rows": len(rows), "num_queries": sum(row["num_queries"] for row in rows)}
+    return [_reasons_table(reasons), _failures_table(rows)], value | {"reasons": reasons, "failures": rows}
+
+
+def _reasons_table(reasons: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("iteration", "step", "error_class", "num_queries", "example")
+    cells = [[str(reason.get(name, "")) for name in names] for reason in reasons]
+    return Table(title="Reasons", columns=["iteration", "step", "error", "queries", "for example"], rows=cells)
+
+
+def _failures_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    names = ("step", "path", "label", "error_class", "attempts", "message")
+    cells = [["" if row[name] is None else str(row[name]) for name in names] for row in rows[:_MAX_FAILURES]]
+    is_cut = len(rows) > _MAX_FAILURES
+    title = f"Failures (the first {_MAX_FAILURES} of {len(rows)}; all with --json)" if is_cut else "Failures"
+    return Table(title=title, columns=names, rows=cells)
+
+
+def is_shard(path: Location) -> bool:
+    """True for a Parquet file of stems."""
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    with parquet_file(path) as file:
+        return "audio_flac" in file.schema_arrow.names
+
+
+def shard_report(path: Location) -> Report:
+    """Stems and scores of a shard, without their audio."""
+    with parquet_file(path) as file:
+        names = [field.name for field in file.schema_arrow if field.type != pa.binary()]
+        rows = file.read(columns=names).to_pylist()
+    columns = ("clip_id", "label", "num_samples", *SCORES.names)
+    cells = [[_cell(row[name]) for name in columns] for row in rows]
+    return [Table(title=f"{len(rows)} stems", columns=columns, rows=cells)], {"kind": "stems", "stems": rows}
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,91 @@
+"""A separator of the user's own, ``package.module:factory``, in every command and as a job on a cluster."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.storage.files import read_json
+from tests.support.command import COMMAND, Cli
+from tests.support.ray_nodes import StartedCluster
+
+RATE_HZ = 8000
+MODULE = """
+class Half:
+    sample_rate_hz, labels = 8000, ("bell", "dog")
+
+    def separate(self, mix_BT, queries, *, lengths=None):
+        return 0.5 * mix_BT
+
+
+def half(device):
+    return Half()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_sources: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with the module ``own_models``, clips and a manifest of mixtures."""
+    tones = {hz: 0.3 * np.sin(2 * np.pi * hz * np.arange(RATE_HZ) / RATE_HZ) for hz in (400, 500, 900, 1100)}
+    clips = [("b0", "bell", 1, tones[400]), ("b1", "bell", 1, tones[500])]
+    clips += [("d0", "dog", 1, tones[900]), ("d1", "dog", 1, tones[1100])]
+    write_sources(clips, folder=".")
+    write_sources([(f"mix{i}", "x", 1, tones[400] + tones[900] * (i + 1)) for i in range(2)], folder="mixtures")
+    (tmp_path / "natural.csv").write_text("path,labels\nmixtures/mix0.wav,bell;dog\nmixtures/mix1.wav,bell;dog\n")
+    (tmp_path / "own_models.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "own_models", raising=False)
+    return tmp_path
+
+
+def test_commands_take_it_by_its_dotted_name(cli: Cli, folder: Path) -> None:
+    own = "own_models:half"
+    report = cli("evaluate", own, "--clips", "clips.csv", "--num-mixtures", 3, "--json").document()
+    assert report["num_stems"] == 6 and report["si_sdri_db"] == pytest.approx(0.0, abs=0.1)
+    plan = cli("plan", "natural.csv", "--separator", own, "--rows", 2, "--json").document()
+    assert (plan["num_clips"], plan["num_queries"], plan["num_failed"]) == (2, 4, 0)
+    stems = cli("score", "mixtures/mix0.wav", "b0.wav", "d0.wav", "--labels", "bell,dog", "--separator", own, "--json")
+    assert all(stem["scores"]["rival_leak_db"] is not None for stem in stems.document()["stems"])
+    words = ["--clean", "clips.csv", "-o", "estimator", "--set", "num_mixtures=30", "--json"]
+    assert cli("calibrate", own, *words).document()["num_stems"] == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_models:quarter", "there is no 'quarter' in own_models"),
+        ("no_such_models:half", "cannot import no_such_models of no_such_models:half"),
+    ],
+)
+def test_a_wrong_name_is_an_error(cli: Cli, folder: Path, name: str, message: str) -> None:
+    assert message in cli("evaluate", name, "--clips", "clips.csv").error()
+
+
+@pytest.mark.slow
+def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    command = ["separate-corpus", "natural.csv", "--separator", "own_models:half", "--set", "min_actors=1"]
+    done = subprocess.run([COMMAND, *command, "-o", "here", "--json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["num_stems"], summary["num_failed"]) == (4, 0)
+
+    cluster = StartedCluster(tmp_path_factory.mktemp("cluster"), num_cpus=2)
+    try:
+        env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address}
+        words = [COMMAND, "submit", *command, "-o", "there"]  # with a preflight, which runs the separator too
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=300)
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert "own_models:half" not in done.stderr
+        stored = read_json(folder / "there" / "summary.json")
+        assert stored["fingerprint"] == summary["fingerprint"], "the same separator gives the same stems"
+    finally:
+        cluster.close()

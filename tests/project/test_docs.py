@@ -1,0 +1,218 @@
+"""The pages of the project: sizes, links, commands, settings and code in them are right."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer
+import typer.main
+import yaml
+
+import clearsep
+from engine.cli.describe_settings import describe_settings
+from engine.passes.config import PassConfig
+from engine.selection.thresholds import Thresholds
+from engine.settings import build, override
+from tests.project.sources import files_of, name_of
+from tests.support import ROOT
+from train.api import TrainingConfig
+from train.judges.calibrate import CalibrationConfig
+from tune.config import RunConfig
+from tune.schedule import resolve_schedule
+from tune.search.config import SearchConfig
+from tune.search.read_space import read_space
+
+README = ROOT / "README.md"
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *files_of("docs", "examples", "benchmarks", suffix=".md"),
+]
+TEXTS = [*PAGES, *files_of("examples")]
+COMMAND = re.compile(r"^(?:\.venv/bin/)?clearsep (?P<arguments>[a-z].*)")
+PLACEHOLDERS = {"FIRST": "127.0.0.1", "JOB": "raysubmit_1", "COMMAND": "demo"}
+CLICK_ERROR = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+ALL_SETTINGS = {setting.name for setting in describe_settings(RunConfig)}
+CONFIG_OF = {
+    "run": RunConfig,
+    "demo": RunConfig,
+    "separate-corpus": PassConfig,
+    "plan": PassConfig,
+    "filter": Thresholds,
+    "score": Thresholds,
+    "distil": TrainingConfig,
+    "calibrate": CalibrationConfig,
+    "tune": SearchConfig,
+}
+
+
+def per_page(pages):
+    return pytest.mark.parametrize("page", pages, ids=name_of)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [Block(language, text) for language, text in found]
+
+
+def inline_code(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", prose)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Arguments of every ``clearsep`` command in the blocks and the prose of a page, or in a script's docstring."""
+    if page.suffix == ".py":
+        lines = [match.strip() for match in re.findall(r"`(clearsep [^`]+)`", page.read_text())]
+    else:
+        in_blocks = "\n".join(block.text for block in blocks(page) if block.language in ("", "bash", "console"))
+        lines = re.sub(r"\\\n\s*", " ", in_blocks).splitlines() + inline_code(page)
+    matches = (COMMAND.match(line) for line in lines)
+    words = [shlex.split(match["arguments"].partition(" > ")[0], comments=True) for match in matches if match]
+    return [[PLACEHOLDERS.get(word, word) for word in one] for one in words if "…" not in " ".join(one)]
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command line without running it; of one that only names a command, check that there is such a command."""
+    group = typer.main.get_command(clearsep.command_line())
+    while words and words[0] in getattr(group, "commands", {}):
+        group, words = group.commands[words[0]], words[1:]
+    assert not hasattr(group, "commands") or not words, f"there is no command {words}"
+    if not words or "--help" in words:
+        return
+    parameters = group.make_context(group.name, list(words)).params
+    if group.name == "submit":
+        check_command([parameters["command"], *parameters["arguments"]])
+    for text in parameters.get("set_") or []:
+        check_setting(text, {setting.name for setting in describe_settings(CONFIG_OF[group.name])})
+
+
+def check_setting(text: str, known: set[str]) -> None:
+    """A ``key=value`` names a setting, or a config class with settings inside."""
+    override({}, [text])
+    key = re.sub(r"\.\d+(?=\.|$)", "", text.partition("=")[0])
+    assert any(name == key or name.startswith(f"{key}.") for name in known), f"there is no setting {key}"
+
+
+# README.
+
+
+def test_readme_is_short_and_narrow():
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 200
+    assert [number for number, line in enumerate(lines, 1) if len(line) > 100] == []
+
+
+def test_readme_begins_with_the_claim_and_the_table():
+    head, _, _ = README.read_text().partition("\n## ")
+    rows = [line for line in head.splitlines() if line.startswith("| ")]
+    assert "separates natural clips" in " ".join(head.split())
+    assert len(rows) == 7, "a header, its line and five rows"
+
+
+def test_readme_has_its_first_command_by_line_30():
+    lines = README.read_text().splitlines()
+    assert next(number for number, line in enumerate(lines, 1) if line.startswith("make ")) <= 30
+
+
+# Links.
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@per_page(PAGES)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"\w+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_every_page_of_docs_is_one_or_two_links_from_the_readme():
+    linked = set(re.findall(r"\]\((docs/[^)#\s]+)", README.read_text()))
+    assert linked == {name_of(page) for page in files_of("docs", suffix=".md")}
+
+
+# Commands and settings.
+
+
+@per_page(TEXTS)
+def test_commands_parse(page):
+    for words in command_lines(page):
+        try:
+            check_command(words)
+        except (CLICK_ERROR, AssertionError, ValueError) as error:
+            pytest.fail(f"clearsep {shlex.join(words)}: {getattr(error, 'message', error)}")
+
+
+@pytest.mark.parametrize(
+    "line", ["no-such-command x", "filter PASS", "run laptop -o RUN --set distil.stepz=1", "jobs halt x"]
+)
+def test_a_wrong_command_is_found(line):
+    with pytest.raises((CLICK_ERROR, AssertionError)):
+        check_command(line.split())
+
+
+@per_page(PAGES)
+def test_settings_exist(page):
+    roots = {name.partition(".")[0] for name in ALL_SETTINGS if "." in name}
+    for text in inline_code(page):
+        key = re.match(r"([a-z_]+(?:\.[a-z_]+)+)(?:$|=|: )", text)
+        if key and key[1].partition(".")[0] in roots and not key[1].endswith((".md", ".py", ".json", ".csv")):
+            if page.name in ("CHANGELOG.md", "log.md"):  # they name settings of the past too
+                continue
+            check_setting(f"{key[1]}=1", ALL_SETTINGS)
+
+
+@per_page([page for page in PAGES if any(block.language == "yaml" for block in blocks(page))])
+def test_yaml_is_right(page):
+    for block in blocks(page):
+        if block.language != "yaml":
+            continue
+        settings = yaml.safe_load(block.text)
+        if "trials" in settings:
+            config = build(SearchConfig, settings)
+            assert read_space(config.schedule, config.iterations).thresholds
+            for key in config.set:
+                check_setting(f"{key}=1", ALL_SETTINGS)
+        else:
+            assert resolve_schedule(settings["schedule"])
+
+
+@per_page(PAGES)
+def test_make_targets_exist(page):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join([*inline_code(page), *(block.text for block in blocks(page))])
+    assert set(re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)) <= targets
+
+
+# Code.
+
+
+@per_page([page for page in PAGES if any(block.language == "python" for block in blocks(page))])
+def test_python_compiles_and_uses_public_names(page):
+    for block in blocks(page):
+        if block.language != "python":
+            continue
+        source = re.sub(r"^(?:>>> |\.\.\. )", "", block.text, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cs":
+                assert node.attr in dir(clearsep)

@@ -1,0 +1,144 @@
+"""Sizes, names and docstrings: what a newcomer sees first."""
+
+import ast
+import collections
+import re
+import tokenize
+
+import pytest
+
+from tests.project.sources import BESIDES, PACKAGES, SOURCES, TESTS, name_of, parsed
+from tests.support import ROOT
+
+MAX_LINES, MAX_FUNCTION_LINES, MAX_ENTRIES = 400, 50, 12
+MAX_SOURCE_LINES = 14_200
+MAX_UNTYPED_RECORDS = 208  # `dict[str, Any]` in the source; may only fall
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def per_file(paths):
+    return pytest.mark.parametrize("path", paths, ids=name_of)
+
+
+@per_file([*SOURCES, *BESIDES])
+def test_files_are_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+
+
+def test_the_source_as_a_whole_stays_small():
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES) < MAX_SOURCE_LINES
+
+
+@per_file(SOURCES)
+def test_functions_are_short(path):
+    functions = [node for node in ast.walk(parsed(path)) if isinstance(node, FUNCTIONS)]
+    assert [node.name for node in functions if _body_lines(node) > MAX_FUNCTION_LINES] == []
+
+
+def _body_lines(node):
+    first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+    return node.end_lineno - first.lineno + 1
+
+
+FOLDERS = sorted(
+    {path.parent for path in [*SOURCES, *TESTS, *BESIDES] if path.parent != ROOT}
+    | {path for path in (ROOT / "docs").rglob("*") if path.is_dir()}
+)
+
+
+@per_file(FOLDERS)
+def test_a_folder_shows_at_most_a_dozen_entries(path):
+    entries = [entry for entry in path.iterdir() if entry.name not in ("__init__.py", "__pycache__")]
+    assert len(entries) <= MAX_ENTRIES
+
+
+@per_file(SOURCES)
+def test_everything_public_has_a_docstring(path):
+    tree = parsed(path)
+    public = [node for node in tree.body if isinstance(node, FUNCTIONS | ast.ClassDef) and node.name[0] != "_"]
+    assert ast.get_docstring(tree), "the module has none"
+    assert [node.name for node in public if not ast.get_docstring(node)] == []
+
+
+@per_file(SOURCES)
+def test_docstrings_are_sentences(path):
+    """A docstring that begins with a question word ("What a pass did") is not a sentence and describes nothing."""
+    texts = [
+        (getattr(node, "name", "module"), ast.get_docstring(node) or "")
+        for node in ast.walk(parsed(path))
+        if isinstance(node, FUNCTIONS | ast.ClassDef | ast.Module)
+    ]
+    assert [name for name, text in texts if re.match(r"(What|Whether|Where|How|Who|Why|When)\b", text)] == []
+    assert [name for name, text in texts if text.startswith("TODO")] == []
+
+
+def config_classes():
+    """Every config class, as (file, class)."""
+    return [
+        (path, node)
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef) and any(_names(node, "config"))
+    ]
+
+
+def _names(node, name):
+    return (isinstance(one, ast.Name) and one.id == name for one in node.decorator_list)
+
+
+@pytest.mark.parametrize(("path", "node"), [pytest.param(*one, id=one[1].name) for one in config_classes()])
+def test_every_setting_is_documented(path, node):
+    undocumented = [
+        field.target.id
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True)
+        if isinstance(field, ast.AnnAssign)
+        and not (isinstance(after, ast.Expr) and isinstance(getattr(after.value, "value", None), str))
+    ]
+    assert undocumented == [], name_of(path)
+    assert ast.get_docstring(node)
+
+
+def test_every_class_that_is_called_a_config_is_one():
+    names = {node.name for _, node in config_classes()}
+    assert {"Thresholds", "PassConfig", "NetworkConfig", "DistilConfig", "MixConfig", "RunConfig"} <= names
+    others = {
+        node.name
+        for path in SOURCES
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.ClassDef) and node.name.endswith("Config") and node.name not in names
+    }
+    assert others <= {"JobConfig", "PreflightConfig"}  # of cluster/, which imports nothing of the engine
+
+
+def test_no_two_classes_have_one_name():
+    counts = collections.Counter(
+        node.name for path in SOURCES for node in ast.walk(parsed(path)) if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in counts.items() if count > 1] == []
+
+
+def test_records_are_typed():
+    """``dict[str, Any]`` says nothing of a record's fields: their number may only fall."""
+    count = sum(path.read_text(encoding="utf-8").count("dict[str, Any]") for path in SOURCES)
+    assert count <= MAX_UNTYPED_RECORDS
+
+
+def names_in(path):
+    with tokenize.open(path) as file:
+        return [token.string for token in tokenize.generate_tokens(file.readline) if token.type == tokenize.NAME]
+
+
+def test_nothing_in_the_source_serves_tests_alone():
+    used = collections.Counter(name for path in [*SOURCES, *BESIDES] for name in names_in(path))
+    docs = " ".join(path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    public = [
+        (name_of(path), node.name)
+        for path in SOURCES
+        for node in parsed(path).body
+        if isinstance(node, FUNCTIONS | ast.ClassDef) and node.name != "main"
+    ]
+    assert [one for one in public if used[one[1]] == 1 and not re.search(rf"\b{one[1]}\b", docs)] == []
+
+
+def test_the_packages_are_there():
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == {*PACKAGES, "clearsep.py"}
