@@ -32,7 +32,8 @@ class BandSeparator:
         hz_F = torch.fft.rfftfreq(mix_BT.shape[1], 1.0 / self.sample_rate_hz, device=self.device)
         edges = [BANDS_HZ[query.removeprefix("The sound of ").replace(" ", "_")] for query in queries]
         mask_BF = torch.stack([(hz_F >= low) & (hz_F < high) for low, high in edges])
-        return torch.fft.irfft(spectra_BF * mask_BF, mix_BT.shape[1])
+        stems_BT: Tensor = torch.fft.irfft(spectra_BF * mask_BF, mix_BT.shape[1])
+        return stems_BT
 
 
 def open_separator(device: str) -> BandSeparator:

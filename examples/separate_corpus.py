@@ -21,7 +21,8 @@ def main(folder: Path) -> None:
         summary = cs.run_pass(corpus, folder / "pass", separator=seed)
     print(f"{summary['num_stems']} stems of {summary['num_queries']} queries, {summary['num_failed']} failed")
 
-    stems = pq.read_table(folder / "pass" / "stems", columns=["path", "label", "re_sdr_db", "mask_snr_db"])
+    shards = sorted((folder / "pass" / "stems").glob("*.parquet"))
+    stems = pq.read_table(shards, columns=["path", "label", "re_sdr_db", "mask_snr_db"])
     for stem in stems.slice(0, 6).to_pylist():
         name = f"{Path(stem['path']).name} {stem['label']}"
         print(f"{name:40} Re-SDR {stem['re_sdr_db']:6.1f} dB, mask SNR {stem['mask_snr_db']:6.1f} dB")

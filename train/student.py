@@ -21,12 +21,12 @@ from train.evaluation.figures import Evaluation
 
 @config
 class DistilConfig:
-    """How a student is trained."""
+    """Training of a student."""
 
     steps: Count = 800
     """Updates; the learning rate follows a cosine to zero over them."""
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
-    """How its training mixtures are made."""
+    """Its training mixtures."""
     learning_rate: Positive = 1e-3
     """Highest learning rate, after the warm-up."""
     warmup_steps: CountOrNone = 50

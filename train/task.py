@@ -41,7 +41,7 @@ class TrainingRecord(TypedDict):
     config: Tree
     """Settings, all of them."""
     data: DataRecord
-    """What it learned from."""
+    """Clips and tracks that it learned from."""
     curve: list[CurvePoint]
     wall_s: float
     """Wall time of the last start, in seconds."""
@@ -52,9 +52,9 @@ class TrainingTask:
     """All that a worker needs; it can be sent to other machines."""
 
     config: DistilConfig
-    """How the student is trained."""
+    """Settings of the training."""
     data: TrainingData
-    """What it learns from."""
+    """Clips and tracks that it learns from."""
     network: NetworkConfig
     """Shape of a network that is trained from scratch."""
     start: str | None
@@ -130,7 +130,7 @@ def task_identity(task: TrainingTask) -> str:
     )
 
 
-def _tracks_fingerprint(tracks: str, mix: MixConfig) -> str:
+def _tracks_fingerprint(tracks: Name, mix: MixConfig) -> str:
     """Fingerprint of the tracks, whatever rules kept them; raises ``ValueError`` if the selection is not complete."""
     read_tracks(tracks)
     manifest: dict[str, Any] = read_json(location(tracks) / "manifest.json")
@@ -143,7 +143,7 @@ def data_record(data: TrainingData) -> DataRecord:
         "clean": data.clean.root if data.clean else None,
         "clean_fingerprint": data.clean.fingerprint if data.clean else None,
         "num_clean": len(data.clean) if data.clean else 0,
-        "tracks": data.tracks,
+        "tracks": str(data.tracks) if data.tracks else None,
     }
 
 

@@ -11,6 +11,7 @@ kept under ``--out``; run the script again to do what is missing. Writes ``scale
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import tempfile
@@ -242,7 +243,7 @@ def main() -> None:
 
     def measured(kind: str, measure: Callable[[int], dict[str, Any]], sizes: Sequence[int]) -> list[dict[str, Any]]:
         return [
-            pages.measured_once(arguments.out / f"{kind}-{size}.json", lambda size=size: measure(size))
+            pages.measured_once(arguments.out / f"{kind}-{size}.json", functools.partial(measure, size))
             for size in sizes
         ]
 

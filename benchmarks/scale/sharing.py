@@ -10,6 +10,7 @@ measurement that was interrupted starts from its beginning.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import statistics
@@ -87,11 +88,11 @@ def main() -> None:
         runs: list[float] = []
         for part, name in enumerate(_SEARCHES):
             one = config if name == "search" else replace(config, reduction_factor=1.0)
-            searches[name] = timed(out, name, lambda folder, one=one: searched(one, folder))
+            searches[name] = timed(out, name, functools.partial(searched, one))
             different = sorted(set(searches["search"]["values"]["schedules"]))
             for number in range(part, arguments.runs, 2):  # half of them after each search: the machine's load drifts
                 schedule = different[number * len(different) // arguments.runs]
-                alone = timed(out, f"run-{number}", lambda folder, schedule=schedule: run_alone(own, schedule, folder))
+                alone = timed(out, f"run-{number}", functools.partial(run_alone, own, schedule))
                 runs.append(alone["wall_s"])
     report(searches, runs)
 

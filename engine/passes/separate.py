@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 
 from engine.passes.config import PassConfig
 from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
-from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure
+from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, Query
@@ -28,7 +28,7 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
     A batch holds queries of different clips. If a query fails for a reason that may pass by itself, such as memory, its
     clip fails as a whole, so that a retry can process it as a whole.
     """
-    unknown = _unknown_labels(clips, batched.separator)
+    unknown = unknown_labels((label for clip in clips for label in clip.row["labels"]), batched.separator)
     queries = [(number, label) for number, clip in enumerate(clips) for label in clip.row["labels"]]
     known = [(number, label) for number, label in queries if label not in unknown]
     answers = batched.separate([Query(samples_T=clips[number].samples_T, label=label) for number, label in known])
@@ -56,15 +56,16 @@ def _failure(clip: DecodedClip, error: Exception, label: str | None = None) -> F
     return failure(clip.row, step="separate", error=error, label=label)
 
 
-def _unknown_labels(clips: list[DecodedClip], separator: Separator) -> dict[str, Exception]:
-    """Labels that the separator does not know, with its error; a query of no samples finds out."""
-    silence = torch.zeros(1, 0)
-    errors: dict[str, Exception] = {}
-    for label in {label: None for clip in clips for label in clip.row["labels"]}:
-        try:
-            separator.separate(silence, [label])
-        except ValueError as error:
-            errors[label] = error
+def unknown_labels(labels: Iterable[str], separator: Separator) -> dict[str, ValueError]:
+    """Labels that the separator does not know, with its error; those that it does not list are tried without samples."""
+    known, silence = {plain_label(label) for label in separator.labels}, torch.zeros(1, 0)
+    errors: dict[str, ValueError] = {}
+    for label in dict.fromkeys(labels):
+        if plain_label(label) not in known:
+            try:
+                separator.separate(silence, [label])
+            except ValueError as error:
+                errors[label] = error
     return errors
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from engine.audio.decode import MAX_DURATION_S, decode, probe
+from engine.passes.separate import unknown_labels
 from engine.schema import ESTIMATES, SCORES, ClipRow, DecodedClip, SeparatedClip
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.scoring.model_scores import Scorer, tagger_margins
@@ -84,7 +85,8 @@ def score_files(
         mixture_T=torch.from_numpy(item.clip.samples_T), stems_ST=torch.from_numpy(item.stems_ST), sample_rate_hz=rate
     )
     if separator is not None:
-        separator.separate(torch.zeros(len(stems), 0), item.labels)  # raises for a label that it does not know
+        for error in unknown_labels(item.labels, separator).values():
+            raise error
         batched = BatchedSeparator(separator=separator, batch_s=_BATCH_S)
         rows = [row | more for row, more in zip(rows, Scorer(batched=batched).model_scores([item])[0], strict=True)]
     if tagger is not None:

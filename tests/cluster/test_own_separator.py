@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,11 @@ def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
     try:
         env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address}
         words = [COMMAND, "submit", *command, "-o", "there"]  # with a preflight, which runs the separator too
-        done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=300)
+        for _ in range(10):
+            done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=300)
+            if "No available agent" not in done.stderr:  # the cluster has just started
+                break
+            time.sleep(1.0)
         assert done.returncode == 0, done.stderr + done.stdout
         assert "own_models:half" not in done.stderr
         stored = read_json(folder / "there" / "summary.json")

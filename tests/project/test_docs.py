@@ -171,6 +171,19 @@ def test_a_wrong_command_is_found(line):
         check_command(line.split())
 
 
+def options(group) -> set[str]:
+    """Options of all commands of a group."""
+    own = {name for one in group.params for name in (*one.opts, *one.secondary_opts)}
+    return own.union(*(options(one) for one in getattr(group, "commands", {}).values()))
+
+
+@per_page([page for page in PAGES if page.parent.name != "benchmarks" and page.name != "CHANGELOG.md"])
+def test_options_exist(page):
+    known = options(typer.main.get_command(clearsep.command_line())) | {"--help", "--esc10", "--quick"}
+    named = {name for text in inline_code(page) for name in re.findall(r"(?:^| )(--[a-z][a-z-]+)", text)}
+    assert named <= known
+
+
 @per_page(PAGES)
 def test_settings_exist(page):
     roots = {name.partition(".")[0] for name in ALL_SETTINGS if "." in name}

@@ -128,7 +128,7 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(
 def _command(clips: Path, out: Path) -> list[str]:
     network = dataclasses.asdict(_NETWORK)
     settings = [f"network.{name}={value}" for name, value in network.items()]
-    settings += ["distil.steps=400", "distil.validate_every_steps=20", "distil.threads_per_worker=1"]
+    settings += ["distil.steps=160", "distil.validate_every_steps=20", "distil.threads_per_worker=1"]
     settings += ["distil.mix.batch_size=4", "distil.mix.segment_s=0.5"]
     overrides = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-m", "clearsep", "distil", "-o", str(out), "--from", "scratch"]
@@ -149,7 +149,7 @@ def test_a_killed_training_resumes_from_its_checkpoint_and_ends_as_if_undisturbe
     assert "resumed_after_step" in again.stderr
     subprocess.run(_command(clips, whole), check=True, capture_output=True)
     first, second = (read_description(folder)["history"][-1] for folder in (killed, whole))
-    assert [point["step"] for point in first["curve"]] == list(range(20, 401, 20))
+    assert [point["step"] for point in first["curve"]] == list(range(20, 161, 20))
     assert first["curve"] == second["curve"]
     ended, wanted = _weights(killed), _weights(whole)
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)

@@ -13,7 +13,7 @@ from train.data.strategies.natural_targets import NaturalTargets
 
 @config
 class MixConfig:
-    """How training mixtures are made. The last six settings are ablations; null switches each off."""
+    """Training mixtures. The last six settings are ablations; null switches each off."""
 
     batch_size: Count = 16
     """Mixtures in a step, on each worker."""

@@ -20,7 +20,7 @@ from train.data.sharing import share_mixture
 
 
 class TrackRow(TypedDict):
-    """What a selection's index says of one stem, as far as training needs it."""
+    """One row of a selection's index, with the columns that training needs."""
 
     shard: str
     row: int
@@ -147,5 +147,5 @@ def _load_pair(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
 
 
 def _has_all_stems(row: TrackRow) -> bool:
-    """Whether every label of a clip has a stem, so that the stems can divide the clip."""
+    """True if every label of a clip has a stem, so that the stems can divide the clip."""
     return row["num_stems"] >= max(2, len(row["labels"]))

@@ -18,7 +18,7 @@ from train.data.strategies.compose import extra_items, mixer_class
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a distillation learns from: single-source clips, tracks or both."""
+    """Single-source clips, tracks or both, for a student to learn from."""
 
     clean: SourceClips | None = None
     """Single-source clips; None: none."""

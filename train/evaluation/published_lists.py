@@ -113,7 +113,7 @@ def evaluate_list(
 class _FailedRowError(Exception):
     """A row without figures; its text is the message."""
 
-    def __init__(self, reason: str, error: Exception) -> None:
+    def __init__(self, error: Exception, *, reason: str) -> None:
         super().__init__(str(error))
         self.reason = reason
 
@@ -123,17 +123,17 @@ def _score_row(system: SeparationSystem, row: ListRow, folder: Path, *, number: 
     try:
         audio = locate(row, folder)
     except FileNotFoundError as error:
-        raise _FailedRowError("missing audio", error) from error
+        raise _FailedRowError(error, reason="missing audio") from error
     except (OSError, ValueError) as error:  # OSError: a name that is too long
-        raise _FailedRowError("unusable row", error) from error
+        raise _FailedRowError(error, reason="unusable row") from error
     try:
         mixture = load_mixture(row, audio)
     except (OSError, ValueError) as error:
-        raise _FailedRowError("unusable audio", error) from error
+        raise _FailedRowError(error, reason="unusable audio") from error
     try:
         return score_mixture(system, mixture, number=number, seed=seed), audio.is_published
     except ValueError as error:
-        raise _FailedRowError("refused by the separator", error) from error
+        raise _FailedRowError(error, reason="refused by the separator") from error
 
 
 def paper_figures(mixtures: MixtureList, scored: Sequence[Scored], *, seed: int = 0) -> PaperFigures:

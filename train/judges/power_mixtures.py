@@ -88,10 +88,10 @@ def _curve(rng: np.random.Generator, num: int, *, knots: int, deviation: float) 
 
 def _shifted(power_NK: Powers, bands: float) -> Powers:
     """The same sound moved up or down by some mel bands, interpolated linearly between bands."""
-    whole, rest = math.floor(bands), bands - math.floor(bands)
+    steps, rest = math.floor(bands), bands - math.floor(bands)
     num_bands = power_NK.shape[1]
-    padded_NK = np.pad(power_NK, ((0, 0), (abs(whole) + 1, abs(whole) + 1)), mode="edge")
-    first = abs(whole) + 1 - whole
+    padded_NK = np.pad(power_NK, ((0, 0), (abs(steps) + 1, abs(steps) + 1)), mode="edge")
+    first = abs(steps) + 1 - steps
     moved: Powers = (1 - rest) * padded_NK[:, first : first + num_bands]
     return moved + rest * padded_NK[:, first - 1 : first - 1 + num_bands]
 

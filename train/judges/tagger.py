@@ -27,7 +27,7 @@ from train.judges.power_mixtures import FINER, PowerMixer, Powers
 
 @config
 class TaggerConfig:
-    """How the built-in tagger is trained."""
+    """Training of the built-in tagger."""
 
     steps: Count = 1000
     """Updates."""
@@ -125,9 +125,9 @@ def energy_loss(log_fraction_BML: Tensor, energy_BML: Tensor) -> Tensor:
     weight_BM = total_BM.sqrt() / total_BM.sqrt().sum(1, keepdim=True).clamp(min=1e-20)
     frames = -(fraction_BML * log_fraction_BML).sum(2).mul(weight_BM).sum(1).mean()
     portion_BM = total_BM / total_BM.sum(1, keepdim=True).clamp(min=1e-20)
-    whole_BL = torch.einsum("bml,bm->bl", log_fraction_BML.exp(), portion_BM)
+    overall_BL = torch.einsum("bml,bm->bl", log_fraction_BML.exp(), portion_BM)
     truth_BL = torch.einsum("bml,bm->bl", fraction_BML, portion_BM)
-    return frames - (truth_BL * torch.log(whole_BL + 1e-8)).sum(1).mean()
+    return frames - (truth_BL * torch.log(overall_BL + 1e-8)).sum(1).mean()
 
 
 def _load(items: Sequence[Item], tagger: ShareTagger, config: TaggerConfig) -> tuple[list[list[Powers]], int]:

@@ -23,6 +23,7 @@ from tune.recipes import recipe_settings
 from tune.run import begin
 from tune.search.config import SearchConfig, read_search
 from tune.search.progress import remove_artifacts
+from tune.search.ray_orphans import orphans_removed
 from tune.search.read_space import read_space
 from tune.search.report import SearchSummary, write_report
 from tune.search.space import RandomChooser, Space
@@ -53,7 +54,7 @@ def search(
     needs_all = replace(run_config, schedule=_possible_thresholds(config, space, baselines))
     inputs = resolve(needs_all)
     confirmation = _confirmation(config, run_config, inputs)
-    with lock(out, "search"):
+    with lock(out, "search"), orphans_removed():
         claim(out / "search.yaml", plain(config), what="a search")
         stages = Stages(
             config=config,

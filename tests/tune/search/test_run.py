@@ -18,8 +18,10 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
+import ray.tune.experiment
+import ray.util
 import yaml
-from ray.tune.experiment import Trial
 
 from cluster.session import connect
 from engine.corpus.sources import read_sources
@@ -30,6 +32,7 @@ from tune.demo import sounds as synth
 from tune.demo.corpus import write_natural
 from tune.search.config import SearchConfig, read_search
 from tune.search.progress import PruneLosingTrials
+from tune.search.ray_orphans import orphans_removed
 from tune.search.report import SearchSummary
 from tune.search.run import search
 from tune.search.verdict import TrialRow, read_trials
@@ -139,14 +142,14 @@ def test_a_search_tries_baselines_and_drawn_schedules_and_repeats_the_best(found
 
 
 def test_stems_of_losing_trials_are_removed_at_once_and_artifacts_that_may_be_shared_are_kept(tmp_path: Path) -> None:
-    best, loser = (Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
+    best, loser = (ray.tune.experiment.Trial("run", trial_id=name, stub=True) for name in ("best", "loser"))
     for trial, sdri_db in ((best, 5.0), (loser, 4.0)):
         artifacts = [f"{kind}/{trial.trial_id}" for kind in ("passes", "tracks", "separators")] + ["passes/first"]
         for artifact in artifacts:
             (tmp_path / artifact).mkdir(parents=True, exist_ok=True)
         report = {"iteration": 2, "sdri_db": sdri_db, "artifacts": json.dumps(artifacts)}
         trial.update_last_result(report | {"training_iteration": 2, "timestamp": 0, "time_total_s": 1.0})
-        trial.set_status(Trial.TERMINATED)
+        trial.set_status(trial.TERMINATED)
     pruner = PruneLosingTrials(tmp_path, ["passes/first"], 1)
 
     def left() -> set[str]:
@@ -236,6 +239,29 @@ def test_trials_at_the_same_time_wait_for_artifacts_that_another_builds(
     assert len(list((tmp_path / "search" / "artifacts" / "passes").iterdir())) == 1, "one pass for all"
 
 
+@ray.remote(num_cpus=0)
+class Trial:
+    """Holds a placement group, as the trial of a training in another process does."""
+
+    def hold(self) -> Any:
+        group = ray.util.placement_group([{"CPU": 0.5}])
+        ray.get(group.ready())
+        return group
+
+
+def test_the_placement_group_of_a_killed_actor_is_removed(ray_session: None) -> None:
+    with orphans_removed():
+        actor, alive = Trial.remote(), Trial.remote()
+        group, other = ray.get([actor.hold.remote(), alive.hold.remote()])
+        ray.kill(actor)
+        until = time.monotonic() + 30
+        while ray.util.placement_group_table(group)["state"] != "REMOVED":
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert ray.util.placement_group_table(other)["state"] == "CREATED", "its creator lives"
+        ray.util.remove_placement_group(other)
+
+
 COMMAND = [sys.executable, "-m", "clearsep", "tune"]
 
 
@@ -253,19 +279,21 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], log:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("stage", ["search", "finalists"])
-def test_a_killed_search_resumes_and_finished_work_stays(
-    found: Found, settings: Settings, tmp_path: Path, stage: str
+def test_a_killed_search_resumes_in_each_stage_and_finished_work_stays(
+    found: Found, settings: Settings, tmp_path: Path
 ) -> None:
+    """One search, killed -9 among its drawn trials, resumed, killed among its finalists and resumed to its end."""
     space, log = tmp_path / "space.yaml", tmp_path / "log"
     out = copied(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
-    process = started(space, out, log)
-    wait_until(lambda: f"{stage}: " in log.read_text(), process, log)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    before = {path: path.stat().st_mtime_ns for path in out.glob("artifacts/*/*/separator/weights.safetensors")}
-    assert before
+    before: dict[Path, int] = {}
+    for stage in ("search", "finalists"):
+        process = started(space, out, log)
+        wait_until(lambda stage=stage: f"{stage}: " in log.read_text(), process, log)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        before |= {path: path.stat().st_mtime_ns for path in out.glob("artifacts/*/*/separator/weights.safetensors")}
+        assert before
     assert started(space, out, log).wait(timeout=600) == 0, log.read_text()[-3000:]
     assert {path: path.stat().st_mtime_ns for path in before if path.is_file()}.items() <= before.items()
     rows = read_rows(out)
@@ -274,32 +302,37 @@ def test_a_killed_search_resumes_and_finished_work_stays(
     assert (out / "report.html").is_file()
 
 
-@pytest.mark.parametrize("step", ["separate", "distil", "evaluate"])
-def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_a_step(
-    found: Found, settings: Settings, tmp_path: Path, step: str
+def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_each_step(
+    found: Found, settings: Settings, tmp_path: Path
 ) -> None:
-    """The killed trial keeps no actors, no training workers and no locks."""
+    """Three baselines, killed as they separate, distil and evaluate, keep no actors, training workers or locks."""
     slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False, "steps": 60}
-    run, more = settings["set"] | {"distil": slow}, Settings()
-    if step == "evaluate":
-        more["confirmation"] = run["validation"]
-        run |= {"validation": run["validation"] | {"num_mixtures": 60}}
+    validation = settings["set"]["validation"]
+    run = settings["set"] | {"distil": slow, "validation": validation | {"num_mixtures": 60}}
+    more = {"confirmation": validation, "set": run, "iterations": 1, "trials": 1, "max_concurrent": 1, "repeats": 1}
     space, log = tmp_path / "space.yaml", tmp_path / "log"
     out = copied(found, tmp_path / "search", "base")
-    space.write_text(yaml.safe_dump(settings | more | {"set": run, "iterations": 1, "trials": 1}))
+    space.write_text(yaml.safe_dump(settings | more))
     process = started(space, out, log)
     signs = {
         "separate": lambda: any(out.glob("artifacts/passes/*/stems/pass.json")),
         "distil": lambda: bool(workers(process, "ray::RayTrainWorker")),
         "evaluate": lambda: any(out.glob("artifacts/separators/*/separator/separator.json")),
     }
-    wait_until(signs[step], process, log)
-    (trial,) = workers(process, "ray::ImplicitFunc")
-    trial.kill()
+    killed: set[int] = set()
+    for sign in signs.values():
+
+        def is_there(sign: Callable[[], bool] = sign) -> bool:
+            return sign() and bool({trial.pid for trial in workers(process, "ray::ImplicitFunc")} - killed)
+
+        wait_until(is_there, process, log)
+        (trial,) = [trial for trial in workers(process, "ray::ImplicitFunc") if trial.pid not in killed]
+        killed.add(trial.pid)
+        trial.kill()
     assert process.wait(timeout=600) == 0, log.read_text()[-3000:]
     rows = read_rows(out)
-    assert [row["state"] for row in rows if row["kind"] == "baseline"].count("failed") == 1
-    assert all(row["state"] == "finished" for row in rows if row["kind"] == "searched")
+    assert [row["state"] for row in rows if row["kind"] == "baseline"] == ["failed"] * len(signs)
+    assert {row["state"] for row in rows if row["kind"] == "searched"} == {"finished"}
 
 
 def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process]:

@@ -56,5 +56,5 @@ def extra_items(tracks: Name, mix: MixConfig, *, sample_rate_hz: int) -> dict[st
 
 
 def learns_absence(mix: MixConfig) -> bool:
-    """Whether some targets come from stems that the filter rejected as absent."""
+    """True if some targets come from stems that the filter rejected as absent."""
     return mix.absent_labels is not None and mix.silence_rate * mix.absent_labels.fraction > 0.0
