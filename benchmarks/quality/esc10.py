@@ -19,6 +19,7 @@ from torch import Tensor
 
 from benchmarks import pages, setting
 from cluster.session import connect
+from engine.cli.console import show_progress
 from engine.selection.thresholds import Thresholds
 from engine.separators import NetworkConfig, load, read_description
 from engine.settings import Tree, build
@@ -234,6 +235,7 @@ def main() -> None:
         help="do this part only, so that two processes can share the work",
     )
     arguments = parser.parse_args()
+    show_progress()
     out = (arguments.out or Path("runs/esc10-quick" if arguments.quick else "runs/esc10")).resolve()
     size = QUICK if arguments.quick else Size()
     work = Bench(arguments.esc10.resolve(), out, size, seed=arguments.seed, threads=arguments.threads)

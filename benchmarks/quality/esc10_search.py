@@ -18,6 +18,7 @@ import torch
 from benchmarks import pages
 from benchmarks.setting import Setting
 from cluster.session import connect
+from engine.cli.console import show_progress
 from engine.corpus.read import read_corpus
 from engine.separators import NetworkConfig
 from engine.settings import build, plain
@@ -78,6 +79,7 @@ def main() -> None:
     parser = pages.parser(__doc__)
     Setting.add_arguments(parser)
     arguments = parser.parse_args()
+    show_progress()
     torch.set_num_threads(1)
     arguments.out = arguments.out or Path("runs/search-quick" if arguments.quick else "runs/search")
     work = Setting.from_arguments(arguments)

@@ -22,6 +22,7 @@ from scipy.stats import rankdata, spearmanr
 from benchmarks import pages
 from benchmarks.setting import Setting, TrueSiSdr, prepare
 from cluster.session import connect
+from engine.cli.console import show_progress
 from engine.passes.shards import read_clip
 from engine.schema import ESTIMATES, SCORES, ClipRow, DecodedClip, SeparatedClip
 from engine.scoring.estimator import fit_estimator
@@ -205,6 +206,7 @@ def main() -> None:
     Setting.add_arguments(parser)
     parser.add_argument("--iterations", type=int, default=4, help="number of iterations of the loop")
     arguments = parser.parse_args()
+    show_progress()
     torch.set_num_threads(1)
     work = Setting.from_arguments(arguments)
     prepare(work)

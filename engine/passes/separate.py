@@ -57,7 +57,7 @@ def _failure(clip: DecodedClip, error: Exception, label: str | None = None) -> F
 
 
 def unknown_labels(labels: Iterable[str], separator: Separator) -> dict[str, ValueError]:
-    """Labels that the separator does not know, with its error; those that it does not list are tried without samples."""
+    """Labels that the separator does not know, with its error. Those that it does not list are tried without audio."""
     known, silence = {plain_label(label) for label in separator.labels}, torch.zeros(1, 0)
     errors: dict[str, ValueError] = {}
     for label in dict.fromkeys(labels):

@@ -17,7 +17,7 @@ from rich.live import Live
 
 from engine.storage.files import remove_tree
 from engine.storage.paths import Location
-from tune.search.trial import TrialConfig
+from tune.search.trial import TrialParameters
 
 _LOGGER = logging.getLogger(__name__)
 _COLUMNS = ("trial", "schedule", "iteration", "SDRi dB", "kept h", "cost h", "state")
@@ -26,7 +26,7 @@ _COLUMNS = ("trial", "schedule", "iteration", "SDRi dB", "kept h", "cost h", "st
 class Progress(ray.tune.Callback):  # type: ignore[misc]
     """Shows the last figures of every trial: a table on a terminal, else a log line for each report."""
 
-    def __init__(self, stage: str, describe: Callable[[TrialConfig], tuple[str, str]]) -> None:
+    def __init__(self, stage: str, describe: Callable[[TrialParameters], tuple[str, str]]) -> None:
         """``describe`` returns the name of a trial and its schedule in short."""
         self._stage, self._describe = stage, describe
         self._rows: dict[str, tuple[str, ...]] = {}

@@ -27,7 +27,7 @@ from tune.schedule import shortened
 from tune.search.config import OBJECTIVES, SearchConfig
 from tune.search.progress import Progress, PruneLosingTrials, loggers
 from tune.search.space import Space, describe
-from tune.search.trial import HISTORY, GivenSchedule, TrialConfig, TrialReport, TrialTask, run_trial, schedule_of
+from tune.search.trial import HISTORY, GivenSchedule, TrialParameters, TrialReport, TrialTask, run_trial, schedule_of
 from tune.search.verdict import TRIALS, TrialRow
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the search shows its own progress
@@ -180,7 +180,7 @@ def _dirname(trial: Trial) -> str:
     return f"{_PREFIX}{trial.trial_id}"
 
 
-def _name_and_description(space: Space, config: TrialConfig) -> tuple[str, str]:
+def _name_and_description(space: Space, config: TrialParameters) -> tuple[str, str]:
     """The name of a trial, empty if its schedule was drawn, and its schedule in short."""
     return config["given"]["name"] if "given" in config else "", describe(schedule_of(config, space))
 
@@ -196,7 +196,7 @@ def _trial_rows(result: ray.tune.Result, space: Space, num_iterations: int) -> l
     error = None if result.error is None else _last_line(result.error)
     if not reports and error is None:
         return []  # the time was up before the trial began
-    config: TrialConfig = result.config
+    config: TrialParameters = result.config
     given, trial = config.get("given"), Path(result.path).name.removeprefix(_PREFIX)
     is_finished = bool(reports) and reports[-1]["iteration"] == num_iterations
     schedule = schedule_of(config, space)

@@ -40,7 +40,7 @@ class GivenSchedule(TypedDict):
     """Seed of the training; the run's own if it is missing."""
 
 
-class TrialConfig(TypedDict):
+class TrialParameters(TypedDict):
     """Parameters that Ray Tune gives to a trial: a schedule, or numbers and choices to draw one with."""
 
     kind: Literal["baseline", "searched", "repeat"]
@@ -93,14 +93,14 @@ class TrialTask:
     """CPU threads of the trial's own process."""
 
 
-def schedule_of(config: TrialConfig, space: Space) -> tuple[Thresholds, ...]:
+def schedule_of(config: TrialParameters, space: Space) -> tuple[Thresholds, ...]:
     """The schedule of a trial."""
     if "given" in config:
         return resolve_schedule(json.loads(config["given"]["schedule"]))
     return space.draw(FixedChooser(config["params"]))
 
 
-def run_trial(config: TrialConfig, task: TrialTask) -> None:
+def run_trial(config: TrialParameters, task: TrialTask) -> None:
     """Take a schedule through its iterations and report each; artifacts that other trials have built are used."""
     torch.set_num_threads(task.threads)
     schedule, training = schedule_of(config, task.space), task.config.distil

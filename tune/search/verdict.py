@@ -9,8 +9,8 @@ from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
 
-from engine.storage.files import read_parquet, write_parquet
-from engine.storage.paths import Location, location
+from engine.storage.files import write_parquet
+from engine.storage.paths import Location
 
 
 class TrialRow(TypedDict):
@@ -125,12 +125,6 @@ class Sharing(TypedDict):
 def write_trials(rows: Sequence[TrialRow], path: Location) -> None:
     """Write the rows as Parquet."""
     write_parquet(path, pa.Table.from_pylist(list(rows), TRIALS))
-
-
-def read_trials(path: Location) -> list[TrialRow]:
-    """The rows that :func:`write_trials` wrote."""
-    rows: list[TrialRow] = read_parquet(location(path), schema=TRIALS).to_pylist()
-    return rows
 
 
 def last_rows(rows: Sequence[TrialRow]) -> list[TrialRow]:

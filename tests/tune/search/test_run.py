@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.tune.experiment
@@ -35,7 +36,7 @@ from tune.search.progress import PruneLosingTrials
 from tune.search.ray_orphans import orphans_removed
 from tune.search.report import SearchSummary
 from tune.search.run import search
-from tune.search.verdict import TrialRow, read_trials
+from tune.search.verdict import TrialRow
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BASELINES = ["ClearSep 10 dB", "ClearSep 15 dB", "the run's own"]
@@ -348,7 +349,7 @@ def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process
 
 
 def read_rows(out: Path) -> list[TrialRow]:
-    return read_trials(out / "trials.parquet")
+    return pq.read_table(out / "trials.parquet").to_pylist()
 
 
 def test_wrong_settings_of_a_search_are_refused_with_a_remedy(settings: Settings, tmp_path: Path) -> None:
