@@ -3,7 +3,7 @@
 If a trial dies in the middle of a training, the placement group of the training's workers stays until the job ends
 (ray-project/ray issues 53921 and 54305). Ray's own cleaner (pull request 58515) does not free it here: it asks the
 State API, which only a dashboard serves, and sessions of this project run without one. Remove this file when that
-cleaner works without a dashboard. The private API is needed because the public table does not say who made a placement group.
+cleaner works without a dashboard. The public table of placement groups does not say who made them.
 """
 
 from __future__ import annotations

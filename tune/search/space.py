@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.errors import nearest
 from engine.selection.thresholds import Quantile, Thresholds
 from tune.schedule import is_number, resolve_schedule
 
@@ -135,30 +134,13 @@ class FixedChooser:
         self._params = params
 
     def number(self, name: str, low: float, high: float, step: float | None) -> float:
-        """The given number, moved to the grid; ``ValueError`` if it is missing or outside the range."""
-        value = float(self._given(name))
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be from {low:g} to {high:g}, got {value:g}; choose another")
-        return value if step is None else low + round((value - low) / step) * step
+        return float(self._params[name])
 
     def choice(self, name: str, options: Sequence[Any]) -> Any:  # noqa: ANN401 - any setting's value
-        """The given value; ``ValueError`` if it is missing or not an option."""
-        value = self._given(name)
-        if value not in options:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}; choose one")
-        return value
+        return self._params[name]
 
     def integer(self, name: str, low: int, high: int) -> int:
-        """The given whole number; ``ValueError`` if it is missing or outside the range."""
-        value = int(self._given(name))
-        if not low <= value <= high:
-            raise ValueError(f"{name} must be from {low} to {high}, got {value}; choose another")
-        return value
-
-    def _given(self, name: str) -> Any:  # noqa: ANN401 - any setting's value
-        if name not in self._params:
-            raise ValueError(f"there is no parameter {name}; {nearest(name, self._params)}")
-        return self._params[name]
+        return int(self._params[name])
 
 
 class RandomChooser:
@@ -166,27 +148,17 @@ class RandomChooser:
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
-        self.params: dict[str, Any] = {}
-        """Every parameter that was drawn."""
 
     def number(self, name: str, low: float, high: float, step: float | None) -> float:
-        """A number, uniform over the range or its grid."""
         if step is None:
-            value = float(self._rng.uniform(low, high))
-        else:
-            value = low + int(self._rng.integers(num_steps(low, high, step) + 1)) * step
-        self.params[name] = value
-        return value
+            return float(self._rng.uniform(low, high))
+        return low + int(self._rng.integers(num_steps(low, high, step) + 1)) * step
 
     def choice(self, name: str, options: Sequence[Any]) -> Any:  # noqa: ANN401 - any setting's value
-        """One of the options, all equally likely."""
-        self.params[name] = options[int(self._rng.integers(len(options)))]
-        return self.params[name]
+        return options[int(self._rng.integers(len(options)))]
 
     def integer(self, name: str, low: int, high: int) -> int:
-        """A whole number, uniform from ``low`` to ``high``."""
-        self.params[name] = int(self._rng.integers(low, high + 1))
-        return int(self.params[name])
+        return int(self._rng.integers(low, high + 1))
 
 
 def num_steps(low: float, high: float, step: float) -> int:
@@ -194,12 +166,12 @@ def num_steps(low: float, high: float, step: float) -> int:
     return math.floor((high - low) / step + 1e-9)
 
 
-def describe(schedule: Sequence[Thresholds], *, without: Sequence[Thresholds] = ()) -> str:
-    """A schedule in short, such as ``re_sdr 10 > 15``, leaving out the thresholds that ``without`` has too."""
+def describe(schedule: Sequence[Thresholds]) -> str:
+    """A schedule in short, such as ``re_sdr 10 > 15, label_floor 0.5``, without the thresholds that have their default."""
     parts = []
     for one in fields(Thresholds):
         values = [getattr(thresholds, one.name) for thresholds in schedule]
-        if all(value == one.default for value in values) or values == [getattr(other, one.name) for other in without]:
+        if all(value == one.default for value in values):
             continue
         texts = [_value_text(value) for value in values]
         parts.append(f"{_short_name(one.name)} {texts[0] if len(set(texts)) == 1 else ' > '.join(texts)}")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from engine.settings import build
-from engine.storage.files import read_json
+from engine.storage.files import read_json, read_parquet
 from engine.storage.s3 import S3Path
 from tune.config import RunConfig
 from tune.search.figures import figures
