@@ -67,6 +67,10 @@ def described(
     """
     function = _function(factory)
     name = name or f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+    try:
+        inspect.signature(function).bind("cpu")
+    except TypeError as error:
+        raise ValueError(f"{name} must take one argument, the device, got a function with {error}; add it") from None
     model = factory("cpu")
     missing = [member for member in members if not hasattr(model, member)]
     if missing:

@@ -33,29 +33,23 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         self._live: Live | None = None
 
     def setup(self, **_: object) -> None:
-        """Called before the first trial."""
         if sys.stderr.isatty():
             self._live = Live(console=Console(stderr=True), auto_refresh=False)
             self._live.start()
 
     def on_trial_start(self, *, trial: Trial, **_: object) -> None:
-        """Called when a trial starts or resumes."""
         self._show(trial, "running")
 
     def on_trial_result(self, *, trials: list[Trial], trial: Trial, result: dict[str, Any], **_: object) -> None:
-        """Called when a trial has finished an iteration."""
         self._show(trial, "running", result)
 
     def on_trial_complete(self, *, trial: Trial, **_: object) -> None:
-        """Called when a trial is finished or was stopped."""
         self._show(trial, "done")
 
     def on_trial_error(self, *, trial: Trial, **_: object) -> None:
-        """Called when a trial failed."""
         self._show(trial, "failed")
 
     def on_experiment_end(self, **_: object) -> None:
-        """Called after the last trial; the last table stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -101,15 +95,7 @@ class PruneLosingTrials(ray.tune.Callback):  # type: ignore[misc]
         self._artifacts, self._needed, self._num_best = artifacts, set(needed), num_best
 
     def on_trial_complete(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """Called when a trial is finished or was stopped."""
-        self._prune(trials, trial)
-
-    def on_trial_error(self, *, trials: list[Trial], trial: Trial, **_: object) -> None:
-        """Called when a trial failed."""
-        self._prune(trials, trial)
-
-    def _prune(self, trials: list[Trial], ended: Trial) -> None:
-        if any(one.status == Trial.RUNNING and one is not ended for one in trials):
+        if any(one.status == Trial.RUNNING and one is not trial for one in trials):
             return
         reports = [one.last_result for one in trials if one.last_result and "artifacts" in one.last_result]
         reports.sort(key=lambda report: (-report["iteration"], -report["sdri_db"]))
@@ -117,6 +103,8 @@ class PruneLosingTrials(ray.tune.Callback):  # type: ignore[misc]
         used = {name for report in reports for name in json.loads(report["artifacts"])}
         unused = used - best - self._needed
         remove_artifacts(self._artifacts, {name for name in unused if name.startswith("passes/")})
+
+    on_trial_error = on_trial_complete
 
 
 def remove_artifacts(folder: Location, names: Iterable[str]) -> None:

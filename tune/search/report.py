@@ -6,7 +6,6 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, TypedDict, cast
 
 import jinja2
@@ -43,14 +42,13 @@ class SearchSummary(TypedDict):
     sharing: Sharing
     pareto: list[str]
     """Names of the trials on the Pareto front of SDRi and cost, best first."""
-    candidates: list[dict[str, Any]]
-    """Every :class:`Candidate`."""
+    candidates: list[Candidate]
     rows: list[TrialRow]
 
 
 def search_tables(summary: SearchSummary) -> list[Table]:
     """The tables of a search's summary."""
-    return tables(summary["rows"], [Candidate(**one) for one in summary["candidates"]])
+    return tables(summary["rows"], summary["candidates"])
 
 
 def tables(rows: Sequence[TrialRow], candidates: Sequence[Candidate]) -> list[Table]:
@@ -97,11 +95,11 @@ def _confirmation_table(candidates: Sequence[Candidate]) -> Table:
     found = verdict(candidates)
     leads = {lead["over"]: lead for lead in found["leads"]} if found else {}
     rows = []
-    for one in sorted(candidates, key=lambda one: -statistics.fmean(one.choice_sdri_db)):
-        lead = leads.get(one.name)
-        by = f"{lead['by_db']:+.2f}" if lead else ("winner" if found and one.name == found["winner"] else "")
-        figures_db = _spread(one.choice_sdri_db), _spread(one.confirmed_sdri_db)
-        rows.append([one.name, one.description, *figures_db, by, _significance(lead) if lead else ""])
+    for one in sorted(candidates, key=lambda one: -statistics.fmean(one["choice_sdri_db"])):
+        lead = leads.get(one["name"])
+        by = f"{lead['by_db']:+.2f}" if lead else ("winner" if found and one["name"] == found["winner"] else "")
+        figures_db = _spread(one["choice_sdri_db"]), _spread(one["confirmed_sdri_db"])
+        rows.append([one["name"], one["description"], *figures_db, by, _significance(lead) if lead else ""])
     columns = ["", "schedule", "SDRi dB, choice", "SDRi dB, confirmed", "lead of the winner dB", "more than the spread"]
     return Table(title="Confirmation", columns=columns, rows=rows)
 
@@ -151,7 +149,7 @@ def write_report(
         "verdict_text": text,
         "sharing": sharing(rows),
         "pareto": [row["name"] for row in pareto_rows(rows)],
-        "candidates": [asdict(one) for one in candidates],
+        "candidates": list(candidates),
         "rows": rows,
     }
     write_json(out / "summary.json", summary)

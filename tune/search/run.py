@@ -15,8 +15,9 @@ from engine.selection.thresholds import Thresholds
 from engine.settings import build, merged, plain
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Name, location
 from train.evaluation.mixtures import ValidationSet, resolve_validation
+from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import Inputs, require_known_labels, resolve
 from tune.recipes import recipe_settings
@@ -53,15 +54,12 @@ def search(
     baselines = baseline_schedules(config.iterations, run_config.schedule)
     needs_all = replace(run_config, schedule=_possible_thresholds(config, space, baselines))
     inputs = resolve(needs_all)
-    confirmation = _confirmation(config, run_config, inputs)
+    confirmation, artifacts = _confirmation(config, run_config, inputs), out / "artifacts"
     with lock(out, "search"), orphans_removed():
         claim(out / "search.yaml", plain(config), what="a search")
-        stages = Stages(
-            config=config,
-            task=_task(config, run_config, needs_all, inputs, space, out),
-            confirmation=confirmation,
-            out=out,
-        )
+        work = replace(begin(needs_all, inputs, out / "base"), config=run_config, artifacts=Artifacts(out=artifacts))
+        task = TrialTask(work=work, space=space, threads=max(1, (os.cpu_count() or 1) // num_concurrent(config)))
+        stages = Stages(config=config, task=task, confirmation=confirmation, out=out)
         deadline = None if max_hours is None else time.time() + max_hours * 3600.0
         first = stages.baselines(baselines)
         needed = sorted({name for row in first for name in row["artifacts"]})
@@ -71,7 +69,7 @@ def search(
             used, kept = (
                 {name for row in rows for name in row["artifacts"]} for rows in (searched, [*first, *repeats])
             )
-            remove_artifacts(out / "artifacts", used - kept)
+            remove_artifacts(artifacts, used - kept)
         rows, candidates = [*first, *searched, *repeats], candidates_of(repeats, baselines)
         return write_report(out, rows, candidates, settings=plain(run_config), title="Search")
 
@@ -105,22 +103,6 @@ def _confirmation(config: SearchConfig, run_config: RunConfig, inputs: Inputs) -
     confirmation = resolve_validation(config.confirmation or replace(own, seed=own.seed + 1))
     require_known_labels("confirmation", confirmation, inputs)
     return confirmation
-
-
-def _task(
-    config: SearchConfig, run_config: RunConfig, needs_all: RunConfig, inputs: Inputs, space: Space, out: Location
-) -> TrialTask:
-    """Prepare the seed and the judges, and describe what all trials have in common."""
-    base = begin(needs_all, inputs, out / "base")
-    return TrialTask(
-        config=run_config,
-        inputs=inputs,
-        seed=base.seed,
-        judges=base.judges,
-        space=space,
-        artifacts=str(out / "artifacts"),
-        threads=max(1, (os.cpu_count() or 1) // num_concurrent(config)),
-    )
 
 
 def candidates_of(repeats: Sequence[TrialRow], baselines: Mapping[str, Sequence[Thresholds]]) -> list[Candidate]:

@@ -167,7 +167,7 @@ def num_steps(low: float, high: float, step: float) -> int:
 
 
 def describe(schedule: Sequence[Thresholds]) -> str:
-    """A schedule in short, such as ``re_sdr 10 > 15, label_floor 0.5``, without the thresholds that have their default."""
+    """A schedule in short, such as ``re_sdr 10 > 15, label_floor 0.5``, without thresholds at their default."""
     parts = []
     for one in fields(Thresholds):
         values = [getattr(thresholds, one.name) for thresholds in schedule]

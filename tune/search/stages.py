@@ -20,15 +20,15 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from engine.selection.thresholds import Thresholds
-from engine.storage.paths import Location, location
+from engine.storage.paths import Location
 from train.distil import storage
 from train.evaluation.mixtures import ValidationSet
 from tune.schedule import shortened
 from tune.search.config import OBJECTIVES, SearchConfig
 from tune.search.progress import Progress, PruneLosingTrials, loggers
 from tune.search.space import Space, describe
-from tune.search.trial import HISTORY, GivenSchedule, TrialParameters, TrialReport, TrialTask, run_trial, schedule_of
-from tune.search.verdict import TRIALS, TrialRow
+from tune.search.trial import HISTORY, GivenSchedule, TrialParameters, TrialTask, run_trial, schedule_of
+from tune.search.verdict import TRIALS, TrialReport, TrialRow
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the search shows its own progress
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a search like every other command
@@ -94,7 +94,7 @@ class Stages:
             if row["schedule"] not in best.values() and len(best) < self.config.finalists:
                 best[row["name"]] = row["schedule"]
         chosen = {name: _as_json(schedule) for name, schedule in baselines.items()} | best
-        first_seed = self.task.config.distil.seed
+        first_seed = self.task.work.config.distil.seed
         given = [
             GivenSchedule(name=name, schedule=schedule, seed=first_seed + number)
             for number in range(self.config.repeats)
@@ -147,7 +147,7 @@ class Stages:
         ]
         callbacks += loggers(self.config.loggers, project=f"clearsep-{stage}")
         if needed is not None and self.config.keep == "best":
-            callbacks.append(PruneLosingTrials(location(self.task.artifacts), needed, self.config.finalists))
+            callbacks.append(PruneLosingTrials(self.task.work.artifacts.out, needed, self.config.finalists))
         return callbacks
 
 
@@ -214,7 +214,7 @@ def _trial_rows(result: ray.tune.Result, space: Space, num_iterations: int) -> l
         "state": "failed" if error else "finished" if is_finished else "stopped",
         "error": error,
     }
-    rows = [row | report | {"artifacts": json.loads(report["artifacts"])} for report in reports] or [row]
+    rows = [row | report for report in reports] or [row]
     return cast(list[TrialRow], rows)
 
 

@@ -13,17 +13,14 @@ import torch
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from engine.selection.thresholds import Thresholds
-from engine.separators import SeparatorSource
 from engine.storage.paths import Location, location
 from train.distil import distil
 from train.evaluation.mixtures import ValidationSet
 from tune.artifacts import Artifacts
-from tune.config import RunConfig
-from tune.inputs import Inputs
 from tune.iteration import IterationRecord, Work, iterate, validate
-from tune.judges import Judges
 from tune.schedule import resolve_schedule
 from tune.search.space import FixedChooser, Space
+from tune.search.verdict import TrialReport
 
 if TYPE_CHECKING:
     from train.task import TrainingRecord
@@ -48,23 +45,6 @@ class TrialParameters(TypedDict):
     params: NotRequired[dict[str, Any]]
 
 
-class TrialReport(TypedDict):
-    """Report of a trial after an iteration; see :class:`tune.search.verdict.TrialRow`."""
-
-    iteration: int
-    sdri_db: float
-    si_sdri_db: float
-    kept_h: float
-    num_kept: int
-    num_stems: int
-    estimated_si_sdr_db: float | None
-    cost_s: float
-    built_s: float
-    artifacts: str
-    """List as JSON."""
-    confirmed_sdri_db: NotRequired[float]
-
-
 HISTORY = "history"
 """Key of all of a trial's reports so far, as JSON, in what it reports to Ray Tune."""
 
@@ -73,18 +53,10 @@ HISTORY = "history"
 class TrialTask:
     """Everything that the trials of a search have in common; it is pickled."""
 
-    config: RunConfig
-    """The run; every trial has a schedule of its own."""
-    inputs: Inputs
-    """Everything that the run's settings name."""
-    seed: SeparatorSource
-    """Teacher of iteration 1."""
-    judges: Judges
-    """Judges of the stems."""
+    work: Work
+    """The run; every trial has a schedule of its own, and all share their artifacts."""
     space: Space
     """Schedules that may be drawn."""
-    artifacts: str
-    """Folder of the shared artifacts."""
     confirmation: ValidationSet | None = None
     """Mixtures by which nothing is chosen; null: not measured in this stage."""
     deadline: float | None = None
@@ -103,31 +75,28 @@ def schedule_of(config: TrialParameters, space: Space) -> tuple[Thresholds, ...]
 def run_trial(config: TrialParameters, task: TrialTask) -> None:
     """Take a schedule through its iterations and report each; artifacts that other trials have built are used."""
     torch.set_num_threads(task.threads)
-    schedule, training = schedule_of(config, task.space), task.config.distil
+    schedule, training = schedule_of(config, task.space), task.work.config.distil
     if "given" in config and "seed" in config["given"]:
         training = replace(training, seed=config["given"]["seed"])
-    work = Work(
-        config=replace(task.config, schedule=schedule, distil=training),
-        inputs=task.inputs,
-        artifacts=Artifacts(out=location(task.artifacts), shared=True),
-        seed=task.seed,
-        judges=task.judges,
+    work = replace(
+        task.work,
+        config=replace(task.work.config, schedule=schedule, distil=training),
+        artifacts=Artifacts(out=task.work.artifacts.out, shared=True),  # counts what this trial builds
         distil=distil if training.num_workers else _distil_apart,
     )
-    teacher, cost_s, history = task.seed, 0.0, list[TrialReport]()
+    teacher, cost_s, history = work.seed, 0.0, list[TrialReport]()
     for number, thresholds in enumerate(schedule, 1):
         if task.deadline is not None and time.time() > task.deadline:
             return
         record, teacher = iterate(work, number, thresholds, teacher)
         cost_s += record["cost_s"]
         report = _report(record, work, cost_s)
-        if task.confirmation is not None and number == len(schedule):
+        if number == len(schedule):
             confirmed = validate(work, number, teacher, location(teacher.name).parent, task.confirmation)
-            assert confirmed is not None
-            report["confirmed_sdri_db"] = confirmed["sdri_db"]
+            report["confirmed_sdri_db"] = confirmed["sdri_db"] if confirmed else None
         history.append(report)
         # The result files that Tune writes may lack the newest reports; it never loses the last one, so that has all.
-        ray.tune.report(report | {HISTORY: json.dumps(history)})
+        ray.tune.report({**report, "artifacts": json.dumps(report["artifacts"]), HISTORY: json.dumps(history)})
 
 
 def _distil_apart(out: Location, **training: Any) -> TrainingRecord:  # noqa: ANN401 - the arguments of distil
@@ -148,11 +117,12 @@ def _report(record: IterationRecord, work: Work, cost_s: float) -> TrialReport:
         "iteration": record["iteration"],
         "sdri_db": validation["sdri_db"],
         "si_sdri_db": validation["si_sdri_db"],
+        "confirmed_sdri_db": None,
         "kept_h": record["kept_h"],
         "num_kept": record["num_kept"],
         "num_stems": record["num_stems"],
         "estimated_si_sdr_db": record["estimated_si_sdr_db"],
         "cost_s": cost_s,
         "built_s": work.artifacts.built_s,
-        "artifacts": json.dumps(sorted(work.artifacts.used)),
+        "artifacts": sorted(work.artifacts.used),
     }

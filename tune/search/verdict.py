@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 import pyarrow as pa
@@ -13,24 +12,10 @@ from engine.storage.files import write_parquet
 from engine.storage.paths import Location
 
 
-class TrialRow(TypedDict):
-    """A trial at one of its iterations."""
+class TrialReport(TypedDict):
+    """Report of a trial after an iteration; null for what is unknown."""
 
-    trial: str
-    """Number of the trial, unique for its ``kind``."""
-    kind: Literal["baseline", "searched", "repeat"]
-    name: str
-    """Name of a baseline, or else the number of the trial that drew the schedule."""
-    params: str
-    """Parameters that the schedule was drawn from, as JSON."""
-    schedule: str
-    """Thresholds of all iterations, as JSON."""
-    description: str
-    """The schedule in short."""
-    seed: int
-    """Seed of the training, for a repeat."""
     iteration: int
-    """Number of the iteration; 0 in the only row of a trial that failed before its first report."""
     sdri_db: float | None
     """On the mixtures by which schedules are chosen."""
     si_sdri_db: float | None
@@ -47,28 +32,40 @@ class TrialRow(TypedDict):
     """Time that this trial spent on building artifacts so far."""
     artifacts: list[str]
     """Shared artifacts of all iterations so far, as ``kind/fingerprint``."""
+
+
+class TrialRow(TrialReport):
+    """A trial at one of its iterations; at iteration 0 if it failed before its first report."""
+
+    trial: str
+    """Number of the trial, unique for its ``kind``."""
+    kind: Literal["baseline", "searched", "repeat"]
+    name: str
+    """Name of a baseline, or else the number of the trial that drew the schedule."""
+    params: str
+    """Parameters that the schedule was drawn from, as JSON."""
+    schedule: str
+    """Thresholds of all iterations, as JSON."""
+    description: str
+    """The schedule in short."""
+    seed: int
+    """Seed of the training, for a repeat."""
     state: Literal["finished", "stopped", "failed"]
     """``stopped``: early, because other trials were better, or because the time was up."""
     error: str | None
 
 
-TRIALS = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("trial", "kind", "name", "params", "schedule", "description")),
-        pa.field("seed", pa.int64()),
-        pa.field("iteration", pa.int32()),
-        *(pa.field(name, pa.float64()) for name in ("sdri_db", "si_sdri_db", "confirmed_sdri_db", "kept_h")),
-        *(pa.field(name, pa.int64()) for name in ("num_kept", "num_stems")),
-        *(pa.field(name, pa.float64()) for name in ("estimated_si_sdr_db", "cost_s", "built_s")),
-        pa.field("artifacts", pa.list_(pa.string())),
-        *(pa.field(name, pa.string()) for name in ("state", "error")),
-    ]
-)
+_TYPES = {
+    pa.string(): ("trial", "kind", "name", "params", "schedule", "description", "state", "error"),
+    pa.int64(): ("seed", "iteration", "num_kept", "num_stems"),
+    pa.float64(): ("sdri_db", "si_sdri_db", "confirmed_sdri_db", "kept_h", "estimated_si_sdr_db", "cost_s", "built_s"),
+    pa.list_(pa.string()): ("artifacts",),
+}
+TRIALS = pa.schema([(name, kind) for kind, names in _TYPES.items() for name in names])
 """Columns of :class:`TrialRow`."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(TypedDict):
     """A schedule that was repeated with several seeds."""
 
     name: str
@@ -144,28 +141,28 @@ def verdict(candidates: Sequence[Candidate]) -> Verdict | None:
     """
     if not candidates:
         return None
-    winner = max(candidates, key=lambda one: (statistics.fmean(one.choice_sdri_db), one.is_baseline))
+    winner = max(candidates, key=lambda one: (statistics.fmean(one["choice_sdri_db"]), one["is_baseline"]))
     return {
-        "winner": winner.name,
-        "description": winner.description,
-        "is_baseline": winner.is_baseline,
-        "schedule": winner.schedule,
-        "num_seeds": len(winner.confirmed_sdri_db),
-        "choice_sdri_db": statistics.fmean(winner.choice_sdri_db),
-        "choice_std_db": deviation(winner.choice_sdri_db),
-        "confirmed_sdri_db": statistics.fmean(winner.confirmed_sdri_db),
-        "confirmed_std_db": deviation(winner.confirmed_sdri_db),
-        "leads": [_lead(winner, other) for other in candidates if other.is_baseline and other is not winner],
+        "winner": winner["name"],
+        "description": winner["description"],
+        "is_baseline": winner["is_baseline"],
+        "schedule": winner["schedule"],
+        "num_seeds": len(winner["confirmed_sdri_db"]),
+        "choice_sdri_db": statistics.fmean(winner["choice_sdri_db"]),
+        "choice_std_db": deviation(winner["choice_sdri_db"]),
+        "confirmed_sdri_db": statistics.fmean(winner["confirmed_sdri_db"]),
+        "confirmed_std_db": deviation(winner["confirmed_sdri_db"]),
+        "leads": [_lead(winner, other) for other in candidates if other["is_baseline"] and other is not winner],
     }
 
 
 def _lead(winner: Candidate, other: Candidate) -> Lead:
-    ours, theirs = winner.confirmed_sdri_db, other.confirmed_sdri_db
+    ours, theirs = winner["confirmed_sdri_db"], other["confirmed_sdri_db"]
     by = statistics.fmean(ours) - statistics.fmean(theirs)
     paired = [our - their for our, their in zip(ours, theirs, strict=True)] if len(ours) == len(theirs) else None
     spread = None if paired is None else deviation(paired)
     more = None if spread is None else by > spread
-    return {"over": other.name, "by_db": by, "paired_db": paired, "spread_db": spread, "is_more_than_spread": more}
+    return {"over": other["name"], "by_db": by, "paired_db": paired, "spread_db": spread, "is_more_than_spread": more}
 
 
 def deviation(values: Sequence[float]) -> float | None:

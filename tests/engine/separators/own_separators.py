@@ -60,3 +60,7 @@ def text_labels(device):
 
 
 not_callable = 5
+
+
+def takes_no_device():
+    return NoLabels("cpu")

@@ -97,6 +97,7 @@ def test_a_folder_of_that_name_is_a_folder(tmp_path, monkeypatch):
         ("nowhere.at_all:opens", r"cannot import nowhere.at_all of nowhere.at_all:opens \(No module named 'nowhere'\)"),
         (f"{OWN}:open_band", "there is no 'open_band' in .*own_separators; did you mean 'open_bands'"),
         (f"{OWN}:not_callable", "not_callable must be callable, got 5; give a function"),
+        (f"{OWN}:takes_no_device", "must take one argument, the device, got a function with too many"),
         (f"{OWN}:NoLabels", "must return a Separator, got NoLabels without labels; add labels"),
         (f"{OWN}:NoSeparate", "must return a Separator, got NoSeparate without separate; add separate"),
         (f"{OWN}:float_rate", r"sample_rate_hz of .* must be a whole number above 0, got 8000\.0"),

@@ -18,6 +18,23 @@ from tune.search.space import FixedChooser, RandomChooser, describe
 RICH = yaml.safe_load(str(tune.search.space.__doc__).partition("::")[2])["schedule"]
 
 
+class Recorder(RandomChooser):
+    """Draws at random and keeps every parameter that it drew."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(np.random.default_rng(seed))
+        self.params: dict[str, Any] = {}
+
+    def number(self, name: str, *args: Any) -> float:
+        return self.params.setdefault(name, super().number(name, *args))
+
+    def choice(self, name: str, *args: Any) -> Any:
+        return self.params.setdefault(name, super().choice(name, *args))
+
+    def integer(self, name: str, *args: Any) -> int:
+        return self.params.setdefault(name, super().integer(name, *args))
+
+
 def drawn(schedule: Mapping[str, Any], iterations: int, **params: Any) -> Sequence[Thresholds]:
     return read_space(schedule, iterations).draw(
         FixedChooser({name.replace("__", "."): value for name, value in params.items()})
@@ -65,7 +82,7 @@ def test_of_a_quantile_the_number_is_drawn() -> None:
 def test_random_draws_are_in_bounds_and_can_be_repeated(iterations: int) -> None:
     space = read_space(RICH, iterations)
     for seed in range(200):
-        draw = RandomChooser(np.random.default_rng(seed))
+        draw = Recorder(seed)
         schedule = space.draw(draw)
         assert len(schedule) == iterations
         assert space.draw(FixedChooser(draw.params)) == schedule
@@ -78,7 +95,7 @@ def test_random_draws_are_in_bounds_and_can_be_repeated(iterations: int) -> None
 
 
 def _params(space: tune.search.space.Space, seed: int) -> dict[str, Any]:
-    draw = RandomChooser(np.random.default_rng(seed))
+    draw = Recorder(seed)
     space.draw(draw)
     return draw.params
 
@@ -87,11 +104,10 @@ def test_a_step_is_a_grid_from_the_least_number_on() -> None:
     space = read_space({"min_re_sdr_db": {"between": [1, 10], "step": 4, "shapes": ["constant"]}}, 2)
     found = {space.draw(RandomChooser(np.random.default_rng(seed)))[0].min_re_sdr_db for seed in range(50)}
     assert found == {1.0, 5.0, 9.0}
-    assert space.draw(FixedChooser({"min_re_sdr_db.value": 5.6}))[0].min_re_sdr_db == 5.0
 
 
 @pytest.mark.parametrize(
-    ("schedule", "says"),
+    ("schedule", "message"),
     [
         ({"min_re_sdr": {"between": [0, 1]}}, "did you mean 'min_re_sdr_db'"),
         ({"min_re_sdr_db": {"between": [3, 0]}}, "must be the lowest and the highest number"),
@@ -116,18 +132,10 @@ def test_a_step_is_a_grid_from_the_least_number_on() -> None:
         ({}, "must have something to search"),
     ],
 )
-def test_a_wrong_space_is_refused_when_it_is_read(schedule: dict[str, Any], says: str) -> None:
+def test_a_wrong_space_is_refused_when_it_is_read(schedule: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:
         read_space(schedule, 2)
-    assert says in str(error.value)
-
-
-def test_given_parameters_are_checked() -> None:
-    schedule = {"min_re_sdr_db": {"between": [0, 10], "shapes": ["constant"]}}
-    with pytest.raises(ValueError, match="there is no parameter"):
-        drawn(schedule, 2)
-    with pytest.raises(ValueError, match="must be from 0 to 10, got 11"):
-        drawn(schedule, 2, min_re_sdr_db__value=11.0)
+    assert message in str(error.value)
 
 
 def test_a_schedule_in_short() -> None:
@@ -136,7 +144,4 @@ def test_a_schedule_in_short() -> None:
         {"min_re_sdr_db": 15, "label_floor_fraction": 0.5},
     ]
     assert describe(resolve_schedule(schedule)) == "re_sdr 10 > 15, max_rival_leak q0.4 > off, label_floor 0.5"
-    assert describe(resolve_schedule(schedule), without=resolve_schedule([{"label_floor_fraction": 0.5}] * 2)) == (
-        "re_sdr 10 > 15, max_rival_leak q0.4 > off"
-    )
     assert describe([Thresholds()]) == ""
