@@ -53,6 +53,7 @@ def search_config(work: Setting, *, trials: int) -> SearchConfig:
         seed_training=dataclasses.replace(training, steps=size.seed_steps, mix=MixConfig()),
         tagger_training=TaggerConfig(steps=size.tagger_steps),
         calibration=CalibrationConfig(steps=size.half_steps),
+        schedule=size.schedule,
         distil=training,
         validation=choice,
     )
