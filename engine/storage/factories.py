@@ -68,7 +68,7 @@ def described(
     function = _function(factory)
     name = name or f"{function.__module__}:{getattr(function, '__qualname__', type(function).__qualname__)}"
     try:
-        inspect.signature(function).bind("cpu")
+        inspect.signature(function if getattr(factory, "func", None) is _open else factory).bind("cpu")
     except TypeError as error:
         raise ValueError(f"{name} must take one argument, the device, got a function with {error}; add it") from None
     model = factory("cpu")
