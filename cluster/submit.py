@@ -32,6 +32,7 @@ COMMANDS = ("demo", "run", "tune", "separate-corpus", "distil")
 _SECRET = re.compile(r"key|secret|token|passw|credential", re.IGNORECASE)
 _ACTIVE = ("PENDING", "RUNNING")
 _LIST_S = 30.0
+_READY_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,17 +155,33 @@ def submit(server: JobServer, command: Command, config: JobConfig) -> str:
         if config.install:
             environment["uv"] = {"packages": requirements(), "uv_check": False}
         now = dt.datetime.now(dt.UTC)
-        return str(
-            server.submit_job(
-                entrypoint=line,
-                submission_id=f"clearsep-{command.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
-                runtime_env=environment,
-                metadata=dict(config.metadata) | _metadata(command),
-                entrypoint_num_cpus=config.num_cpus or None,
-                entrypoint_num_gpus=config.num_gpus or None,
-                entrypoint_memory=int(config.memory_gib * 2**30) or None,
-            )
+        return _submit_when_ready(
+            server,
+            entrypoint=line,
+            submission_id=f"clearsep-{command.name}-{now:%Y%m%d-%H%M%S}-{secrets.token_hex(2)}",
+            runtime_env=environment,
+            metadata=dict(config.metadata) | _metadata(command),
+            entrypoint_num_cpus=config.num_cpus or None,
+            entrypoint_num_gpus=config.num_gpus or None,
+            entrypoint_memory=int(config.memory_gib * 2**30) or None,
         )
+
+
+def _submit_when_ready(server: JobServer, **job: Any) -> str:  # noqa: ANN401 - arguments of Ray's submit_job
+    """Submit a job; a cluster that has just started gets ``_READY_S`` to start its agent, which runs jobs."""
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            return str(server.submit_job(**job))
+        except RuntimeError as error:
+            if "No available agent" not in str(error):
+                raise
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"cannot submit a job (the cluster has had no agent that runs jobs for {_READY_S:.0f} s); if "
+                    "another Ray on its head node has its port, start it with --dashboard-agent-listen-port=PORT"
+                ) from None
+        time.sleep(1.0)
 
 
 def _metadata(command: Command) -> dict[str, str]:

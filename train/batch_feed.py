@@ -1,25 +1,19 @@
-"""Batches of a worker, made ahead of time in a thread of the worker or by other processes."""
+"""Batches of a worker, made ahead of time: in a thread of the worker, or one at a time for another process."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import ray
-import ray.exceptions
 import torch
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from train.data.batch import Batch
 from train.data.mixer import Mixer
 from train.task import TrainingTask
 
-_TIMEOUT_S = 900.0  # long enough for an autoscaler to add a node
 
-
-class _BatchMaker:
-    """Actor that makes batches of a worker; they equal the worker's own, because they depend on the step alone."""
+class BatchMaker:
+    """Makes batches of a worker in another process; they equal the worker's own, for they depend on the step alone."""
 
     def __init__(self, task: TrainingTask, rank: int, num_ranks: int) -> None:
         torch.set_num_threads(1)
@@ -28,37 +22,6 @@ class _BatchMaker:
     def batch(self, step: int) -> tuple[Batch, int]:
         """The batch of a step, and the number of unusable sounds so far."""
         return self.mixer.batch(step), self.mixer.num_unusable
-
-
-def batches_from_actors(
-    task: TrainingTask, *, rank: int, num_ranks: int, first: int, end: int
-) -> Iterator[tuple[Batch, int]]:
-    """Batches of steps ``first`` to ``end``, made by actors some steps ahead."""
-    number = task.config.batch_makers
-    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # the worker's own placement group has no room
-    maker = ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy=anywhere)(_BatchMaker)
-    makers = [maker.remote(task, rank, num_ranks) for _ in range(number)]
-    try:
-        pending: deque[ray.ObjectRef] = deque()
-        for step in range(first, end + 2 * number):
-            if step < end:
-                pending.append(makers[step % number].batch.remote(step))
-            if step >= first + 2 * number and pending:
-                yield _wait_for(pending.popleft())
-    finally:
-        for one in makers:
-            ray.kill(one)
-
-
-def _wait_for(pending: ray.ObjectRef) -> tuple[Batch, int]:
-    try:
-        made: tuple[Batch, int] = ray.get(pending, timeout=_TIMEOUT_S)
-        return made
-    except ray.exceptions.GetTimeoutError:
-        raise RuntimeError(
-            f"cannot make a batch within {_TIMEOUT_S:.0f} s (the cluster has no free CPU for batch makers); set "
-            "distil.batch_makers lower, or to 0"
-        ) from None
 
 
 def batches_from_thread(mixer: Mixer, *, first: int, end: int) -> Iterator[tuple[Batch, int]]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import joblib
 import ray
+import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
 from engine.separators import NetworkConfig, load, read_description, save
@@ -23,13 +26,16 @@ from engine.settings import plain
 from engine.storage.files import remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from train.batch_feed import batches_from_actors, batches_from_thread
+from train.batch_feed import BatchMaker, batches_from_thread
+from train.data.batch import Batch
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import ValidationSet, draw_mixtures
 from train.progress import logged_progress, report_progress
 from train.student import DistilConfig, Student
 from train.task import TrainingRecord, TrainingTask, check_task, data_record, make_task, task_identity
+
+_BATCH_TIMEOUT_S = 900.0  # long enough for an autoscaler to add a node
 
 
 def distil(
@@ -133,7 +139,7 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
     losses: list[float] = []
     first, end = student.step, task.config.steps
     if task.config.batch_makers:
-        batches = batches_from_actors(task, rank=rank, num_ranks=num_ranks, first=first, end=end)
+        batches = _batches_from_actors(task, rank=rank, num_ranks=num_ranks, first=first, end=end)
     else:
         batches = batches_from_thread(mixer, first=first, end=end)
     for batch, num_unusable in batches:
@@ -149,6 +155,37 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
             ray.train.report({"step": student.step}, checkpoint=saved, delete_local_checkpoint_after_upload=True)
             if stop:
                 break
+
+
+def _batches_from_actors(
+    task: TrainingTask, *, rank: int, num_ranks: int, first: int, end: int
+) -> Iterator[tuple[Batch, int]]:
+    """Batches of steps ``first`` to ``end``, made by actors some steps ahead."""
+    number = task.config.batch_makers
+    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # the worker's own placement group has no room
+    maker = ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy=anywhere)(BatchMaker)
+    makers = [maker.remote(task, rank, num_ranks) for _ in range(number)]
+    try:
+        pending: deque[ray.ObjectRef] = deque()
+        for step in range(first, end + 2 * number):
+            if step < end:
+                pending.append(makers[step % number].batch.remote(step))
+            if step >= first + 2 * number and pending:
+                yield _wait_for(pending.popleft())
+    finally:
+        for one in makers:
+            ray.kill(one)
+
+
+def _wait_for(pending: ray.ObjectRef) -> tuple[Batch, int]:
+    try:
+        made: tuple[Batch, int] = ray.get(pending, timeout=_BATCH_TIMEOUT_S)
+        return made
+    except ray.exceptions.GetTimeoutError:
+        raise RuntimeError(
+            f"cannot make a batch within {_BATCH_TIMEOUT_S:.0f} s (the cluster has no free CPU for batch makers); set "
+            "distil.batch_makers lower, or to 0"
+        ) from None
 
 
 def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:

@@ -45,7 +45,7 @@ def failures_report(path: Name) -> Report:
     if (path / "iterations").is_dir():
         passes = {file.parent.parent.name: file.parent.parent for file in path.glob("iterations/*/stems/pass.json")}
     elif not (path / "stems" / "pass.json").is_file():
-        raise ValueError(f"{path} must be a run or a pass, got a folder without iterations/ and stems/; give another")
+        raise ValueError(f"{path} must be a run or a pass, got a path without iterations/ and stems/; give its folder")
     reasons: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for iteration, folder in sorted(passes.items()):

@@ -115,7 +115,8 @@ def stem_shards(stems: Location) -> list[Location]:
     """
     manifest = stems / "manifest.json"
     if not manifest.is_file():
-        raise ValueError(f"cannot find {manifest} (the pass is not finished); finish separate-corpus first")
+        cause = "the pass is not finished" if (stems / "pass.json").is_file() else "there is no pass"
+        raise ValueError(f"cannot find {manifest} ({cause}); give the folder of a pass that separate-corpus finished")
     shards = [stems / f"{name}.parquet" for name in sorted(read_json(manifest)["shards"])]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -229,6 +230,26 @@ def cli(ray_cluster: StartedCluster, tmp_path: Path) -> Cli:
 def document(done: subprocess.CompletedProcess[str]) -> Any:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_agent_has_no_port_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    code = "import sys, clearsep, cluster.submit; cluster.submit._READY_S = 3.0; clearsep.main()"
+    words = ["submit", "demo", "-o", str(tmp_path / "out")]
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        cluster = StartedCluster(tmp_path, agent_port=other.getsockname()[1])
+        try:
+            env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address}
+            done = subprocess.run(
+                [sys.executable, "-c", code, *words], env=env, capture_output=True, text=True, timeout=120, check=False
+            )
+        finally:
+            cluster.close()
+    assert done.returncode == 1, done.stderr
+    assert "cannot submit a job (the cluster has had no agent" in done.stderr
+    assert "--dashboard-agent-listen-port=PORT" in done.stderr
 
 
 @pytest.mark.slow

@@ -317,7 +317,10 @@ def test_filter_by_what_is_no_threshold(
 
 
 def test_filter_of_what_is_no_pass(cli: Cli, tmp_path: Path) -> None:
-    assert "(the pass is not finished)" in cli("filter", tmp_path / "nowhere", "-o", tmp_path / "tracks").error()
+    assert "(there is no pass)" in cli("filter", tmp_path / "nowhere", "-o", tmp_path / "tracks").error()
+    (tmp_path / "begun" / "stems").mkdir(parents=True)
+    (tmp_path / "begun" / "stems" / "pass.json").write_text("{}")
+    assert "(the pass is not finished)" in cli("filter", tmp_path / "begun", "-o", tmp_path / "tracks").error()
     assert not (tmp_path / "tracks").exists()
 
 

@@ -53,10 +53,8 @@ MAY_NOT = {  # besides the order: what a package does not know of
     "cluster": ("engine", "train", "tune", "clearsep"),
 }
 KNOWS_RAY = (
-    "engine/passes/placement.py",
     "engine/passes/ray_metrics.py",
     "engine/passes/run.py",
-    "train/batch_feed.py",
     "train/distil.py",
     "tune/search/",
     "cluster/",

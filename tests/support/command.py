@@ -50,18 +50,23 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     def call(*words: object, columns: int = 1000) -> Outcome:
         monkeypatch.setenv("COLUMNS", str(columns))
         monkeypatch.setenv("NO_COLOR", "1")
-        monkeypatch.setattr(sys, "argv", ["clearsep", *map(str, words)])
-        capsys.readouterr()
-        code: object = 0
-        try:
-            clearsep.main()
-        except SystemExit as left:
-            code = left.code or 0
-        output = capsys.readouterr()
-        assert isinstance(code, int)
-        return Outcome(code=code, out=output.out, err=output.err)
+        return call_here(monkeypatch, capsys, *words)
 
     return call
+
+
+def call_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: object) -> Outcome:
+    """Runs the entry point in this process."""
+    monkeypatch.setattr(sys, "argv", ["clearsep", *map(str, words)])
+    capsys.readouterr()
+    code: object = 0
+    try:
+        clearsep.main()
+    except SystemExit as left:
+        code = left.code or 0
+    output = capsys.readouterr()
+    assert isinstance(code, int)
+    return Outcome(code=code, out=output.out, err=output.err)
 
 
 def spawn(*words: object) -> Outcome:

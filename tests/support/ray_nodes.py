@@ -41,11 +41,12 @@ def free_port() -> int:
 
 
 class StartedCluster:
-    """Nodes started by ``ray start --block`` on loopback; ``token`` is random by default, empty for none."""
+    """Nodes started by ``ray start --block`` on loopback, with a random token."""
 
-    def __init__(self, folder: Path, *, num_cpus: float = 1, token: str | None = None) -> None:
-        self.folder, self.token = folder, token if token is not None else secrets.token_hex(32)
+    def __init__(self, folder: Path, *, num_cpus: float = 1, agent_port: int = 0) -> None:
+        self.folder, self.token = folder, secrets.token_hex(32)
         self.port, self.dashboard_port, self.metrics_port = free_port(), free_port(), free_port()
+        self.agent_port = agent_port  # of every node; 0: a free one for each
         self.nodes: list[subprocess.Popen[bytes]] = []
         self.temp_folders: list[str] = []
         head = [
@@ -77,7 +78,7 @@ class StartedCluster:
         quiet["RAY_idle_worker_killing_time_threshold_ms"] = (
             "600000"  # as the documentation recommends for nodes of few CPUs
         )
-        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token} if self.token else {}
+        token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
         return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | quiet | token
 
     def add(self, num_cpus: float = 1) -> subprocess.Popen[bytes]:
@@ -140,7 +141,8 @@ class StartedCluster:
         self.temp_folders.append(folder)
         store = f"--object-store-memory={200 << 20}"
         node = ["--node-ip-address=127.0.0.1", f"--num-cpus={num_cpus:g}", store, "--disable-usage-stats", "--block"]
-        node.append(f"--temp-dir={folder}")
+        agent_port = self.agent_port or free_port()  # the default may be that of another Ray on this machine
+        node += [f"--temp-dir={folder}", f"--dashboard-agent-listen-port={agent_port}"]
         with (self.folder / "ray.log").open("ab") as log:
             return subprocess.Popen(
                 [str(BIN / "ray"), "start", *words, *node], stdout=log, stderr=log, env=self.env, start_new_session=True

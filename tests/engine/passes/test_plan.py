@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-import clearsep
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.plan import plan_pass
 from engine.passes.records import done_names, read_totals
+from tests.support.command import call_here
 from tests.support.signals import RATE_HZ, BandSeparator, FixedSource, mixture, run_stages, tiny_checkpoint, write_clips
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
@@ -179,15 +178,9 @@ def test_the_number_of_threads_is_restored(write):
 
 
 def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["clearsep", "plan", *map(str, words)])
     monkeypatch.setenv("COLUMNS", "200")
-    code = 0
-    try:
-        clearsep.main()
-    except SystemExit as left:
-        code = left.code or 0
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    done = call_here(monkeypatch, capsys, "plan", *words)
+    return done.code, done.out, done.err
 
 
 def test_the_command_prints_the_plan_as_json_and_as_a_table(tmp_path, monkeypatch, capsys):

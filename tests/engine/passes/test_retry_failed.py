@@ -21,7 +21,6 @@ import pytest
 import ray
 import soundfile
 
-import clearsep
 from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
@@ -31,6 +30,7 @@ from engine.passes.shards import stem_shards, verify
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
 from engine.separators import find_separator
+from tests.support.command import call_here
 from tests.support.signals import RATE_HZ, TINY, mixture, read_failures, tiny_checkpoint, write_clips
 from train.data.config import MixConfig
 from train.student import DistilConfig
@@ -98,15 +98,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """Runs a command in this process, on the Ray that it is connected to."""
 
     def call(words: list[str]) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["clearsep", *words])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            clearsep.main()
-        except SystemExit as left:
-            code = left.code or 0
-        printed = capsys.readouterr()
-        return subprocess.CompletedProcess(words, code, printed.out, printed.err)
+        done = call_here(monkeypatch, capsys, *words)
+        return subprocess.CompletedProcess(words, done.code, done.out, done.err)
 
     return call
 

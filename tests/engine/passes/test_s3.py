@@ -18,7 +18,6 @@ import pytest
 import ray
 import soundfile
 
-import clearsep
 from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
@@ -31,6 +30,7 @@ from engine.separators import find_separator, save
 from engine.storage.files import read_json, sha256_file
 from engine.storage.paths import Location, location
 from engine.storage.s3 import S3Path
+from tests.support.command import call_here
 from tests.support.signals import RATE_HZ, TINY, mixture, read_failures, tiny_separator, two_bands
 from train.data.config import MixConfig
 from train.evaluation.mixtures import ValidationConfig
@@ -139,15 +139,9 @@ def assert_same(out: Location, local: Path) -> None:
 
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["clearsep", *words])
-    code: Any = 0
-    try:
-        clearsep.main()
-    except SystemExit as left:
-        code = left.code or 0
-    printed = capsys.readouterr()
-    assert secret() not in printed.out + printed.err
-    return code, printed.out, printed.err
+    done = call_here(monkeypatch, capsys, *words)
+    assert secret() not in done.out + done.err
+    return done.code, done.out, done.err
 
 
 def test_a_pass_in_s3_writes_the_bytes_of_one_on_disk_and_other_commands_read_them(

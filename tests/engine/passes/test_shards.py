@@ -86,6 +86,7 @@ def test_a_missing_shard_is_named(out, use):
 )
 def test_an_unfinished_pass_is_refused(out, use):
     (out / "stems" / "manifest.json").unlink()
+    (out / "stems" / "pass.json").write_text("{}")  # a pass writes it first
     with pytest.raises(ValueError, match=r"cannot find .*manifest\.json \(the pass is not finished\)"):
         use(out / "stems")
     assert not (out / "tracks").exists()
