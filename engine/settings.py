@@ -60,7 +60,7 @@ Fraction = Annotated[Number, Field(ge=0, le=1)]
 """A number from 0 to 1."""
 Count = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=1)]
 """A whole number from 1 on."""
-CountOrNone = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
+CountOrZero = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
 """A whole number from 0 on."""
 Seed = Annotated[int, BeforeValidator(_not_a_bool), Field(ge=0)]
 """A whole number from 0 on that seeds random draws."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.separators import NetworkConfig, QuerySeparator, load
-from engine.settings import RUNTIME, Count, CountOrNone, Fraction, NonNegative, Positive, Seed, config
+from engine.settings import RUNTIME, Count, CountOrZero, Fraction, NonNegative, Positive, Seed, config
 from train.data.batch import Batch
 from train.data.config import MixConfig
 from train.data.strategies.compose import loss_of
@@ -29,7 +29,7 @@ class DistilConfig:
     """Its training mixtures."""
     learning_rate: Positive = 1e-3
     """Highest learning rate, after the warm-up."""
-    warmup_steps: CountOrNone = 50
+    warmup_steps: CountOrZero = 50
     """Steps of linear warm-up."""
     weight_decay: NonNegative = 1e-2
     """Weight decay of AdamW."""
@@ -41,13 +41,13 @@ class DistilConfig:
     """Steps between validations, checkpoints and progress lines."""
     patience: Count | None = None
     """Stop after this many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
-    num_workers: CountOrNone | tuple[Count, Count] = 1
+    num_workers: CountOrZero | tuple[Count, Count] = 1
     """Ray Train workers (data parallel), each with batches of its own, so that their number decides the result.
 
     A pair is the smallest and the largest number, for clusters whose nodes come and go: the training then resumes up to
     a hundred times from its last checkpoint with the nodes that are left. 0 trains in this process, for tests.
     """
-    batch_makers: Annotated[CountOrNone, RUNTIME] = 0
+    batch_makers: Annotated[CountOrZero, RUNTIME] = 0
     """Processes for each worker, on any node, that make its batches, for GPUs that would wait for a single thread; 0: a
     thread of the worker makes them. The batches are the same."""
     use_gpu: Annotated[bool | None, RUNTIME] = None
