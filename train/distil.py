@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,7 +23,7 @@ from torch import nn
 
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.settings import plain
-from engine.storage.files import remove_tree
+from engine.storage.files import remove_leftovers, remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from train.batch_feed import BatchMaker, batches_from_thread
@@ -31,7 +31,7 @@ from train.data.batch import Batch
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import ValidationSet, draw_mixtures
-from train.progress import logged_progress, report_progress
+from train.progress import load_state, logged_progress, remove_damaged, report_progress, save_state
 from train.student import DistilConfig, Student
 from train.task import TrainingRecord, TrainingTask, check_task, data_record, make_task, task_identity
 
@@ -68,26 +68,30 @@ def distil(
     work = out.parent / f".{out.name}-training"
     with lock(work, "training"):
         history = list(read_description(task.start)["history"]) if task.start else []
+        states = work / identity
+        remove_leftovers(states)
+        remove_damaged(states)
         with logged_progress(work) as progress:
-            checkpoint = _fit(replace(task, progress=str(progress)), work, name=f"distil-{identity}")
-            with checkpoint.as_directory() as folder:  # a training in this process keeps it next to the progress file
-                state = torch.load(Path(folder) / "student.pt", map_location="cpu", weights_only=True)
-                record = {
-                    "identity": identity,
-                    "start": read_description(task.start)["fingerprint"] if task.start else None,
-                    "steps": state["counters"]["step"],
-                    "config": plain(config),
-                    "data": data_record(task.data),
-                    "curve": state["curve"],
-                    "wall_s": time.perf_counter() - started,
-                }
-                save(load(Path(folder) / "separator"), out, history=[*history, dict(record)])
+            _fit(replace(task, progress=str(progress), states=str(states)), work)
+        state = load_state(states)
+        if state is None:
+            raise RuntimeError(f"cannot find a state of the training (none was written); see its files in {work}")
+        record = {
+            "identity": identity,
+            "start": read_description(task.start)["fingerprint"] if task.start else None,
+            "steps": int(state["counters"]["step"]),
+            "config": plain(config),
+            "data": data_record(task.data),
+            "curve": state["curve"],
+            "wall_s": time.perf_counter() - started,
+        }
+        save(load(states / "separator"), out, history=[*history, dict(record)])
         remove_tree(work)
     return cast(TrainingRecord, read_description(out)["history"][-1])
 
 
-def _fit(task: TrainingTask, work: Location, *, name: str) -> ray.train.Checkpoint:
-    """Run the workers and return the last checkpoint."""
+def _fit(task: TrainingTask, work: Location) -> None:
+    """Run the workers to the last step."""
     use_gpu, number = task.config.use_gpu, task.config.num_workers
     if use_gpu is None:
         use_gpu = number != 0 and ray.cluster_resources().get("GPU", 0) > 0
@@ -101,23 +105,19 @@ def _fit(task: TrainingTask, work: Location, *, name: str) -> ray.train.Checkpoi
             resources_per_worker=None if use_gpu else {"CPU": 0.5},
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            name=f"ray-{uuid.uuid4().hex}",  # Ray Train would read the files of an earlier start of the same name
             **storage(work),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             failure_config=ray.train.FailureConfig(max_failures=100 if isinstance(number, tuple) else 3),
         ),
     )
     threads = torch.get_num_threads()
     try:
-        result = _in_thread(trainer.fit) if task.config.num_workers else trainer.fit()
+        _in_thread(trainer.fit) if task.config.num_workers else trainer.fit()
     except ray.train.TrainingFailedError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise RuntimeError(f"cannot finish the training ({reason}); see the log of its workers") from error
     finally:
         torch.set_num_threads(threads)  # a training in this process changed it, and float sums depend on it
-    if result.checkpoint is None:
-        raise RuntimeError(f"cannot find a checkpoint of the training (none was reported); see its files in {work}")
-    return result.checkpoint
 
 
 def _train_loop(values: dict[str, TrainingTask]) -> None:
@@ -130,6 +130,8 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
     mixer = task.mixer(rank=rank, num_ranks=num_ranks)
     student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
     _restore(student, task, device, rank)
+    if student.finished:
+        return
     model: nn.Module = student.separator
     if num_ranks > 1:
         model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
@@ -151,8 +153,11 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
                 report_progress(task.progress, student.curve[-1])
             losses.clear()
             stop = _agree(student.finished, num_ranks)
-            saved = _checkpoint(student, rank, Path(task.progress).parent, last=stop)
-            ray.train.report({"step": student.step}, checkpoint=saved, delete_local_checkpoint_after_upload=True)
+            if rank == 0:
+                if stop:
+                    save(student.result(), location(task.states) / "separator")
+                save_state(location(task.states), student.state(), step=student.step)
+            ray.train.report({"step": student.step})
             if stop:
                 break
 
@@ -189,12 +194,11 @@ def _wait_for(pending: ray.ObjectRef) -> tuple[Batch, int]:
 
 
 def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:
-    """Continue from the last checkpoint of this training, if there is one."""
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
+    """Continue from the last state of this training, if there is one."""
+    state = load_state(location(task.states), device=device)
+    if state is None:
         return
-    with checkpoint.as_directory() as folder:
-        student.restore(torch.load(Path(folder) / "student.pt", map_location=device, weights_only=True))
+    student.restore(state)
     if rank == 0:
         report_progress(task.progress, {"resumed_after_step": student.step})
 
@@ -208,38 +212,26 @@ def _agree(finished: bool, num_ranks: int) -> bool:
     return decision[0]
 
 
-def _checkpoint(student: Student, rank: int, folder: Path, *, last: bool) -> ray.train.Checkpoint | None:
-    """The checkpoint that rank 0 reports; the last one also contains the finished separator."""
-    if rank != 0:
-        return None
-    made = Path(tempfile.mkdtemp(dir=folder, prefix="student-"))
-    torch.save(student.state(), made / "student.pt")
-    if last:
-        save(student.result(), made / "separator")
-    return ray.train.Checkpoint.from_directory(made)
-
-
-def _in_thread(fit: Callable[[], ray.train.Result]) -> ray.train.Result:
+def _in_thread(fit: Callable[[], ray.train.Result]) -> None:
     """Call ``fit`` in a thread of its own, so that Ctrl-C stays with this one.
 
     In the main thread Ray Train replaces Python's signal handler, leaves its own there when it is done, and waits in it
     for a controller that may be busy or gone.
     """
-    outcome: list[ray.train.Result | BaseException] = []
+    failed: list[BaseException] = []
 
     def call() -> None:
         try:
-            outcome.append(fit())
+            fit()
         except BaseException as error:  # noqa: BLE001 - raised again in the waiting thread
-            outcome.append(error)
+            failed.append(error)
 
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-    if isinstance(outcome[0], BaseException):
-        raise outcome[0]
-    return outcome[0]
+    if failed:
+        raise failed[0]
 
 
 def storage(work: Location) -> dict[str, Any]:

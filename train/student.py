@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,19 @@ class CurvePoint(TypedDict, total=False):
     """Sounds so far that could not be read or are silent."""
     sdri_db: float
     si_sdri_db: float
+
+
+class StudentState(TypedDict):
+    """Everything that a student resumes from: tensors and plain values, so that it loads with ``weights_only=True``."""
+
+    separator: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer: dict[str, object]
+    best: dict[str, Tensor] | None
+    """The best average so far, under patience."""
+    counters: dict[str, float]
+    """``step``, ``best_db`` and ``waited``."""
+    curve: list[CurvePoint]
 
 
 class Student:
@@ -157,8 +170,8 @@ class Student:
             self.average.load_state_dict(self.best)
         return self.average
 
-    def state(self) -> dict[str, Any]:
-        """Tensors and plain values, so that it loads with ``weights_only=True``."""
+    def state(self) -> StudentState:
+        """Everything that :meth:`restore` needs."""
         return {
             "separator": self.separator.state_dict(),
             "average": self.average.state_dict(),
@@ -168,7 +181,7 @@ class Student:
             "curve": self.curve,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: StudentState) -> None:
         """Continue from a :meth:`state`."""
         self.separator.load_state_dict(state["separator"])
         self.average.load_state_dict(state["average"])

@@ -61,6 +61,8 @@ class TrainingTask:
     """Checkpoint folder to start from; None: from scratch."""
     validation: ValidationSet | None
     """Mixtures on which it is validated."""
+    states: str = ""
+    """Folder of the states from which it resumes."""
     progress: str = ""
     """File to which the first worker appends a line of JSON at every validation and when it resumes."""
 

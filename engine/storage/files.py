@@ -38,10 +38,13 @@ def read_parquet(path: Location, *, schema: pa.Schema | None = None) -> pa.Table
 
 @contextmanager
 def atomic_path(path: Name) -> Iterator[Path]:
-    """Give a temporary local path to write to; the file replaces ``path`` if the block ends without an error."""
+    """Give a temporary local path to write to; the file replaces ``path`` if the block ends without an error.
+
+    Afterwards the file and its name are on the disk, so that a power cut leaves the old file or the new one.
+    """
     target = location(path)
     if isinstance(target, Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
     handle, name = tempfile.mkstemp(dir=target.parent if isinstance(target, Path) else None, prefix=f".{target.name}.")
     os.close(handle)
     temporary = Path(name)
@@ -50,12 +53,29 @@ def atomic_path(path: Name) -> Iterator[Path]:
         if not isinstance(target, Path):
             target.upload(temporary)
             return
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
         temporary.chmod(0o644)
+        _flush(temporary)
         temporary.replace(target)
+        _flush(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, so that they are there after a power cut too."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    """Write a file's bytes, or the names of the files in a folder, through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove_tree(folder: Location) -> None:
@@ -71,7 +91,7 @@ def remove_leftovers(folder: Location) -> None:
     """Delete the temporary files of killed writers in a folder; the caller must hold the folder's lock."""
     if isinstance(folder, Path):  # in S3 there are none
         for path in folder.glob(".*.????????"):
-            if path.suffixes[-2:-1] in ([".parquet"], [".json"], [".yaml"], [".safetensors"]):
+            if path.suffixes[-2:-1] in ([".parquet"], [".json"], [".yaml"], [".safetensors"], [".pt"]):
                 path.unlink(missing_ok=True)
 
 

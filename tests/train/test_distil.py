@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from train.data.config import MixConfig
 from train.data.training_data import TrainingData
 from train.distil import distil
 from train.evaluation.mixtures import ValidationConfig, resolve_validation
+from train.progress import load_state, remove_damaged, save_state
 from train.student import DistilConfig, Student
 from train.task import TrainingTask, training_identity
 from tune.demo import sounds as synth
@@ -125,34 +125,66 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(
         distil(tmp_path / "out", data=_data(clips, 1), config=other, network=_NETWORK)
 
 
-def _command(clips: Path, out: Path) -> list[str]:
-    network = dataclasses.asdict(_NETWORK)
-    settings = [f"network.{name}={value}" for name, value in network.items()]
-    settings += ["distil.steps=160", "distil.validate_every_steps=20", "distil.threads_per_worker=1"]
-    settings += ["distil.mix.batch_size=4", "distil.mix.segment_s=0.5"]
-    overrides = [word for setting in settings for word in ("--set", setting)]
-    command = [sys.executable, "-m", "clearsep", "distil", "-o", str(out), "--from", "scratch"]
-    return [*command, "--clean", str(clips), "--folds", "1", *overrides]
+def _settings(config: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The settings of nested mappings as ``--set`` takes them."""
+    words: list[str] = []
+    for name, value in config.items():
+        more = _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}={value}"]
+        words += more
+    return words
 
 
 @pytest.mark.slow
-def test_a_killed_training_resumes_from_its_checkpoint_and_ends_as_if_undisturbed(clips: Path, tmp_path: Path) -> None:
-    """kill -9 of the whole process group once a checkpoint is recorded; the same command then trains the rest."""
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(_command(clips, killed), start_new_session=True)
-    while process.poll() is None and not list(tmp_path.glob(".killed-training/distil-*/checkpoint_manager_snapshot*")):
-        time.sleep(0.05)
+def test_a_training_whose_power_was_cut_resumes_from_its_last_good_state_and_ends_as_if_undisturbed(
+    ray_session: None, clips: Path, tmp_path: Path
+) -> None:
+    """kill -9 of all processes; what they wrote last is empty, as after a power cut; the same command does the rest."""
+    training = {"steps": 60, "validate_every_steps": 10, "threads_per_worker": 1, "learning_rate": 3e-3}
+    mix = {"batch_size": 4, "segment_s": 0.5}
+    settings = _settings({"network": dataclasses.asdict(_NETWORK), "distil": training | {"mix": mix}})
+    words = [word for setting in settings for word in ("--set", setting)]
+    out = tmp_path / "cut"
+    command = [sys.executable, "-m", "clearsep", "distil", "-o", str(out), "--from", "scratch"]
+    command += ["--clean", str(clips), "--folds", "1", *words]
+    process = subprocess.Popen(command, start_new_session=True)
+    states: list[Path] = []
+    while process.poll() is None and len(states) < 2:
+        states = sorted(tmp_path.glob(".cut-training/*/state-*.pt"))
+        time.sleep(0.01)
     assert process.poll() is None, "the training was over before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
+    everything = [*psutil.Process(process.pid).children(recursive=True), process]
+    for one in everything:
+        one.kill()
     process.wait()
-    again = subprocess.run(_command(clips, killed), check=True, capture_output=True, text=True)
-    assert "resumed_after_step" in again.stderr
-    subprocess.run(_command(clips, whole), check=True, capture_output=True)
-    first, second = (read_description(folder)["history"][-1] for folder in (killed, whole))
-    assert [point["step"] for point in first["curve"]] == list(range(20, 161, 20))
-    assert first["curve"] == second["curve"]
-    ended, wanted = _weights(killed), _weights(whole)
+    psutil.wait_procs(everything[:-1], timeout=30)
+    *_, good, last = sorted(tmp_path.glob(".cut-training/*/state-*.pt"))
+    for path in [last, *tmp_path.glob(".cut-training/ray-*/*.json")]:
+        path.write_bytes(b"")
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert f"{last} is damaged" in again.stderr
+    assert f"resumed_after_step {int(good.name.split('-')[1])}" in again.stderr
+    config = dataclasses.replace(_CONFIG, **training, mix=MixConfig(**mix), num_workers=0)
+    whole = distil(tmp_path / "whole", data=_data(clips, 1), config=config, network=_NETWORK)
+    assert [point["step"] for point in whole["curve"]] == list(range(10, 61, 10))
+    assert read_description(out)["history"][-1]["curve"] == whole["curve"]
+    ended, wanted = _weights(out), _weights(tmp_path / "whole")
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("num_damaged", "step"), [(0, 30), (1, 20), (2, None)])
+def test_the_newest_state_that_is_not_damaged_is_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_damaged: int, step: int | None
+) -> None:
+    for number in (10, 20, 30):
+        save_state(tmp_path, {"step": number}, step=number)
+    newest_first = sorted(tmp_path.iterdir(), reverse=True)
+    assert len(newest_first) == 2
+    for path, data in list(zip(newest_first, (b"", newest_first[1].read_bytes() + b"x"), strict=True))[:num_damaged]:
+        path.write_bytes(data)
+    assert load_state(tmp_path) == (None if step is None else {"step": step})
+    remove_damaged(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2 - num_damaged
+    assert caplog.text.count("is damaged; the training resumes from the state before it") == num_damaged
 
 
 def test_too_few_labels_fail_before_anything_starts(tmp_path: Path, clips: Path) -> None:

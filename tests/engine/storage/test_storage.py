@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -183,3 +184,29 @@ def test_a_claim_may_change_what_is_not_compared(tmp_path):
     assert read_json(path) == {"seed": 0, "gpus": 8}
     with pytest.raises(ValueError, match=r"another seed \(0, not 1\)"):
         claim(path, {"seed": 1, "gpus": 8}, what="a pass", comparable=comparable)
+
+
+def test_a_written_file_and_its_name_are_on_the_disk_before_it_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order of a power cut's guarantee: bytes flushed, file renamed, the names in its folders flushed."""
+    events: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def recorded_fsync(handle: int) -> None:
+        events.append(("flush", os.fstat(handle).st_ino))
+        fsync(handle)
+
+    def recorded_replace(path: Path, target: Path) -> Path:
+        events.append(("rename", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "replace", recorded_replace)
+    target = tmp_path / "new" / "folder" / "file.json"
+    write_json(target, {"a": 1})
+    file, folder, above, top = (path.stat().st_ino for path in (target, *list(target.parents)[:3]))
+    renamed = events.index(("rename", file))
+    assert ("flush", file) in events[:renamed]
+    assert ("flush", folder) in events[renamed:]
+    assert {("flush", above), ("flush", top)} <= set(events), "the names of new folders"
