@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -185,14 +184,19 @@ def test_shares_that_the_cluster_cannot_give_are_refused_instead_of_waited_for(
     assert not (tmp_path / "out").exists()  # other settings may follow
 
 
+_SMALL = PassConfig(rows_per_task=4, shard_s=6.0, clip_s=3.0)
+
+
 def _command(corpus: Path, checkpoint: Path, out: Path) -> list[str]:
-    settings = ["rows_per_task=4", "shard_s=6.0", "clip_s=3.0"]
-    overrides = [word for setting in settings for word in ("--set", setting)]
+    settings = {name: getattr(_SMALL, name) for name in ("rows_per_task", "shard_s", "clip_s")}
+    overrides = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "clearsep", "separate-corpus", str(corpus), "--separator", str(checkpoint)]
     return [*command, "-o", str(out), *overrides]
 
 
-def test_a_killed_pass_resumes_and_ends_as_if_undisturbed(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_killed_pass_resumes_and_ends_as_if_undisturbed(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
     """kill -9 of the process group when the first shard is done; the same command then makes the rest."""
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     process = subprocess.Popen(_command(corpus, checkpoint, killed), start_new_session=True)
@@ -203,7 +207,7 @@ def test_a_killed_pass_resumes_and_ends_as_if_undisturbed(corpus: Path, checkpoi
     before = set(done_names(killed))
     assert before
     subprocess.run(_command(corpus, checkpoint, killed), check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(_command(corpus, checkpoint, undisturbed), check=True, stdout=subprocess.DEVNULL)
+    run_pass(read_corpus(corpus), undisturbed, separator=find_separator(checkpoint), config=_SMALL)
     shards = stem_shards(undisturbed / "stems")
     assert [shard.name for shard in shards] == [shard.name for shard in stem_shards(killed / "stems")]
     for shard in shards:
@@ -231,7 +235,7 @@ def test_an_interrupted_pass_exits_with_130_and_a_message(corpus: Path, checkpoi
 
 
 def test_a_pass_that_cannot_write_is_an_error_and_keeps_finished_work(
-    corpus: Path, checkpoint: Path, tmp_path: Path
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     """A folder has the name of a shard: the worker's error is one line, and the other shards are kept."""
     (tmp_path / "out" / "stems" / "shard-000001-0000.parquet").mkdir(parents=True)
@@ -242,10 +246,8 @@ def test_a_pass_that_cannot_write_is_an_error_and_keeps_finished_work(
     assert last.startswith("error: cannot finish the pass (IsADirectoryError")
     assert last.endswith("; start the same command again to resume")
     (tmp_path / "out" / "stems" / "shard-000001-0000.parquet").rmdir()
-    again = subprocess.run(
-        [*_command(corpus, checkpoint, tmp_path / "out"), "--json"], capture_output=True, text=True, check=True
-    )
-    assert json.loads(again.stdout)["num_stems"] == 29
+    again = run_pass(read_corpus(corpus), tmp_path / "out", separator=find_separator(checkpoint), config=_SMALL)
+    assert again["num_stems"] == 29
 
 
 def test_a_full_disk_is_an_error_that_leaves_what_was_there(tmp_path: Path) -> None:
