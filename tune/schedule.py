@@ -14,6 +14,7 @@ In a run's settings, instead of a plain list with one mapping for each iteration
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -21,7 +22,7 @@ from typing import Any
 
 from engine.errors import nearest
 from engine.selection.thresholds import Quantile, Thresholds
-from engine.settings import Tree, build
+from engine.settings import build
 
 _SHAPES = ("constant", "linear", "cosine", "step", "free")
 _THRESHOLDS = tuple(field.name for field in fields(Thresholds))
@@ -52,10 +53,12 @@ def resolve_shapes(schedule: Any) -> Any:  # noqa: ANN401 - what the user wrote
     return resolve_schedule(schedule) if isinstance(schedule, Mapping) else schedule
 
 
-def shortened(schedule: Iterable[Thresholds]) -> list[Tree]:
-    """A schedule as settings, without the thresholds that have their default."""
+def as_json(schedule: Iterable[Thresholds]) -> str:
+    """A schedule as settings in JSON, without the thresholds that have their default."""
     default = asdict(Thresholds())
-    return [{name: value for name, value in asdict(one).items() if value != default[name]} for one in schedule]
+    return json.dumps(
+        [{name: value for name, value in asdict(one).items() if value != default[name]} for one in schedule]
+    )
 
 
 def require_known(settings: Iterable[object], known: Sequence[str], where: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -169,6 +170,14 @@ def test_a_training_whose_power_was_cut_resumes_from_its_last_good_state_and_end
     assert read_description(out)["history"][-1]["curve"] == whole["curve"]
     ended, wanted = _weights(out), _weights(tmp_path / "whole")
     assert all(torch.equal(ended[name], wanted[name]) for name in wanted)
+
+
+def test_a_state_is_on_the_disk_before_a_step_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: set[int] = set()
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.add(os.fstat(handle).st_ino))
+    save_state(tmp_path, {"step": 1}, step=1)
+    (state,) = tmp_path.iterdir()
+    assert flushed >= {state.stat().st_ino, tmp_path.stat().st_ino}
 
 
 @pytest.mark.parametrize(("num_damaged", "step"), [(0, 30), (1, 20), (2, None)])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 import optuna
 import ray
@@ -23,19 +22,26 @@ from engine.selection.thresholds import Thresholds
 from engine.storage.paths import Location
 from train.distil import storage
 from train.evaluation.mixtures import ValidationSet
-from tune.schedule import shortened
+from tune.schedule import as_json
 from tune.search.config import OBJECTIVES, SearchConfig
-from tune.search.progress import Progress, PruneLosingTrials, loggers
+from tune.search.progress import (
+    Progress,
+    PruneLosingTrials,
+    Recorder,
+    TrialRecord,
+    loggers,
+    read_records,
+    rows_of,
+)
 from tune.search.space import Space, describe
-from tune.search.trial import HISTORY, GivenSchedule, TrialParameters, TrialTask, run_trial, schedule_of
-from tune.search.verdict import TRIALS, TrialReport, TrialRow
+from tune.search.trial import GivenSchedule, TrialParameters, TrialTask, run_trial, schedule_of
+from tune.search.verdict import TrialRow
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the search shows its own progress
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a search like every other command
 
 # Memory that a trial reserves; it reserves no CPU, because its passes and trainings use all that there are.
 _TRIAL_BYTES = 200e6
-_PREFIX = "trial_"
 
 
 def num_concurrent(config: SearchConfig) -> int:
@@ -61,30 +67,56 @@ class Stages:
 
     def baselines(self, schedules: Mapping[str, Sequence[Thresholds]]) -> list[TrialRow]:
         """A trial for each of the named schedules."""
-        given = [GivenSchedule(name=name, schedule=_as_json(schedule)) for name, schedule in schedules.items()]
-        return self._fit("baselines", {"kind": "baseline", "given": ray.tune.grid_search(given)})
+        given = [GivenSchedule(name=name, schedule=as_json(schedule)) for name, schedule in schedules.items()]
+        return self._given("baselines", "baseline", given, self.task)
 
     def searched(self, deadline: float | None, needed: Sequence[str]) -> list[TrialRow]:
         """Trials of drawn schedules; the artifacts that are ``needed`` are kept in any case."""
-        config, several = self.config, len(self.config.objectives) > 1
+        ended, begun = self._records("search")
+        num_left = self.config.trials - len(ended)
+        scheduler = self._scheduler(ended)
+        searcher = self._searcher(ended, [record["config"]["params"] for record in begun][: max(0, num_left)])
+        task = replace(self.task, deadline=deadline)
+        return self._fit("search", ended, num_left, task=task, searcher=searcher, scheduler=scheduler, needed=needed)
+
+    def _searcher(self, ended: Sequence[TrialRecord], begun: Sequence[Mapping[str, Any]]) -> Searcher:
+        """A searcher that knows the trials that have ended, and first suggests those that were broken off."""
+        config = self.config
+        storage, study = optuna.storages.InMemoryStorage(), f"{len(ended)} of {config.trials}"
+        directions = ["maximize" if OBJECTIVES[name] == "max" else "minimize" for name in config.objectives]
+        known = optuna.create_study(storage=storage, study_name=study, directions=directions)
+        for record in ended:
+            known.add_trial(_known_trial(record, self.task.space, config.objectives))
+        several = len(config.objectives) > 1
         sampler = optuna.samplers.TPESampler if config.searcher == "tpe" else optuna.samplers.RandomSampler
-        searcher = OptunaSearch(
+        return OptunaSearch(
             functools.partial(_suggest, self.task.space),
             metric=list(config.objectives) if several else "sdri_db",
             mode=[OBJECTIVES[name] for name in config.objectives] if several else "max",
-            sampler=sampler(seed=config.seed),
+            points_to_evaluate=[_optuna_names(params) for params in begun],
+            sampler=sampler(seed=config.seed + len(ended) + len(begun)),  # the same seed would draw the first again
+            study_name=study,
+            storage=storage,
         )
-        scheduler = None
-        if config.reduction_factor > 1 and config.iterations > 1:
-            scheduler = ASHAScheduler(
-                time_attr="iteration",
-                metric="sdri_db",
-                mode="max",
-                max_t=config.iterations,
-                reduction_factor=config.reduction_factor,
-            )
-        task = replace(self.task, deadline=deadline)
-        return self._fit("search", None, task=task, searcher=searcher, scheduler=scheduler, needed=needed)
+
+    def _scheduler(self, ended: Sequence[TrialRecord]) -> TrialScheduler | None:
+        """The early stopping, which knows the reports of the trials that have ended."""
+        config = self.config
+        if config.reduction_factor <= 1 or config.iterations <= 1:
+            return None
+        scheduler = ASHAScheduler(
+            time_attr="iteration",
+            metric="sdri_db",
+            mode="max",
+            max_t=config.iterations,
+            reduction_factor=config.reduction_factor,
+        )
+        for record in ended:
+            trial = Trial("known", trial_id=record["trial"], stub=True)
+            scheduler.on_trial_add(None, trial)
+            for report in record["reports"]:
+                scheduler.on_trial_result(None, trial, report)
+        return scheduler
 
     def finalists(self, baselines: Mapping[str, Sequence[Thresholds]], searched: Sequence[TrialRow]) -> list[TrialRow]:
         """The baselines and the best drawn schedules, each with several seeds, measured on both sets of mixtures."""
@@ -93,53 +125,73 @@ class Stages:
         for row in sorted(finished, key=lambda row: -(row["sdri_db"] or 0.0)):
             if row["schedule"] not in best.values() and len(best) < self.config.finalists:
                 best[row["name"]] = row["schedule"]
-        chosen = {name: _as_json(schedule) for name, schedule in baselines.items()} | best
+        chosen = {name: as_json(schedule) for name, schedule in baselines.items()} | best
         first_seed = self.task.work.config.distil.seed
         given = [
             GivenSchedule(name=name, schedule=schedule, seed=first_seed + number)
             for number in range(self.config.repeats)
             for name, schedule in chosen.items()
         ]
-        task = replace(self.task, confirmation=self.confirmation)
-        return self._fit("finalists", {"kind": "repeat", "given": ray.tune.grid_search(given)}, task=task)
+        return self._given("finalists", "repeat", given, replace(self.task, confirmation=self.confirmation))
+
+    def _given(
+        self, stage: str, kind: Literal["baseline", "repeat"], given: Sequence[GivenSchedule], task: TrialTask
+    ) -> list[TrialRow]:
+        """Run trials of given schedules, but for those that have ended."""
+        ended, _ = self._records(stage)
+        done = [record["config"]["given"] for record in ended]
+        left = [one for one in given if one not in done]
+        space = {"kind": kind, "given": ray.tune.grid_search(left)}
+        return self._fit(stage, ended, 1 if left else 0, task=task, param_space=space)
+
+    def _records(self, stage: str) -> tuple[list[TrialRecord], list[TrialRecord]]:
+        """The trials of a stage that have ended, and those that were broken off."""
+        records = read_records(self._path(stage))
+        return (
+            [record for record in records if record["state"] != "running"],
+            [record for record in records if record["state"] == "running"],
+        )
+
+    def _path(self, stage: str) -> Location:
+        return self.out / "trials" / f"{stage}.json"
 
     def _fit(
         self,
         stage: str,
-        param_space: dict[str, Any] | None,
+        ended: Sequence[TrialRecord],
+        num_samples: int,
         *,
-        task: TrialTask | None = None,
+        task: TrialTask,
+        param_space: dict[str, Any] | None = None,
         searcher: Searcher | None = None,
         scheduler: TrialScheduler | None = None,
         needed: Sequence[str] | None = None,
     ) -> list[TrialRow]:
-        """Run a stage, or resume it, and return the rows of its trials."""
+        """Run the trials of a stage that are left, and return the rows of all."""
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are in the report, with their reason
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        folder = storage(self.out / "tune")
-        path, filesystem = f"{folder['storage_path']}/{stage}", folder.get("storage_filesystem")
-        trainable = ray.tune.with_resources(
-            ray.tune.with_parameters(run_trial, task=task or self.task), {"CPU": 0, "memory": _TRIAL_BYTES}
+        recorder = Recorder(self._path(stage), ended, self.config.iterations)
+        tuner = ray.tune.Tuner(
+            ray.tune.with_resources(ray.tune.with_parameters(run_trial, task=task), {"CPU": 0, "memory": _TRIAL_BYTES}),
+            param_space=param_space,
+            tune_config=ray.tune.TuneConfig(
+                num_samples=num_samples,
+                max_concurrent_trials=num_concurrent(self.config),
+                trial_dirname_creator=_dirname,
+                reuse_actors=True,
+                search_alg=searcher,
+                scheduler=scheduler,
+            ),
+            run_config=ray.tune.RunConfig(
+                name=f"{stage}-{uuid.uuid4().hex}",  # never a folder that was there before
+                **storage(self.out / "tune"),
+                verbose=0,
+                callbacks=[recorder, *self._callbacks(stage, needed)],
+            ),
         )
-        if ray.tune.Tuner.can_restore(path, filesystem):
-            tuner = ray.tune.Tuner.restore(path, trainable, param_space=param_space, storage_filesystem=filesystem)
-        else:
-            tuner = ray.tune.Tuner(
-                trainable,
-                param_space=param_space,
-                tune_config=ray.tune.TuneConfig(
-                    num_samples=self.config.trials if searcher else 1,
-                    max_concurrent_trials=num_concurrent(self.config),
-                    trial_dirname_creator=_dirname,
-                    reuse_actors=True,
-                    search_alg=searcher,
-                    scheduler=scheduler,
-                ),
-                run_config=ray.tune.RunConfig(
-                    name=stage, **folder, verbose=0, callbacks=self._callbacks(stage, needed)
-                ),
-            )
-        return rows_of(tuner.fit(), self.task.space, self.config.iterations)
+        if num_samples > 0:
+            tuner.fit()
+        return rows_of(read_records(self._path(stage)), self.task.space)
 
     def _callbacks(self, stage: str, needed: Sequence[str] | None) -> list[ray.tune.Callback]:
         callbacks: list[ray.tune.Callback] = [
@@ -151,11 +203,7 @@ class Stages:
         return callbacks
 
 
-def _as_json(schedule: Sequence[Thresholds]) -> str:
-    return json.dumps(shortened(schedule))
-
-
-def _suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
+def _suggest(space: Space, trial: optuna.trial.BaseTrial) -> dict[str, Any]:
     space.draw(_OptunaChooser(trial))
     return {"kind": "searched"}
 
@@ -163,7 +211,7 @@ def _suggest(space: Space, trial: optuna.Trial) -> dict[str, Any]:
 class _OptunaChooser:
     """A chooser that lets Optuna choose."""
 
-    def __init__(self, trial: optuna.Trial) -> None:
+    def __init__(self, trial: optuna.trial.BaseTrial) -> None:
         self._trial = trial
 
     def number(self, name: str, low: float, high: float, step: float | None) -> float:
@@ -176,47 +224,27 @@ class _OptunaChooser:
         return int(self._trial.suggest_int(f"params/{name}", low, high))
 
 
+def _known_trial(record: TrialRecord, space: Space, objectives: Sequence[str]) -> optuna.trial.FrozenTrial:
+    """A trial that has ended, as Optuna has it; one without a report has failed."""
+    fixed = optuna.trial.FixedTrial(_optuna_names(record["config"]["params"]))
+    _suggest(space, fixed)
+    reports = record["reports"]
+    return optuna.trial.create_trial(
+        state=optuna.trial.TrialState.COMPLETE if reports else optuna.trial.TrialState.FAIL,
+        values=[reports[-1][name] for name in objectives] if reports else None,  # type: ignore[literal-required]
+        params=fixed.params,
+        distributions=fixed.distributions,
+    )
+
+
+def _optuna_names(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"params/{name}": value for name, value in params.items()}
+
+
 def _dirname(trial: Trial) -> str:
-    return f"{_PREFIX}{trial.trial_id}"
+    return f"trial_{trial.trial_id}"
 
 
 def _name_and_description(space: Space, config: TrialParameters) -> tuple[str, str]:
     """The name of a trial, empty if its schedule was drawn, and its schedule in short."""
     return config["given"]["name"] if "given" in config else "", describe(schedule_of(config, space))
-
-
-def rows_of(results: ray.tune.ResultGrid, space: Space, num_iterations: int) -> list[TrialRow]:
-    """A row for every trial and iteration, and a row of iteration 0 for a trial that failed before its first report."""
-    rows = [row for result in results for row in _trial_rows(result, space, num_iterations)]
-    return sorted(rows, key=lambda row: (row["trial"], row["iteration"]))  # Tune's own order changes with a restart
-
-
-def _trial_rows(result: ray.tune.Result, space: Space, num_iterations: int) -> list[TrialRow]:
-    reports: list[TrialReport] = json.loads((result.metrics or {}).get(HISTORY, "[]"))
-    error = None if result.error is None else _last_line(result.error)
-    if not reports and error is None:
-        return []  # the time was up before the trial began
-    config: TrialParameters = result.config
-    given, trial = config.get("given"), Path(result.path).name.removeprefix(_PREFIX)
-    is_finished = bool(reports) and reports[-1]["iteration"] == num_iterations
-    schedule = schedule_of(config, space)
-    row: dict[str, Any] = {
-        **dict.fromkeys(TRIALS.names),
-        "trial": trial,
-        "kind": config["kind"],
-        "name": given["name"] if given else trial,
-        "params": json.dumps(config.get("params", {})),
-        "schedule": _as_json(schedule),
-        "description": describe(schedule),
-        "seed": given.get("seed", 0) if given else 0,
-        "iteration": 0,
-        "artifacts": [],
-        "state": "failed" if error else "finished" if is_finished else "stopped",
-        "error": error,
-    }
-    rows = [row | report for report in reports] or [row]
-    return cast(list[TrialRow], rows)
-
-
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -236,7 +237,8 @@ def test_trials_at_the_same_time_wait_for_artifacts_that_another_builds(
     out = copied(found, tmp_path / "search", "base")
     config = build(SearchConfig, settings | {"max_concurrent": 3, "iterations": 1, "trials": 2})
     values = search(config, out)
-    assert {row["state"] for row in values["rows"]} == {"finished"}, "a trial waits for a pass that another builds"
+    assert {row["error"] for row in values["rows"]} == {None}, "a trial waits for a pass that another builds"
+    assert {row["state"] for row in values["rows"]} == {"finished"}
     assert len(list((tmp_path / "search" / "artifacts" / "passes").iterdir())) == 1, "one pass for all"
 
 
@@ -277,13 +279,26 @@ def wait_until(is_so: Callable[[], bool], process: subprocess.Popen[bytes], log:
     until = time.monotonic() + 300
     while not is_so():
         assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
-        time.sleep(0.05)
+        time.sleep(0.2)
+
+
+class RunsCode:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (self.folder,)
 
 
 def test_a_killed_search_resumes_in_each_stage_and_finished_work_stays(
     found: Found, settings: Settings, tmp_path: Path
 ) -> None:
-    """One search, killed -9 among its drawn trials, resumed, killed among its finalists and resumed to its end."""
+    """One search, killed -9 among its drawn trials, resumed, killed among its finalists and resumed to its end.
+
+    Somebody plants pickles that run code, where Ray Tune has its own.
+    """
     space, log = tmp_path / "space.yaml", tmp_path / "log"
     out = copied(found, tmp_path / "search", "base")
     space.write_text(yaml.safe_dump(settings | {"iterations": 1}))
@@ -293,6 +308,10 @@ def test_a_killed_search_resumes_in_each_stage_and_finished_work_stays(
         wait_until(lambda stage=stage: f"{stage}: " in log.read_text(), process, log)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        planted = [*out.rglob("*.pkl"), out / f"tune/{stage}/tuner.pkl", out / f"tune/{stage}/trainable.pkl"]
+        for path in planted:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(pickle.dumps(RunsCode(str(tmp_path / "code-ran"))))
         before |= {path: path.stat().st_mtime_ns for path in out.glob("artifacts/*/*/separator/weights.safetensors")}
         assert before
     assert started(space, out, log).wait(timeout=600) == 0, log.read_text()[-3000:]
@@ -300,14 +319,20 @@ def test_a_killed_search_resumes_in_each_stage_and_finished_work_stays(
     rows = read_rows(out)
     assert len({row["trial"] for row in rows if row["kind"] == "searched"}) == settings["trials"]
     assert {row["state"] for row in rows} == {"finished"}
+    drawn = [row["params"] for row in rows if row["kind"] == "searched"]
+    assert len(set(drawn)) == len(drawn), "a resumed search does not draw the same again"
     assert (out / "report.html").is_file()
+    assert not (tmp_path / "code-ran").exists()
+    with pytest.raises(FileExistsError):
+        (tmp_path / "code-ran").mkdir()
+        pickle.loads(planted[0].read_bytes())
 
 
 def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_each_step(
     found: Found, settings: Settings, tmp_path: Path
 ) -> None:
     """Three baselines, killed as they separate, distil and evaluate, keep no actors, training workers or locks."""
-    slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False, "steps": 60}
+    slow = settings["set"]["distil"] | {"num_workers": 1, "use_gpu": False}
     validation = settings["set"]["validation"]
     run = settings["set"] | {"distil": slow, "validation": validation | {"num_mixtures": 60}}
     more = {"confirmation": validation, "set": run, "iterations": 1, "trials": 1, "max_concurrent": 1, "repeats": 1}
