@@ -10,8 +10,10 @@ import typer
 from engine.cli.console import (
     SEPARATOR_HELP,
     Address,
+    AllowOutside,
     AudioRoot,
     ClassMap,
+    Columns,
     Json,
     Out,
     RetryFailed,
@@ -34,6 +36,8 @@ def separate_corpus(
     tagger: Annotated[str | None, typer.Option(help=TAGGER_HELP)] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
     retry_failed: RetryFailed = False,
     set_: Set = None,
     as_json: Json = False,
@@ -49,7 +53,9 @@ def separate_corpus(
     from engine.taggers import find_tagger
 
     config = build(PassConfig, override({}, set_ or []))
-    corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
+    corpus = read_corpus(
+        manifest, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside
+    )
     source, tagging = find_separator(separator), find_tagger(tagger) if tagger else None
     with connected(address):
         summary = run_pass(corpus, out, separator=source, tagger=tagging, config=config, retry_failed=retry_failed)
@@ -65,6 +71,8 @@ def plan(
     gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: this machine's.")] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -79,7 +87,7 @@ def plan(
 
     config = build(PassConfig, override({}, set_ or []))
     cost = plan_pass(
-        read_corpus(manifest, class_map=class_map, audio_root=audio_root),
+        read_corpus(manifest, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside),
         separator=find_separator(separator),
         tagger=find_tagger(tagger) if tagger else None,
         config=config,

@@ -25,8 +25,10 @@ class Columns:
         self._given: dict[str, _Parts] = {}
         for name, equals, value in (word.partition("=") for word in words if word.strip()):
             if name.strip() not in _NAMES or not equals or not value.strip():
-                rule = f"columns must be like path=fname,labels=tags with names of {', '.join(_NAMES)}"
-                raise ValueError(f"{rule}, got {name}{equals}{value}; correct it")
+                raise ValueError(
+                    f"columns must be like path=fname,labels=tags, got {name}{equals}{value!r}; names are "
+                    f"{', '.join(_NAMES)}"
+                )
             self._given[name.strip()] = _parts(value.strip())
         hidden = {"labels", "label"} if {"labels", "label"} & set(self._given) else set[str]()
         self._others = [name for name in _NAMES if name not in self._given and name not in hidden]
@@ -57,12 +59,12 @@ def _parts(value: str) -> _Parts:
         return [("", value, "")]
     try:
         parts = [(text, field, spec or "") for text, field, spec, _ in string.Formatter().parse(value)]
-        for _, field, spec in parts:
+        for *_, spec in parts:
             format("", spec)
-            if field == "":
-                raise ValueError("a brace without a column")
     except ValueError as error:
         raise ValueError(f"columns must have braces like {{fname}}.wav, got {value!r} ({error}); correct it") from error
+    if any(field == "" for _, field, _ in parts):
+        raise ValueError(f"columns must have a name or number in braces, got {value!r}; correct it")
     return parts
 
 

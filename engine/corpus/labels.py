@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import unicodedata
 from collections.abc import Iterable, Mapping
 
 from engine.schema import plain_label
 
+_LOGGER = logging.getLogger(__name__)
 MAX_TEXT = 4096
 """Characters of a path or a label; Linux opens no longer path."""
 MAX_LABELS = 512
@@ -23,13 +25,18 @@ def separator_of(cells: Iterable[object]) -> str:
     So one cell with a semicolon makes commas a part of names everywhere in the column, such as "Male speech, man
     speaking". Lists, also those in JSON, separate their labels by themselves and are left out.
     """
-    found = ","
+    found, example = ",", ""
     for cell in cells:
         if isinstance(cell, str) and not cell.lstrip().startswith("["):
             if ";" in cell:
                 return ";"
-            if "|" in cell:
-                found = "|"
+            found = "|" if "|" in cell else found
+            example = example or (cell if ", " in cell and '"' not in cell else "")
+    if found == "," and example:
+        _LOGGER.warning(
+            f"the list separates labels at commas, such as {example[:80]!r}; if that is one label, put semicolons "
+            "between labels, or read each cell as one label with --columns label=labels"
+        )
     return found
 
 
@@ -50,8 +57,10 @@ def labels_of(row: Mapping[str, object]) -> list[str]:
             spelled.setdefault(plain_label(label), label)
     num_characters = sum(map(len, spelled.values()))
     if len(spelled) > MAX_LABELS or num_characters > MAX_LABELS_TEXT:
-        rule = f"a clip must have at most {MAX_LABELS} labels of {MAX_LABELS_TEXT} characters together"
-        raise ValueError(f"{rule}, got {len(spelled)} of {num_characters}; check what separates them")
+        raise ValueError(
+            f"a clip must have at most {MAX_LABELS} labels of {MAX_LABELS_TEXT} characters together, got "
+            f"{len(spelled)} of {num_characters}; check what separates them"
+        )
     return list(spelled.values())
 
 
@@ -66,8 +75,9 @@ def _split(cell: str, separator: str) -> object:
         try:
             return json.loads(cell)
         except (ValueError, RecursionError) as error:
-            reason = f"got {cell[:80]!r} ({error})"
-            raise ValueError(f"labels in brackets must be a JSON list, {reason}; correct it") from error
+            raise ValueError(
+                f"labels in brackets must be a JSON list, got {cell[:80]!r} ({error}); correct it"
+            ) from error
     if '"' in cell:  # a quoted label may have the separator inside
         try:
             return next(csv.reader([cell], delimiter=separator, skipinitialspace=True, strict=True), [])

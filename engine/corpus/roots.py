@@ -1,4 +1,4 @@
-"""Where the files of a list are: the file that a path of the list means, and whether it is inside the list's root."""
+"""The root of a list: which file a path of the list means, and whether that file is inside."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Root(str):
     """A file that is named like a video may be its segment: see :func:`engine.corpus.audioset.located`."""
 
     def __new__(cls, folder: str, *, is_confined: bool = True, is_audioset: bool = False) -> Root:
-        """Make a root of a folder's name."""
+        """Return a root with the name of a folder."""
         root = super().__new__(cls, folder)
         root.is_confined, root.is_audioset = is_confined, is_audioset
         return root

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from engine.corpus.clips import ManifestRow
 from engine.corpus.columns import Columns
-from engine.corpus.labels import MAX_LABELS, separator_of
+from engine.corpus.labels import MAX_LABELS, MAX_TEXT, separator_of
 from engine.storage.files import open_binary, parquet_file
 from engine.storage.paths import Location
 
@@ -89,9 +89,12 @@ def _jsonl_rows(path: Location, required: Required) -> Iterator[ManifestRow | Va
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
+        if len(line) > _MAX_JSON:
+            yield ValueError(
+                f"a row must have at most {_MAX_JSON} characters, got {len(line)} in line {number}; cut it"
+            )
+            continue
         try:
-            if len(line) > _MAX_JSON:
-                raise ValueError(f"it has more than {_MAX_JSON} characters")
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             yield ValueError(f"cannot read line {number} as JSON ({error}); correct it")
@@ -110,21 +113,35 @@ def _jsonl_rows(path: Location, required: Required) -> Iterator[ManifestRow | Va
 def _parquet_rows(path: Location, required: Required) -> Iterator[ManifestRow | ValueError]:
     try:
         with parquet_file(path) as file:
+            columns = [file.schema.column(number) for number in range(len(file.schema))]
+            texts = [column.path for column in columns if column.physical_type == "BYTE_ARRAY"]
             _require_columns(file.schema_arrow.names, path, required)
             wanted = {"path", "labels", "label", "start_s", "end_s", "fold"}.union(*required)
             names = [name for name in file.schema_arrow.names if name in wanted]
+        # Equal texts stay one: a file of some KiB may repeat a text until no memory has room for it.
+        with parquet_file(path, read_dictionary=texts) as file:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=names):
-                yield from _short_rows(batch)
+                yield from _short_rows(pa.RecordBatch.from_arrays(list(map(_short_texts, batch.columns)), names))
     except pa.ArrowInvalid as error:
         raise ValueError(f"cannot read {str(path)!r} as Parquet ({error}); write it again") from error
 
 
+def _short_texts(column: pa.Array) -> pa.Array:
+    """A column whose texts are cut after the first character that is too many, for the checks that follow."""
+    if isinstance(column, pa.ListArray):
+        return pa.ListArray.from_arrays(column.offsets, _short_texts(column.values), mask=column.is_null())
+    if not isinstance(column, pa.DictionaryArray) or not pa.types.is_string(column.dictionary.type):
+        return column
+    texts = pc.utf8_slice_codeunits(column.dictionary, 0, MAX_TEXT + 1)
+    return pa.DictionaryArray.from_arrays(column.indices, texts)
+
+
 def _short_rows(batch: pa.RecordBatch) -> Iterator[ManifestRow | ValueError]:
     """The rows of a batch; a row with a list of too many items is an error before it becomes Python objects."""
-    lengths = [pc.list_value_length(column) for column in batch.columns if pa.types.is_list(column.type)]
+    lengths = [pc.list_value_length(column).to_pylist() for column in batch.columns if pa.types.is_list(column.type)]
     begin = 0
     for number in range(len(batch)):
-        num_items = max((length[number].as_py() or 0 for length in lengths), default=0)
+        num_items = max((length[number] or 0 for length in lengths), default=0)
         if num_items > MAX_LABELS:
             yield from batch.slice(begin, number - begin).to_pylist()
             yield ValueError(f"a clip must have at most {MAX_LABELS} labels, got {num_items}; check the row")
