@@ -38,7 +38,7 @@ class Root(str):
 
         Only an absolute path that begins differently is compared by what its folders' links lead to.
         """
-        if not self.is_confined:
+        if not self.is_confined or (".." not in path and not path.startswith(("/", "\\", _SCHEME))):
             return
         if not self.startswith(_SCHEME):
             plain = _joined(self, path.replace("\\", "/"))

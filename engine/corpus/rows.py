@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import posixpath
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ AUDIO_SUFFIXES = frozenset(
 _MAX_CELL = 1 << 26  # characters of a CSV cell: enough for any list of labels, and an unclosed quote ends there
 _MAX_JSON = 1 << 22  # characters of a JSON line; its objects take fifty times as many bytes
 _BATCH_ROWS = 64  # of a Parquet file, whose cells may be far larger than the file
+_COLUMN_NAME = re.compile(r"[\w .;|\t-]{1,80}")  # other text is of a file that is no list, and not shown
 _CLIP_COLUMNS = (("path",), ("labels", "label"))
 Required = Sequence[tuple[str, ...]]
 """Columns that a list must have: one of each group."""
@@ -59,8 +61,11 @@ def csv_cells(path: Location, *, skip_spaces: bool = False) -> Iterator[list[str
 def _require_columns(columns: Collection[str], path: Location, required: Required) -> None:
     for names in required:
         if not any(name in columns for name in names):
-            remedy = f"rename one, or name it with --columns {names[0]}=..."
-            raise ValueError(f"{str(path)!r} must have a column {' or '.join(names)}, got {sorted(columns)}; {remedy}")
+            found = [name for name in sorted(columns) if _COLUMN_NAME.fullmatch(name)][:20]
+            raise ValueError(
+                f"{str(path)!r} must have a column {' or '.join(names)}, got {found}; rename one, or name it with "
+                f"--columns {names[0]}=COLUMN"
+            )
 
 
 def csv_rows(path: Location, required: Required = _CLIP_COLUMNS) -> Iterator[ManifestRow | ValueError]:

@@ -101,7 +101,7 @@ def read_sources(
     if not kept:
         known = sorted({row["fold"] for row in sources})
         raise ValueError(f"folds must include one of {known}, got {list(folds or [])} for {path}; choose other folds")
-    return SourceClips(pa.Table.from_pylist(kept, schema=SOURCES), root)
+    return SourceClips(pa.Table.from_pylist(kept, schema=SOURCES), str(root))
 
 
 def _source_row(row: ManifestRow | ValueError, root: Root, where: str) -> SourceRow:
