@@ -142,8 +142,8 @@ def evaluate(
     if list_ is not None and audio is not None:
         if folds or columns or audio_root or num_mixtures is not None or num_sources is not None:
             raise ValueError(
-                "a list must be evaluated as published, got options of --clips; leave out --folds, --columns, "
-                "--audio-root, --num-mixtures and --num-sources"
+                "a list must be evaluated as published, got options of --clips; leave out --folds, --num-mixtures and "
+                "--num-sources, --columns and --audio-root"
             )
         mixtures = read_list(Path(list_))
         result = evaluate_list(load_separator(separator), mixtures, Path(audio), seed=seed)

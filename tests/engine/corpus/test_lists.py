@@ -19,8 +19,10 @@ from engine.corpus.labels import MAX_LABELS, MAX_LABELS_TEXT
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import read_sources
 from engine.schema import plain_label
+from tests.support import ROOT
 
 COMPOSED, APART = (unicodedata.normalize(form, "Café-Gespräch") for form in ("NFC", "NFD"))
+DATA_PAGE = (ROOT / "docs/guides/data.md").read_text()
 MALE = "Male speech, man speaking"
 
 
@@ -150,6 +152,7 @@ PUBLISHED = {  # the recipes of docs/guides/data.md
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_lists_are_read_as_they_are(tmp_path: Path, name: str) -> None:
     text, columns, wanted, folds = PUBLISHED[name]
+    assert f"| {name} | `--columns " in DATA_PAGE and columns in DATA_PAGE
     path = written(tmp_path / "lists", text)
     corpus = read_corpus(path, columns=columns, audio_root=tmp_path / "audio")
     rows = corpus.clips.to_pylist()
