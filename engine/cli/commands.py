@@ -125,7 +125,7 @@ def score(
     mixture: Annotated[str, typer.Argument(help="Audio file of the mixture.")],
     stems: Annotated[list[str], typer.Argument(help="Audio files of its stems, separated by any tool.")],
     labels: Annotated[
-        str | None, typer.Option(help="Labels of the stems, comma-separated; default: file names.")
+        str | None, typer.Option(help="Labels of the stems, separated by ; or by commas; default: file names.")
     ] = None,
     separator: Annotated[
         str | None, typer.Option(help=SEPARATOR_HELP + " It separates each stem again with the rivals' queries.")
@@ -143,7 +143,7 @@ def score(
     from engine.settings import build, override
 
     thresholds = build(Thresholds, override({}, set_ or []))
-    names = [label.strip() for label in labels.split(",")] if labels else [Path(stem).stem for stem in stems]
+    names = _labels(labels) if labels else [Path(stem).stem for stem in stems]
     if len(names) != len(stems) or len(set(names)) != len(names):
         raise ValueError(f"labels must be {len(stems)} different names, one per stem, got {names}; give --labels")
     scored = score_files(
@@ -155,6 +155,14 @@ def score(
         estimator=estimator,
     )
     print_result(lambda: [scores_table(scored)], {"stems": scored}, as_json)
+
+
+def _labels(text: str) -> list[str]:
+    """The labels in a text by the rule of a manifest's column."""
+    from engine.corpus.labels import label_of, separator_of, split
+
+    found = split(text, separator_of([text]))
+    return [label_of(one) for one in found] if isinstance(found, list) else []
 
 
 def failures(

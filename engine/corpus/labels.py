@@ -47,7 +47,7 @@ def labels_of(row: Mapping[str, object]) -> list[str]:
     """
     cell = row.get("labels", row.get("label"))
     if isinstance(cell, str) and "labels" in row:
-        cell = _split(cell, str(row.get("separator", ",")))
+        cell = split(cell, str(row.get("separator", ",")))
     items = [] if cell is None else [cell] if isinstance(cell, str) else cell
     if not isinstance(items, list):
         raise ValueError(f"labels must be a list of strings, got {cell!r}; correct the row")
@@ -69,7 +69,8 @@ def label_of(value: object) -> str:
     return unicodedata.normalize("NFC", text_of(value, "a label")).strip()
 
 
-def _split(cell: str, separator: str) -> object:
+def split(cell: str, separator: str) -> object:
+    """The labels in a text: a JSON list, or separated by ``separator`` except inside quotation marks."""
     cell = cell.strip()
     if cell.startswith("["):
         try:

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from engine.corpus.audioset import audioset_rows, display_names
 from engine.corpus.clips import ManifestRow, clip_row, failure_row
 from engine.corpus.columns import Columns
-from engine.corpus.roots import Root
+from engine.corpus.roots import Root, find
 from engine.corpus.rows import folder_rows, manifest_rows
 from engine.corpus.table import Corpus
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Location, Name
 
 
 def read_corpus(
@@ -34,19 +34,19 @@ def read_corpus(
     >>> corpus.num_clips, corpus.num_failures
     (2, 0)
     """
-    path = location(source)
+    path = find(source)
     if not path.exists():
         raise ValueError(f"a corpus must be a file or folder, got {str(path)!r} which does not exist; check the path")
     is_folder = path.is_dir()
     is_manifest = class_map is None and not is_folder
     # Files that were found by listing a folder are where its owner put them, also behind links.
     root = Root(
-        str(location(audio_root) if audio_root is not None else path if is_folder else path.parent),
+        str(find(audio_root) if audio_root is not None else path if is_folder else path.parent),
         is_confined=is_manifest and not allow_outside,
         is_audioset=class_map is not None,
     )
     if class_map is not None:
-        rows = audioset_rows(path, display_names(location(class_map)), root)
+        rows = audioset_rows(path, display_names(find(class_map)), root)
     elif is_folder:
         rows = folder_rows(path)
     else:

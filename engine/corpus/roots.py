@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 
 from engine.errors import AudioError
-from engine.storage.paths import location
+from engine.storage.paths import Location, Name, location
 
 _SCHEME = "s3://"
 _MAX_SPELLINGS = 64  # of one path that mixes Unicode forms
@@ -66,6 +66,11 @@ def resolve(root: str, path: str) -> str:
     return found
 
 
+def find(name: Name) -> Location:
+    """The location with a user's name of a list or folder, in another Unicode form if there is only that one."""
+    return location(resolve("/", str(location(name))))
+
+
 def _prefix(root: str) -> str:
     return root.removesuffix("/") + "/"
 
@@ -110,7 +115,7 @@ def _exists(name: str) -> bool:
     if not name.startswith(_SCHEME):
         return os.path.exists(name)
     try:
-        return location(name).is_file()
+        return location(name).exists()
     except PermissionError:  # S3's answer for a missing object, without the right to list
         return False
     except OSError as error:

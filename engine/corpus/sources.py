@@ -16,10 +16,10 @@ import pyarrow as pa
 from engine.corpus.clips import ManifestRow, path_of
 from engine.corpus.columns import Columns
 from engine.corpus.labels import label_of
-from engine.corpus.roots import Root, resolve
+from engine.corpus.roots import Root, find, resolve
 from engine.corpus.rows import folder_rows, manifest_rows
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name, location
+from engine.storage.paths import Name
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
 
@@ -87,11 +87,11 @@ def read_sources(
     >>> len(clips)
     4
     """
-    source = location(path)
+    source = find(path)
     if not source.exists():
         raise ValueError(f"sources must be a CSV or folder, got {str(source)!r} which does not exist; check the path")
     is_folder = source.is_dir()
-    folder = location(audio_root) if audio_root is not None else source if is_folder else source.parent
+    folder = find(audio_root) if audio_root is not None else source if is_folder else source.parent
     root = Root(str(folder), is_confined=not is_folder and not allow_outside)
     rows = folder_rows(source) if is_folder else manifest_rows(source, Columns(columns), ("path",), ("label",))
     sources = [_source_row(row, root, f"{path}, row {number}") for number, row in enumerate(rows, 1)]

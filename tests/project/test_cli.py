@@ -409,6 +409,11 @@ def test_score_needs_as_many_different_labels_as_stems(cli: Cli, mixed: tuple[Pa
     assert "--labels" in cli("score", *mixed, "--labels", labels).error()
 
 
+def test_score_takes_labels_with_commas(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    stems = cli("score", *mixed, "--labels", "Male speech, man speaking;Rain", "--json").document()["stems"]
+    assert [stem["label"] for stem in stems] == ["Male speech, man speaking", "Rain"]
+
+
 def test_score_of_a_file_that_is_missing_or_no_audio(cli: Cli, mixed: tuple[Path, ...], tmp_path: Path) -> None:
     assert "nowhere.wav" in cli("score", tmp_path / "nowhere.wav", *mixed[1:]).error()
     assert "nowhere.wav" in cli("score", *mixed, tmp_path / "nowhere.wav").error()

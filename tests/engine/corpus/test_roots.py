@@ -163,6 +163,19 @@ def test_the_file_with_the_name_as_written_comes_first(tmp_path: Path) -> None:
     assert resolve(str(tmp_path), "x\\y.wav") == f"{tmp_path}/x/y.wav"
 
 
+def test_lists_and_folders_are_found_in_the_other_form_too(tmp_path: Path, decoder: Decoder) -> None:
+    put(tmp_path / f"d{NFD}" / "a.wav")
+    manifest(tmp_path / f"d{NFD}", "a.wav").rename(tmp_path / f"d{NFD}" / f"{NFD}.jsonl")
+    (tmp_path / "m.jsonl").write_text(json.dumps({"path": "a.wav", "labels": ["dog"], "label": "dog"}))
+    for corpus in (
+        read_corpus(tmp_path / f"d{NFC}" / f"{NFC}.jsonl"),
+        read_corpus(tmp_path / "m.jsonl", audio_root=tmp_path / f"d{NFC}"),
+    ):
+        assert outcome(corpus, decoder) == (["a.wav"], [])
+    (path,) = read_sources(tmp_path / "m.jsonl", audio_root=tmp_path / f"d{NFC}").table["path"].to_pylist()
+    assert Path(path).is_file()
+
+
 def test_the_fingerprint_of_a_list_does_not_depend_on_the_form_on_disk(tmp_path: Path) -> None:
     fingerprints = set()
     for number, name in enumerate((NFC, NFD)):
