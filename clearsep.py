@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from cluster.session import connect as connect
     from engine.corpus.read import read_corpus as read_corpus
+    from engine.corpus.sources import read_sources as read_sources
     from engine.passes.run import run_pass as run_pass
     from engine.scoring import metrics as metrics
     from engine.selection.score_files import score_files as score_files
@@ -38,6 +39,7 @@ _PUBLIC = {
     "load_separator": "engine.separators:load_separator",
     "metrics": "engine.scoring.metrics",
     "read_corpus": "engine.corpus.read:read_corpus",
+    "read_sources": "engine.corpus.sources:read_sources",
     "run": "tune.run:run",
     "run_pass": "engine.passes.run:run_pass",
     "score_files": "engine.selection.score_files:score_files",

@@ -11,6 +11,7 @@ Unit suffixes: ``_s`` seconds, ``_hz``, ``_db``, ``_dbfs``, ``_fraction`` (0 to 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -110,8 +111,11 @@ _SENTENCE = "the sound of "
 
 
 def plain_label(label: str) -> str:
-    """The common spelling of a label: lower case, spaces for underscores, without ClearSep's "The sound of"."""
-    words = label.strip().lower().replace("_", " ")
+    """The common spelling of a label: lower case, spaces for underscores, without ClearSep's "The sound of".
+
+    Composed and decomposed letters are the same (Unicode's NFC).
+    """
+    words = unicodedata.normalize("NFC", label).strip().lower().replace("_", " ")
     return words.removeprefix(_SENTENCE)
 
 

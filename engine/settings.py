@@ -133,11 +133,18 @@ def read_yaml(path: str | Path, example: str) -> Tree:
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); correct it") from None
+        raise ValueError(f"cannot read {path} as YAML ({yaml_problem(error)}); correct it") from None
     if not isinstance(settings, dict):
         kind = type(settings).__name__
         raise ValueError(f"{path} must be a mapping of settings, got {kind}; write it like `{example}`")
     return settings
+
+
+def yaml_problem(error: Exception) -> str:
+    """A parser's complaint and its place, without the lines of the file that YAML's own message shows."""
+    mark = getattr(error, "problem_mark", None)
+    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    return f"{getattr(error, 'problem', None) or type(error).__name__}{place}"
 
 
 def merged(base: Tree, over: Tree) -> Tree:

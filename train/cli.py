@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli.console import SEPARATOR_HELP, Address, Json, Out, Set, connected, print_result
+from engine.cli.console import (
+    SEPARATOR_HELP,
+    Address,
+    AllowOutside,
+    AudioRoot,
+    Columns,
+    Json,
+    Out,
+    Set,
+    connected,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
@@ -21,6 +33,9 @@ def calibrate(
     clean: Annotated[str, typer.Option(help=f"{_CLIPS}; the separator must not be trained on them.")],
     out: Out,
     folds: Folds = None,
+    columns: Columns = None,
+    audio_root: AudioRoot = None,
+    allow_outside: AllowOutside = False,
     tagger: Annotated[str | None, typer.Option(help="Folder of a tagger that is not trained on them either.")] = None,
     set_: Set = None,
     as_json: Json = False,
@@ -39,7 +54,7 @@ def calibrate(
     from train.judges.calibrate import calibrate as fit
 
     config = build(CalibrationConfig, override({}, set_ or []))
-    clips = read_sources(clean, folds=folds)
+    clips = read_sources(clean, folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside)
     estimator = fit(
         load_separator(separator), clips, tagger=find_tagger(tagger).open() if tagger else None, config=config
     )
@@ -53,6 +68,9 @@ def distil(
     from_: Annotated[str, typer.Option("--from", help="Checkpoint folder of the teacher, or `scratch`.")],
     clean: Annotated[str | None, typer.Option(help=f"{_CLIPS}.")] = None,
     folds: Folds = None,
+    columns: Columns = None,
+    audio_root: AudioRoot = None,
+    allow_outside: AllowOutside = False,
     tracks: Annotated[str | None, typer.Option(help="Tracks that `filter` or an iteration selected.")] = None,
     set_: Set = None,
     as_json: Json = False,
@@ -72,8 +90,12 @@ def distil(
     from train.tables import curve_table
 
     settings = build(TrainingConfig, override({}, set_ or []))
-    data = TrainingData(clean=read_sources(clean, folds=folds) if clean else None, tracks=tracks)
-    validation = resolve_validation(settings.validation) if settings.validation else None
+    read = functools.partial(
+        read_sources, folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside
+    )
+    data = TrainingData(clean=read(clean) if clean else None, tracks=tracks)
+    chosen = settings.validation
+    validation = resolve_validation(chosen, allow_outside=allow_outside) if chosen else None
     with connected(address):
         record = train(
             out,
@@ -92,6 +114,9 @@ def evaluate(
     list_: Annotated[str | None, typer.Option("--list", help="AudioSep's or CLAPSep's evaluation CSV.")] = None,
     audio: Annotated[str | None, typer.Option(help="Folder of the audio that --list names.")] = None,
     folds: Folds = None,
+    columns: Columns = None,
+    audio_root: AudioRoot = None,
+    allow_outside: AllowOutside = False,
     num_mixtures: Annotated[int | None, typer.Option(help="Mixtures to draw from --clips; default: 300.")] = None,
     num_sources: Annotated[int | None, typer.Option(help="Sources in each mixture; default: 2.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mixtures and of the queries for absent sounds.")] = 0,
@@ -115,17 +140,17 @@ def evaluate(
         )
     result: Evaluation
     if list_ is not None and audio is not None:
-        if folds or num_mixtures is not None or num_sources is not None:
+        if folds or columns or audio_root or num_mixtures is not None or num_sources is not None:
             raise ValueError(
                 "a list must be evaluated as published, got options of --clips; leave out --folds, --num-mixtures and "
-                "--num-sources"
+                "--num-sources, --columns and --audio-root"
             )
         mixtures = read_list(Path(list_))
         result = evaluate_list(load_separator(separator), mixtures, Path(audio), seed=seed)
     else:
         result = measure(
             load_separator(separator),
-            read_sources(str(clips), folds=folds),
+            read_sources(str(clips), folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside),
             num_mixtures=300 if num_mixtures is None else num_mixtures,
             num_sources=2 if num_sources is None else num_sources,
             seed=seed,

@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from engine.cli.console import Address, AudioRoot, ClassMap, Json, Out, RetryFailed, Set, connected, print_result
+from engine.cli.console import (
+    Address,
+    AllowOutside,
+    AudioRoot,
+    ClassMap,
+    Columns,
+    Json,
+    Out,
+    RetryFailed,
+    Set,
+    connected,
+    print_result,
+)
 
 if TYPE_CHECKING:
     from engine.cli.settings_page import Section
@@ -95,12 +107,16 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
     as_json: Json = False,
 ) -> None:
     """Show the contents of a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
     from tune.tables import inspect as report
 
-    tables, value = report(path, class_map=class_map, audio_root=audio_root)
+    tables, value = report(
+        path, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside
+    )
     print_result(lambda: tables, value, as_json)
 
 

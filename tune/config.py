@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from engine.passes.config import PassConfig
 from engine.selection.thresholds import Thresholds
 from engine.separators import NetworkConfig
-from engine.settings import config
+from engine.settings import RUNTIME, config
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
@@ -28,6 +28,10 @@ class RunConfig:
     """AudioSet's ``class_labels_indices.csv``; only for AudioSet's segment CSV."""
     audio_root: str | None = None
     """Folder of the corpus' audio files; null: the folder of its manifest."""
+    columns: str | None = None
+    """Names of columns in the corpus' manifest, such as ``path=fname,labels=tags``; null: path, labels and so on."""
+    allow_outside: Annotated[bool, RUNTIME] = False
+    """Whether the lists of this run may name files outside their folders (or ``audio_root``), for lists you trust."""
     clean: str | None = None
     """Single-source clips, CSV ``path,label[,fold]`` or a folder with a subfolder per label.
 
@@ -35,6 +39,10 @@ class RunConfig:
     """
     clean_folds: tuple[int, ...] | None = None
     """Folds of ``clean`` to use; null: all."""
+    clean_columns: str | None = None
+    """Names of columns in the list ``clean``, such as ``path=filename,label=category``; null: path, label and fold."""
+    clean_audio_root: str | None = None
+    """Folder of the audio files of ``clean``; null: the folder of its list."""
     separator: str | None = None
     """Seed: a checkpoint folder, or the dotted name ``package.module:factory`` of a separator of your own.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +28,8 @@ class Inputs:
     Can be pickled; another process reads the corpus again, because a corpus lies in a temporary folder of one machine.
     """
 
-    corpus_names: tuple[str, str | None, str | None]
-    """Absolute names of the corpus, of AudioSet's class map and of the folder of the audio."""
+    open_corpus: Callable[[], Corpus]
+    """Reads the corpus, by absolute names."""
     clean: SourceClips | None
     """Single-source clips of the folds in use."""
     separator: SeparatorSource | None
@@ -45,8 +46,7 @@ class Inputs:
     @functools.cached_property
     def corpus(self) -> Corpus:
         """The natural clips."""
-        source, class_map, audio_root = self.corpus_names
-        return read_corpus(source, class_map=class_map, audio_root=audio_root)
+        return self.open_corpus()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "corpus"}
@@ -57,14 +57,22 @@ def resolve(config: RunConfig) -> Inputs:
 
     Raises ``ValueError`` for whatever cannot be read, and for settings that could only fail hours later.
     """
+    validated = functools.partial(resolve_validation, allow_outside=config.allow_outside)
     inputs = Inputs(
-        corpus_names=(str(location(config.corpus)), _absolute(config.class_map), _absolute(config.audio_root)),
-        clean=read_sources(location(config.clean), folds=config.clean_folds) if config.clean else None,
+        open_corpus=functools.partial(
+            read_corpus,
+            str(location(config.corpus)),
+            class_map=_absolute(config.class_map),
+            audio_root=_absolute(config.audio_root),
+            columns=config.columns,
+            allow_outside=config.allow_outside,
+        ),
+        clean=_clean(config) if config.clean else None,
         separator=find_separator(config.separator) if config.separator else None,
         estimator=load_estimator(config.estimator) if config.estimator else None,
         tagger=find_tagger(config.tagger) if config.tagger else None,
-        validation=resolve_validation(config.validation) if config.validation else None,
-        training_validation=resolve_validation(config.training_validation) if config.training_validation else None,
+        validation=validated(config.validation) if config.validation else None,
+        training_validation=validated(config.training_validation) if config.training_validation else None,
     )
     require_clips(inputs.corpus, config.engine)
     require_judges(config)
@@ -72,6 +80,16 @@ def resolve(config: RunConfig) -> Inputs:
     for name in ("validation", "training_validation"):
         require_known_labels(name, getattr(inputs, name), inputs)
     return inputs
+
+
+def _clean(config: RunConfig) -> SourceClips:
+    return read_sources(
+        location(str(config.clean)),
+        folds=config.clean_folds,
+        audio_root=config.clean_audio_root,
+        columns=config.clean_columns,
+        allow_outside=config.allow_outside,
+    )
 
 
 def _absolute(name: Name | None) -> str | None:

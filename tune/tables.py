@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from engine.cli.reports import is_shard, pass_report, shard_report, values_report
 from engine.cli.tables import FLOOR, Report, Table, db_text, limit_text, tracks_table
 from engine.corpus.read import read_corpus
+from engine.corpus.table import Corpus
 from engine.selection.tracks import read_tracks
 from engine.separators import read_description
 from engine.storage.files import read_json
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Name, location
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
@@ -78,8 +79,10 @@ def _label_cell(validation: Evaluation, label: str) -> str:
     return "" if figures is None else f"{figures['sdri_db']:.1f} / {figures['si_sdri_db']:.1f}"
 
 
-def inspect(path: Name, *, class_map: Name | None = None, audio_root: Name | None = None) -> Report:
+def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options of read_corpus
     """Report of a run, a pass, a selection of tracks, a stem shard, a checkpoint or a corpus.
+
+    ``reading`` are the options of :func:`engine.corpus.read.read_corpus`.
 
     Raises ``ValueError`` if the path holds none of them.
     """
@@ -97,11 +100,10 @@ def inspect(path: Name, *, class_map: Name | None = None, audio_root: Name | Non
     stems = path / "stems" if (path / "stems").is_dir() else path
     if (stems / "pass.json").is_file():
         return pass_report(stems)
-    return shard_report(path) if is_shard(path) else _corpus_report(path, class_map, audio_root)
+    return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
 
 
-def _corpus_report(path: Location, class_map: Name | None, audio_root: Name | None) -> Report:
-    corpus = read_corpus(path, class_map=class_map, audio_root=audio_root)
+def _corpus_report(corpus: Corpus) -> Report:
     labels = Counter(label for row in corpus.sorted_clips() for label in row["labels"])
     counts = {"num_rows": corpus.num_clips, "num_failed": corpus.num_failures, "labels": dict(sorted(labels.items()))}
     return values_report("corpus", counts)

@@ -177,7 +177,7 @@ def train_arm(work: Setting, name: str, seed: int) -> dict[str, Any]:
         return read_json(path)  # type: ignore[no-any-return]
     shutil.rmtree(folder / f"student-{seed}", ignore_errors=True)
     if arm.learns_truth and selection:
-        data = TrainingData(clean=read_sources(true_sources(work, selection, arm.folds)))
+        data = TrainingData(clean=read_sources(true_sources(work, selection, arm.folds), allow_outside=True))
     else:
         data = TrainingData(clean=work.sources(*arm.folds), tracks=str(selection) if selection else None)
     student = train(

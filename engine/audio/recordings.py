@@ -95,7 +95,7 @@ def _reader(source: AudioSource, num_bytes: int) -> Reader:
     if not num_bytes:
         raise AudioError("it must be an audio file, got an empty file (0 bytes); fetch it again or remove it")
     with opened_bytes(source) as file:
-        text = _beginning_of_text(file.read(256))
+        is_text = _is_text(file.read(256))
     try:
         return SndfileReader(source)
     except (sf.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
@@ -103,18 +103,17 @@ def _reader(source: AudioSource, num_bytes: int) -> Reader:
     try:
         return AvReader(source)
     except (AudioError, av.error.FFmpegError, OSError) as error:
-        if isinstance(error, AudioError) and not text:
+        if isinstance(error, AudioError) and not is_text:
             raise
         cause = f"libsndfile: {reason} FFmpeg: {getattr(error, 'strerror', error)}"
-        cause = f"it begins like a text, {text!r}" if text else cause
+        cause = "it begins like a text, such as a web page or an error message" if is_text else cause
         raise AudioError(f"cannot decode it with libsndfile or FFmpeg ({cause}); replace the file") from error
 
 
-def _beginning_of_text(head: bytes) -> str:
-    """The first characters of a text, such as an error page that was saved as a recording; empty for other data."""
+def _is_text(head: bytes) -> bool:
+    """True for the beginning of a text; it is not shown, because a list may name a file that is none of its own."""
     text = head.decode("utf-8", "ignore").strip()
-    is_text = len(text) > max(4, 0.9 * len(head.strip())) and all(c.isprintable() or c.isspace() for c in text)
-    return text[:40] if is_text else ""
+    return len(text) > max(4, 0.9 * len(head.strip())) and all(c.isprintable() or c.isspace() for c in text)
 
 
 def _num_bytes(source: AudioSource) -> int:

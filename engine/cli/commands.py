@@ -10,8 +10,10 @@ import typer
 from engine.cli.console import (
     SEPARATOR_HELP,
     Address,
+    AllowOutside,
     AudioRoot,
     ClassMap,
+    Columns,
     Json,
     Out,
     RetryFailed,
@@ -34,6 +36,8 @@ def separate_corpus(
     tagger: Annotated[str | None, typer.Option(help=TAGGER_HELP)] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
     retry_failed: RetryFailed = False,
     set_: Set = None,
     as_json: Json = False,
@@ -49,7 +53,9 @@ def separate_corpus(
     from engine.taggers import find_tagger
 
     config = build(PassConfig, override({}, set_ or []))
-    corpus = read_corpus(manifest, class_map=class_map, audio_root=audio_root)
+    corpus = read_corpus(
+        manifest, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside
+    )
     source, tagging = find_separator(separator), find_tagger(tagger) if tagger else None
     with connected(address):
         summary = run_pass(corpus, out, separator=source, tagger=tagging, config=config, retry_failed=retry_failed)
@@ -65,6 +71,8 @@ def plan(
     gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: this machine's.")] = None,
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -79,7 +87,7 @@ def plan(
 
     config = build(PassConfig, override({}, set_ or []))
     cost = plan_pass(
-        read_corpus(manifest, class_map=class_map, audio_root=audio_root),
+        read_corpus(manifest, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside),
         separator=find_separator(separator),
         tagger=find_tagger(tagger) if tagger else None,
         config=config,
@@ -117,7 +125,7 @@ def score(
     mixture: Annotated[str, typer.Argument(help="Audio file of the mixture.")],
     stems: Annotated[list[str], typer.Argument(help="Audio files of its stems, separated by any tool.")],
     labels: Annotated[
-        str | None, typer.Option(help="Labels of the stems, comma-separated; default: file names.")
+        str | None, typer.Option(help="Labels of the stems, separated by ; or by commas; default: file names.")
     ] = None,
     separator: Annotated[
         str | None, typer.Option(help=SEPARATOR_HELP + " It separates each stem again with the rivals' queries.")
@@ -135,7 +143,7 @@ def score(
     from engine.settings import build, override
 
     thresholds = build(Thresholds, override({}, set_ or []))
-    names = [label.strip() for label in labels.split(",")] if labels else [Path(stem).stem for stem in stems]
+    names = _labels(labels) if labels else [Path(stem).stem for stem in stems]
     if len(names) != len(stems) or len(set(names)) != len(names):
         raise ValueError(f"labels must be {len(stems)} different names, one per stem, got {names}; give --labels")
     scored = score_files(
@@ -147,6 +155,14 @@ def score(
         estimator=estimator,
     )
     print_result(lambda: [scores_table(scored)], {"stems": scored}, as_json)
+
+
+def _labels(text: str) -> list[str]:
+    """The labels in a text by the rule of a manifest's column."""
+    from engine.corpus.labels import label_of, separator_of, split
+
+    found = split(text, separator_of([text]))
+    return [label_of(one) for one in found] if isinstance(found, list) else []
 
 
 def failures(

@@ -35,7 +35,14 @@ Out = Annotated[
     str, typer.Option("-o", "--out", help="Folder or s3:// address for the results; the same command resumes there.")
 ]
 ClassMap = Annotated[str | None, typer.Option(help="AudioSet's class_labels_indices.csv, for its segment CSV.")]
-AudioRoot = Annotated[str | None, typer.Option(help="Folder of AudioSet's audio files.")]
+AudioRoot = Annotated[str | None, typer.Option(help="Folder of the list's audio files; default: the list's own.")]
+Columns = Annotated[
+    str | None,
+    typer.Option(metavar="NAME=COLUMN,...", help="The list's names of columns, such as path=fname,labels=tags."),
+]
+AllowOutside = Annotated[
+    bool, typer.Option("--allow-outside", help="Also read files outside the list's folder (or --audio-root).")
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Process only the failed clips again.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a new Ray on this machine.")]
 SEPARATOR_HELP = "Separator: checkpoint folder, or package.module:factory for one of your own."

@@ -7,15 +7,15 @@ import hashlib
 import itertools
 import json
 import math
-import posixpath
 from collections.abc import Collection
 
+from engine.corpus.labels import MAX_TEXT, labels_of, text_of
+from engine.corpus.roots import resolve as resolve  # noqa: PLC0414 - it is also a step of a row
 from engine.errors import AudioError
-from engine.schema import ClipRow, FailureRow, failure, plain_label
+from engine.schema import ClipRow, FailureRow, failure
 
 CUT_TOLERANCE_S = 0.5
 """A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""
-_MAX_TEXT = 4096  # characters of a path or a label; Linux opens no longer path
 
 ManifestRow = dict[str, object]
 """Cells of a manifest's row by column, not checked; an exception under ``error`` says why the row is unusable."""
@@ -26,12 +26,6 @@ def clip_id(path: str, labels: Collection[str], start_s: float | None, end_s: fl
     times = [None if t is None else round(float(t), 6) + 0.0 for t in (start_s, end_s)]
     canonical = json.dumps([path.replace("\\", "/"), sorted(labels), *times])
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
-
-
-def resolve(root: str, path: str) -> str:
-    """The path to open: absolute paths and URIs unchanged, others under ``root``."""
-    path = path.replace("\\", "/")
-    return path if path.startswith("/") or "://" in path else f"{root.rstrip('/')}/{path}"
 
 
 def cut(clip: ClipRow, *, duration_s: float, clip_s: float, min_clip_s: float = 1.0) -> list[ClipRow]:
@@ -81,7 +75,7 @@ def clip_row(row: ManifestRow | Exception) -> ClipRow:
 def failure_row(row: ManifestRow | Exception, number: int, error: Exception) -> FailureRow:
     """The failure of row ``number`` of a manifest; if the row has no path or labels, its id comes from the number."""
     known = {} if isinstance(row, Exception) else row
-    path = str(known.get("path") or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
+    path = str(known.get("path") or "")[:MAX_TEXT].encode("utf-8", "replace").decode()
     clip: ClipRow = {"clip_id": "", "path": path, "labels": [], "start_s": None, "end_s": None}
     with contextlib.suppress(ValueError):
         clip["labels"] = labels_of(known)
@@ -94,55 +88,11 @@ def failure_row(row: ManifestRow | Exception, number: int, error: Exception) -> 
 
 
 def path_of(row: ManifestRow) -> str:
-    """The path of a row; ValueError if there is none or it leads out of the root."""
-    path = text_of(row.get("path"), "path").strip()
-    if not path:
+    """The path of a row; ValueError if there is none."""
+    path = text_of(row.get("path"), "path")
+    if not path.strip():
         raise ValueError(f"a clip must have a path, got {path!r}; fill in path")
-    plain = path.replace("\\", "/")
-    if not plain.startswith("/") and "://" not in plain and posixpath.normpath(plain).split("/")[0] == "..":
-        raise ValueError(f"a relative path must stay below the root, got {path!r} which climbs out; write it absolute")
     return path
-
-
-def labels_of(row: ManifestRow) -> list[str]:
-    """Labels in the order of the row, without blanks and repeats (also repeats in another spelling)."""
-    cell = row.get("labels", row.get("label"))
-    if isinstance(cell, str) and "labels" in row:
-        cell = _split(cell)
-    items = [] if cell is None else [cell] if isinstance(cell, str) else cell
-    if not isinstance(items, list):
-        raise ValueError(f"labels must be a list of strings, got {cell!r}; correct the row")
-    spelled: dict[str, str] = {}
-    for item in items:
-        if label := text_of(item, "a label").strip():
-            spelled.setdefault(plain_label(label), label)
-    return list(spelled.values())
-
-
-def _split(cell: str) -> object:
-    cell = cell.strip()
-    if not cell.startswith("["):
-        return cell.split(";" if ";" in cell else ",")
-    try:
-        return json.loads(cell)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"labels in brackets must be a JSON list, got {cell[:80]!r} ({error}); correct it") from error
-
-
-def text_of(value: object, name: str) -> str:
-    """The text in a cell, empty if it is null; ValueError for other types, NUL, and text that is too long."""
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {value!r}; correct the row")
-    text = value or ""
-    if len(text) > _MAX_TEXT:
-        raise ValueError(f"{name} must have at most {_MAX_TEXT} characters, got {len(text)}; correct the row")
-    if "\0" in text:
-        raise ValueError(f"{name} must have no NUL, got {text!r}; correct the row")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name} must be UTF-8, got {text!r}; rename it") from error
-    return text
 
 
 def seconds_of(row: ManifestRow, name: str) -> float | None:

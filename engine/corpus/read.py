@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from engine.corpus.audioset import audioset_rows, display_names
 from engine.corpus.clips import ManifestRow, clip_row, failure_row
-from engine.corpus.rows import MANIFEST_READERS, folder_rows
+from engine.corpus.columns import Columns
+from engine.corpus.roots import Root, find
+from engine.corpus.rows import folder_rows, manifest_rows
 from engine.corpus.table import Corpus
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Location, Name
 
 
-def read_corpus(source: Name, *, class_map: Name | None = None, audio_root: Name | None = None) -> Corpus:
+def read_corpus(
+    source: Name,
+    *,
+    class_map: Name | None = None,
+    audio_root: Name | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    allow_outside: bool = False,
+) -> Corpus:
     """Read a ``.csv``, ``.jsonl`` or ``.parquet`` manifest, a folder with a subfolder per label, or AudioSet's CSV.
 
-    Manifests have columns path, labels (or label) and optionally start_s, end_s. AudioSet's CSV needs ``class_map``
-    (index, mid, display_name); its audio is found by YouTube id. ``audio_root`` is the folder of the audio files, by
-    default the manifest's. Audio files are not opened.
+    Manifests have columns path, labels (or label) and optionally start_s, end_s; ``columns`` has their names where they
+    are others (``"path=fname,labels=tags"``). AudioSet's CSV needs ``class_map`` (index, mid, display_name); its audio
+    is found by YouTube id. ``audio_root`` is the folder of the audio files, by default the manifest's; a row that names
+    a file outside it is a failure unless ``allow_outside`` is true. Audio files are not opened.
 
     Raises ValueError if the source as a whole is unusable: no such file, unknown kind, missing column, no rows.
 
@@ -24,28 +34,33 @@ def read_corpus(source: Name, *, class_map: Name | None = None, audio_root: Name
     >>> corpus.num_clips, corpus.num_failures
     (2, 0)
     """
-    path = location(source)
+    path = find(source)
     if not path.exists():
         raise ValueError(f"a corpus must be a file or folder, got {str(path)!r} which does not exist; check the path")
     is_folder = path.is_dir()
-    root = str(location(audio_root) if audio_root is not None else path if is_folder else path.parent)
-    suffix = path.suffix.lower()
+    is_manifest = class_map is None and not is_folder
+    # Files that were found by listing a folder are where its owner put them, also behind links.
+    root = Root(
+        str(find(audio_root) if audio_root is not None else path if is_folder else path.parent),
+        is_confined=is_manifest and not allow_outside,
+        is_audioset=class_map is not None,
+    )
     if class_map is not None:
-        rows = audioset_rows(path, display_names(location(class_map)), root)
+        rows = audioset_rows(path, display_names(find(class_map)), root)
     elif is_folder:
         rows = folder_rows(path)
-    elif suffix in MANIFEST_READERS:
-        rows = MANIFEST_READERS[suffix](path)
     else:
-        raise ValueError(f"a manifest must end in {', '.join(MANIFEST_READERS)}, got {path.suffix!r}; convert it")
+        rows = manifest_rows(path, Columns(columns), ("path",), ("labels", "label"))
     return _corpus(rows, path, root)
 
 
-def _corpus(rows: Iterator[ManifestRow | ValueError], source: Location, root: str) -> Corpus:
+def _corpus(rows: Iterator[ManifestRow | ValueError], source: Location, root: Root) -> Corpus:
     corpus = Corpus(root)
     for number, row in enumerate(rows, 1):
         try:
-            corpus.add_clip({**clip_row(row), "row": number})
+            clip = clip_row(row)
+            root.require_inside(clip["path"])
+            corpus.add_clip({**clip, "row": number})
         except (ValueError, FileNotFoundError) as error:
             corpus.add_failure(failure_row(row, number, error))
     corpus.close()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Collection
+import unicodedata
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
-from engine.corpus.clips import ManifestRow, path_of, resolve, text_of
-from engine.corpus.rows import csv_rows, folder_rows
+from engine.corpus.clips import ManifestRow, path_of
+from engine.corpus.columns import Columns
+from engine.corpus.labels import label_of
+from engine.corpus.roots import Root, find, resolve
+from engine.corpus.rows import folder_rows, manifest_rows
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name, location
+from engine.storage.paths import Name
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
 
@@ -50,7 +55,8 @@ class SourceClips:
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits of all labels and of all paths relative to the root, so the folder may move."""
         rows = self.table.to_pylist()
-        return fingerprint([(os.path.relpath(row["path"], self.root), row["label"]) for row in rows])
+        names = [unicodedata.normalize("NFC", os.path.relpath(row["path"], self.root)) for row in rows]
+        return fingerprint([(name, row["label"]) for name, row in zip(names, rows, strict=True)])
 
     def part(self, number: int, num_parts: int) -> SourceClips:
         """One of ``num_parts`` parts of each label's clips, counted from 0."""
@@ -61,19 +67,33 @@ class SourceClips:
         return replace(self, table=_part_of(self.table, number, num_parts, inside=False))
 
 
-def read_sources(path: Name, *, folds: Collection[int] | None = None) -> SourceClips:
-    """Read single-source clips from a CSV, or from a folder with a subfolder for each label.
+def read_sources(
+    path: Name,
+    *,
+    folds: Collection[int] | None = None,
+    audio_root: Name | None = None,
+    columns: Mapping[str, str] | str | None = None,
+    allow_outside: bool = False,
+) -> SourceClips:
+    """Read single-source clips from a CSV (or JSONL or Parquet) list, or from a folder with a subfolder for each label.
 
-    The CSV has columns path, label and optionally fold (0 if absent); other columns are ignored. ``folds`` keeps only
-    clips of these folds.
+    The list has columns path, label and optionally fold (0 if absent), or others that ``columns`` names; the rest is
+    ignored. ``folds`` keeps only clips of these folds. ``audio_root``, ``columns`` and ``allow_outside`` are those of
+    :func:`read_corpus`.
 
     Raises ValueError for a missing file or column, for a bad row, and if no clip is in ``folds``.
+
+    >>> clips = cs.read_sources("clips.csv", columns="path=path,label=label")
+    >>> len(clips)
+    4
     """
-    source = location(path)
+    source = find(path)
     if not source.exists():
         raise ValueError(f"sources must be a CSV or folder, got {str(source)!r} which does not exist; check the path")
-    root = str(source if source.is_dir() else source.parent)
-    rows = folder_rows(source) if source.is_dir() else csv_rows(source, required=[("path",), ("label",)])
+    is_folder = source.is_dir()
+    folder = find(audio_root) if audio_root is not None else source if is_folder else source.parent
+    root = Root(str(folder), is_confined=not is_folder and not allow_outside)
+    rows = folder_rows(source) if is_folder else manifest_rows(source, Columns(columns), ("path",), ("label",))
     sources = [_source_row(row, root, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
     if not sources:
         raise ValueError(f"sources must have at least one row, got none in {str(path)!r}; add clips")
@@ -81,21 +101,32 @@ def read_sources(path: Name, *, folds: Collection[int] | None = None) -> SourceC
     if not kept:
         known = sorted({row["fold"] for row in sources})
         raise ValueError(f"folds must include one of {known}, got {list(folds or [])} for {path}; choose other folds")
-    return SourceClips(pa.Table.from_pylist(kept, schema=SOURCES), root)
+    return SourceClips(pa.Table.from_pylist(kept, schema=SOURCES), str(root))
 
 
-def _source_row(row: ManifestRow | ValueError, root: str, where: str) -> SourceRow:
+def _source_row(row: ManifestRow | ValueError, root: Root, where: str) -> SourceRow:
     try:
         if isinstance(row, ValueError):
             raise row
         if isinstance(row.get("error"), ValueError):
             raise row["error"]  # type: ignore[misc]
-        path, label, fold = path_of(row), text_of(row.get("label"), "label").strip(), row.get("fold") or 0
+        path, label = path_of(row), label_of(row.get("label"))
         if not label:
             raise ValueError("a source must have a label, got none; fill in label")
-        return {"path": resolve(root, path), "label": label, "fold": int(str(fold))}
+        root.require_inside(path)
+        return {"path": resolve(root, path), "label": label, "fold": _fold_of(row.get("fold"))}
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+def _fold_of(value: object) -> int:
+    """The fold in a cell, 0 if it is empty; 1.0 is 1, as programs write it that know of missing folds."""
+    text = str(value if value is not None else "").strip()
+    with contextlib.suppress(ValueError, OverflowError):
+        number = float(text or 0)
+        if number == int(number) and abs(number) < 2**31:
+            return int(number)
+    raise ValueError(f"fold must be a whole number or empty, got {text[:40]!r}; correct the row")
 
 
 def _part_of(sources: pa.Table, part: int, num_parts: int, *, inside: bool = True) -> pa.Table:

@@ -13,7 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from engine.audio.decoder import Decoder
-from engine.corpus.clips import cut, resolve
+from engine.corpus.audioset import located
+from engine.corpus.clips import cut
+from engine.corpus.roots import Root, resolve
 from engine.errors import AudioError, DecodeError
 from engine.passes.config import PassConfig
 from engine.passes.records import clips_in, done_names, parse_shard_name, shard_name, shard_records
@@ -39,12 +41,15 @@ def cut_rows(
     for row in rows:
         is_cut = bool(row.get("is_cut"))
         try:
-            duration_s = retried(functools.partial(decoder.probe, resolve(root, str(row["path"])))).duration_s
+            path = retried(functools.partial(resolve, root, str(row["path"])))
+            duration_s = retried(functools.partial(decoder.probe, path)).duration_s
             clip = clip_columns(row)
             if is_cut:
                 _require_same_length(clip, duration_s)
                 clips.append(clip)
             else:
+                if isinstance(root, Root) and root.is_audioset:
+                    clip = located(clip, duration_s=duration_s)
                 clips += cut(clip, duration_s=duration_s, clip_s=clip_s, min_clip_s=min_clip_s)
         except AudioError as error:
             failures.append(failure(row, step="decode", error=error, is_cut=is_cut))
@@ -70,12 +75,13 @@ def decode_rows(
     failures: list[FailureRow] = []
     slow: dict[str, AudioError] = {}
     for row in rows:
-        path, start_s = resolve(root, row["path"]), row["start_s"] or 0.0
+        start_s = row["start_s"] or 0.0
         duration_s = clip_s if row["end_s"] is None else min(row["end_s"] - start_s, clip_s)
-        decode = functools.partial(
-            decoder.decode, path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
-        )
         try:
+            path = retried(functools.partial(resolve, root, row["path"]))
+            decode = functools.partial(
+                decoder.decode, path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
+            )
             if path in slow:
                 raise slow[path]
             clips.append(DecodedClip(row=row, samples_T=retried(decode)))

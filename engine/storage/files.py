@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -24,9 +24,13 @@ def open_binary(path: Name) -> BinaryIO:
     return source.open("rb") if isinstance(source, Path) else cast(BinaryIO, source.open())
 
 
-def parquet_file(path: Location) -> pq.ParquetFile:
-    """Open a Parquet file, to read only the columns and row groups that are needed."""
-    return pq.ParquetFile(path if isinstance(path, Path) else open_binary(path))
+def parquet_file(path: Location, *, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
+    """Open a Parquet file, to read only the columns and row groups that are needed.
+
+    The texts of the columns ``read_dictionary`` are read as numbers into a list of the different ones.
+    """
+    source = path if isinstance(path, Path) else open_binary(path)
+    return pq.ParquetFile(source, read_dictionary=list(read_dictionary))
 
 
 def read_parquet(path: Location, *, schema: pa.Schema | None = None) -> pa.Table:

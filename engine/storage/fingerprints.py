@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from engine.settings import yaml_problem
 from engine.storage.files import read_json, write_bytes, write_json
 from engine.storage.paths import Location
 
@@ -53,7 +54,7 @@ def _read_yaml(path: Location) -> Any:  # noqa: ANN401 - YAML is any shape
     try:
         return yaml.safe_load(path.read_bytes())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); give another folder") from None
+        raise ValueError(f"cannot read {path} as YAML ({yaml_problem(error)}); give another folder") from None
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

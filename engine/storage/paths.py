@@ -32,7 +32,7 @@ def location(name: Name) -> Location:
 def relative_name(path: Location, *, folder: Location) -> str:
     """The name of ``path`` relative to ``folder``, so that both can be moved together.
 
-    It is the full name if they are on different file systems or in different buckets.
+    It is the full name if they are on different file systems or in different buckets, or if a key has an empty part.
     """
     if is_s3(folder) != is_s3(path):
         return str(path)
@@ -41,7 +41,8 @@ def relative_name(path: Location, *, folder: Location) -> str:
     (bucket, _, key), (folder_bucket, _, prefix) = (
         str(one).removeprefix("s3://").partition("/") for one in (path, folder)
     )
-    return os.path.relpath(f"/{key}", f"/{prefix}") if bucket == folder_bucket else str(path)
+    is_plain = bucket == folder_bucket and "//" not in f"/{key}/{prefix}"
+    return os.path.relpath(f"/{key}", f"/{prefix}") if is_plain else str(path)
 
 
 def resolve_name(name: str, *, folder: Location) -> Location:

@@ -54,19 +54,21 @@ class ObjectVersion(NamedTuple):
 
 
 class S3Path:
-    """``s3://bucket/key``: an object or the prefix of others; ``open(path)`` is an error (no ``__fspath__``)."""
+    """``s3://bucket/key``: an object or the prefix of others; ``open(path)`` is an error (no ``__fspath__``).
+
+    S3 compares keys byte by byte: ``//``, ``./``, ``../`` and backslashes are characters of a key like others. Only one
+    slash at the end, as people write it after a prefix, is left out.
+    """
 
     def __init__(self, uri: str) -> None:
         bucket, _, key = uri.removeprefix(_SCHEME).removeprefix("s3:/").partition("/")
         if not bucket:
             raise ValueError(f"an S3 address must be s3://bucket/key, got {uri!r} without a bucket; add it")
-        key = posixpath.normpath(key.lstrip("/")) if key.strip("/") else ""
-        if key.split("/")[0] == "..":
-            raise ValueError(f"an S3 address must stay in its bucket, got {uri!r}; write it without ..")
-        self.bucket, self.key = bucket, "" if key == "." else key
+        self.bucket, self.key = bucket, key.removesuffix("/")
 
     def __str__(self) -> str:
-        return f"{_SCHEME}{self.bucket}/{self.key}".rstrip("/")
+        key = f"{self.key}/" if self.key.endswith("/") else self.key
+        return f"{_SCHEME}{self.bucket}/{key}" if key else f"{_SCHEME}{self.bucket}"
 
     def __repr__(self) -> str:
         return f"S3Path({str(self)!r})"
@@ -81,7 +83,12 @@ class S3Path:
         return str(self) < str(other)
 
     def __truediv__(self, name: str) -> S3Path:
-        return S3Path(f"{_SCHEME}{self.bucket}/{self.key}/{name}")
+        return S3Path(f"{_SCHEME}{self.bucket}/{self._prefix}{name}")
+
+    @property
+    def _prefix(self) -> str:
+        """The beginning of the keys below this one."""
+        return f"{self.key}/" if self.key else ""
 
     @property
     def name(self) -> str:
@@ -101,11 +108,19 @@ class S3Path:
     @property
     def parent(self) -> S3Path:
         """The prefix that contains the key; a bucket is its own parent."""
-        return S3Path(f"{_SCHEME}{self.bucket}/{posixpath.dirname(self.key)}")
+        return S3Path(f"{_SCHEME}{self.bucket}/{self.key.rpartition('/')[0]}/")
 
     def resolve(self) -> S3Path:
-        """Return the path itself: S3 has no links."""
-        return self
+        """Return the path without ``.`` and ``..``, as ``Path.resolve`` does; S3 has no links."""
+        parts: list[str] = []
+        for part in self.key.split("/"):
+            if part == ".." and not parts:
+                raise ValueError(f"an S3 address must stay in its bucket, got {str(self)!r}; write it without ..")
+            if part == "..":
+                parts.pop()
+            elif part != ".":
+                parts.append(part)
+        return S3Path(f"{_SCHEME}{self.bucket}/{'/'.join(parts)}/")
 
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a prefix exists as soon as an object below it does."""
@@ -136,8 +151,12 @@ class S3Path:
 
     def _pages(self, *, delimiter: str = "", max_keys: int | None = None) -> Iterator[dict[str, Any]]:
         """The pages of a listing that are not empty; boto3's own iterator cannot continue after an error."""
-        prefix = f"{self.key}/" if self.key else ""
-        arguments = {"Bucket": self.bucket, "Prefix": prefix, "Delimiter": delimiter, "MaxKeys": max_keys or _PAGE_KEYS}
+        arguments = {
+            "Bucket": self.bucket,
+            "Prefix": self._prefix,
+            "Delimiter": delimiter,
+            "MaxKeys": max_keys or _PAGE_KEYS,
+        }
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             if "NextContinuationToken" in page:
@@ -148,23 +167,23 @@ class S3Path:
 
     def children(self) -> Iterator[Child]:
         """The objects and prefixes directly below, one page of the listing at a time."""
+        start = len(self._prefix)
         for page in self._pages(delimiter="/"):
             for entry in page.get("CommonPrefixes", ()):
-                yield Child(posixpath.basename(entry["Prefix"].rstrip("/")), is_file=False)
+                yield Child(entry["Prefix"][start:-1], is_file=False)
             for key in _object_keys(page):
-                yield Child(posixpath.basename(key), is_file=True)
+                yield Child(key[start:], is_file=True)
 
     def files(self) -> Iterator[str]:
         """The keys of all objects below, relative to this prefix, in the order of their bytes, one page at a time."""
-        start = len(self.key) + 1 if self.key else 0
         for page in self._pages():
-            yield from (key[start:] for key in _object_keys(page))
+            yield from (key[len(self._prefix) :] for key in _object_keys(page))
 
     def glob(self, pattern: str) -> Iterator[S3Path]:
         """The files that ``Path.glob`` would find, without ``**``."""
         first, _, rest = pattern.partition("/")
         for child in self.children():
-            if fnmatch.fnmatchcase(child.name, first) and child.is_file == (not rest):
+            if child.name and fnmatch.fnmatchcase(child.name, first) and child.is_file == (not rest):
                 path = self / child.name
                 yield from path.glob(rest) if rest else (path,)
 

@@ -30,7 +30,10 @@ SIGNATURES = {
     "evaluate": "(separator: 'Separator | Name', clips: 'SourceClips | Name', *, num_mixtures: 'int' = 300,"
     " num_sources: 'int' = 2, seed: 'int' = 0) -> 'Evaluation'",
     "load_separator": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
-    "read_corpus": "(source: 'Name', *, class_map: 'Name | None' = None, audio_root: 'Name | None' = None) -> 'Corpus'",
+    "read_corpus": "(source: 'Name', *, class_map: 'Name | None' = None, audio_root: 'Name | None' = None,"
+    " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'Corpus'",
+    "read_sources": "(path: 'Name', *, folds: 'Collection[int] | None' = None, audio_root: 'Name | None' = None,"
+    " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'SourceClips'",
     "run": "(config: 'RunConfig | Mapping[str, Any] | Name', out: 'Name', *, retry_failed: 'bool' = False)"
     " -> 'RunSummary'",
     "run_pass": "(corpus: 'Corpus', out: 'Name', *, separator: 'SeparatorSource | SeparatorFactory | Name',"

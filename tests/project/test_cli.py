@@ -209,11 +209,43 @@ def test_evaluate_reads_a_published_list(cli: Cli, clips: Path, tmp_path: Path, 
             ["--list", "l.csv", "--audio", ".", "--num-mixtures", 3],
             "leave out --folds, --num-mixtures and --num-sources",
         ),
+        (["--list", "l.csv", "--audio", ".", "--columns", "path=p"], "--columns and --audio-root"),
         (["--list", "nowhere.csv", "--audio", "."], "nowhere.csv"),
     ],
 )
 def test_evaluate_takes_clips_or_a_list(cli: Cli, words: list[object], reason: str) -> None:
     assert reason in cli("evaluate", "separator", *words).error()
+
+
+def test_evaluate_reads_a_list_with_other_columns(
+    cli: Cli, clips: Path, tmp_path: Path, write_checkpoint: Write
+) -> None:
+    text = clips.read_text().replace("path,label,fold", "filename,category,fold", 1)
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "esc50.csv").write_text(text)
+    words = ["--num-mixtures", 2, "--json"]
+    named = ["--columns", "path=filename,label=category", "--audio-root", clips.parent]
+    separator = write_checkpoint(LABELS)
+    report = cli("evaluate", separator, "--clips", tmp_path / "meta" / "esc50.csv", *named, *words).document()
+    assert report == cli("evaluate", separator, "--clips", clips, *words).document()
+    (tmp_path / "meta" / "absolute.csv").write_text(f"path,label\n{clips.parent}/bell-1-0.wav,bell\n")
+    refused = ["evaluate", separator, "--clips", tmp_path / "meta" / "absolute.csv"]
+    assert "--allow-outside" in cli(*refused).error()
+    assert "mixtures of 2 sources" in cli(*refused, "--allow-outside").error(), "it is read, and has one label"
+
+
+@pytest.mark.parametrize("name", ["separate-corpus", "plan", "inspect", "calibrate", "distil", "evaluate"])
+def test_every_command_that_takes_a_list_takes_its_columns_and_its_root(cli: Cli, name: str) -> None:
+    text = cli(name, "--help").out
+    assert all(option in text for option in ("--columns", "--audio-root", "--allow-outside"))
+
+
+def test_inspect_of_a_corpus_takes_its_columns_and_says_what_is_outside(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text('fname,tags\n1,"Male speech, man speaking;Rain"\n/etc/passwd,Rain\n')
+    words = ["inspect", tmp_path / "m.csv", "--columns", "path=fname,labels=tags", "--json"]
+    report = cli(*words).document()
+    assert report["labels"] == {"Male speech, man speaking": 1, "Rain": 1} and report["num_failed"] == 1
+    assert cli(*words, "--allow-outside").document()["num_failed"] == 0
 
 
 def test_evaluate_shows_a_table(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
@@ -375,6 +407,11 @@ def test_score_shows_a_table(cli: Cli, mixed: tuple[Path, ...]) -> None:
 @pytest.mark.parametrize("labels", ["dog", "dog,dog", "dog,rain,wind", "dog,rain,rain"])
 def test_score_needs_as_many_different_labels_as_stems(cli: Cli, mixed: tuple[Path, ...], labels: str) -> None:
     assert "--labels" in cli("score", *mixed, "--labels", labels).error()
+
+
+def test_score_takes_labels_with_commas(cli: Cli, mixed: tuple[Path, ...]) -> None:
+    stems = cli("score", *mixed, "--labels", "Male speech, man speaking;Rain", "--json").document()["stems"]
+    assert [stem["label"] for stem in stems] == ["Male speech, man speaking", "Rain"]
 
 
 def test_score_of_a_file_that_is_missing_or_no_audio(cli: Cli, mixed: tuple[Path, ...], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from train.data.config import MixConfig
 from train.evaluation.mixtures import ValidationConfig
 from train.student import DistilConfig
 from tune.config import RunConfig
+from tune.inputs import resolve
 from tune.recipes import MIX, RECIPES, recipe_settings, run_config
 from tune.run import run
 
@@ -338,6 +340,32 @@ def test_build_takes_whole_numbers_for_fractions() -> None:
 
 def test_recipe_settings_are_plain() -> None:
     assert recipe_settings("clearsep", ["distil.steps=4"])["distil"] == {"steps": 4}
+
+
+def test_the_lists_of_a_run_have_their_own_columns_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "natural.csv").write_text("fname,tags\na,dog;rain\n/outside,dog;rain\n")
+    (tmp_path / "esc50.csv").write_text("filename,fold,category\na.wav,1.0,dog\n/b.wav,2,rain\n")
+    names = ("path=filename,label=category", str(tmp_path / "clips"))
+    settings = [
+        *CORPUS,
+        f"corpus={tmp_path / 'natural.csv'}",
+        "columns=path={fname}.wav,labels=tags",
+        f"audio_root={tmp_path / 'audio'}",
+        f"clean={tmp_path / 'esc50.csv'}",
+        f"clean_columns={names[0]}",
+        f"clean_audio_root={names[1]}",
+        f"validation.clips={tmp_path / 'esc50.csv'}",
+        f"validation.columns={names[0]}",
+        f"validation.audio_root={names[1]}",
+        "validation.folds=[2]",
+    ]
+    with pytest.raises(ValueError, match=r"row 2: a path must stay below the root .*allow_outside in settings"):
+        resolve(run_config("clearsep", settings))
+    inputs = resolve(run_config("clearsep", [*settings, "allow_outside=true"]))
+    assert pickle.loads(pickle.dumps(inputs)).corpus.clips["path"].to_pylist() == ["a.wav", "/outside.wav"]
+    assert inputs.corpus.root == f"{tmp_path}/audio"
+    assert inputs.clean is not None and inputs.clean.table["path"].to_pylist() == [f"{tmp_path}/clips/a.wav", "/b.wav"]
+    assert inputs.validation is not None and inputs.validation.sources.labels == ["rain"]
 
 
 # The stored config.

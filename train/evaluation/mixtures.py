@@ -25,6 +25,10 @@ class ValidationConfig:
     """Single-source clips: CSV ``path,label[,fold]``, or a folder of folders by label."""
     folds: tuple[int, ...] | None = None
     """Folds to draw from; null: all."""
+    columns: str | None = None
+    """Names of columns in the list of ``clips``, such as ``path=filename,label=category``; null: path, label, fold."""
+    audio_root: str | None = None
+    """Folder of the audio files of ``clips``; null: the folder of their list."""
     num_mixtures: Count = 300
     """Mixtures to draw; each of their sources is a query once."""
     num_sources: Count = 2
@@ -47,13 +51,21 @@ class ValidationSet:
     @functools.cached_property
     def identity(self) -> Mapping[str, Any]:
         """Settings and fingerprint of the clips: equal identities give the same mixtures."""
-        settings = {name: value for name, value in deciding(self.config).items() if name not in ("clips", "folds")}
+        reading = ("clips", "folds", "columns", "audio_root")
+        settings = {name: value for name, value in deciding(self.config).items() if name not in reading}
         return settings | {"sources": self.sources.fingerprint}
 
 
-def resolve_validation(config: ValidationConfig) -> ValidationSet:
+def resolve_validation(config: ValidationConfig, *, allow_outside: bool = False) -> ValidationSet:
     """Read the clips of a validation; raises ``ValueError`` if they cannot be read."""
-    return ValidationSet(config=config, sources=read_sources(config.clips, folds=config.folds))
+    sources = read_sources(
+        config.clips,
+        folds=config.folds,
+        audio_root=config.audio_root,
+        columns=config.columns,
+        allow_outside=allow_outside,
+    )
+    return ValidationSet(config=config, sources=sources)
 
 
 @dataclass(frozen=True, kw_only=True)

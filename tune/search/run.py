@@ -100,7 +100,9 @@ def _possible_thresholds(
 def _confirmation(config: SearchConfig, run_config: RunConfig, inputs: Inputs) -> ValidationSet:
     own = run_config.validation
     assert own is not None, "_run_config"
-    confirmation = resolve_validation(config.confirmation or replace(own, seed=own.seed + 1))
+    confirmation = resolve_validation(
+        config.confirmation or replace(own, seed=own.seed + 1), allow_outside=run_config.allow_outside
+    )
     require_known_labels("confirmation", confirmation, inputs)
     return confirmation
 

@@ -232,15 +232,17 @@ def test_cut_after_the_end_raises():
 
 def test_read_sources(tmp_path):
     path = csv_of(tmp_path, "a.wav,dog,1,x", "/b/c.wav,cat,2,y", header="path,label,fold,licence")
-    sources = read_sources(path)
+    with pytest.raises(ValueError, match=r"row 2: a path must stay below the root.*'/b/c.wav'.*--allow-outside"):
+        read_sources(path)
+    sources = read_sources(path, allow_outside=True)
     assert sources.table.to_pylist() == [
         {"path": f"{tmp_path}/a.wav", "label": "dog", "fold": 1},
         {"path": "/b/c.wav", "label": "cat", "fold": 2},
     ]
     assert sources.table.schema.field("fold").type == pa.int32()
-    assert read_sources(path, folds=[2]).labels == ["cat"]
+    assert read_sources(path, folds=[2], allow_outside=True).labels == ["cat"]
     with pytest.raises(ValueError, match=r"\[1, 2\]"):
-        read_sources(path, folds=[5])
+        read_sources(path, folds=[5], allow_outside=True)
     for content, reason in (
         ("path,tag\na,b", "label"),
         ("path,label\n", "at least one"),

@@ -29,7 +29,7 @@ from engine.storage.files import (
     write_json,
     write_parquet,
 )
-from engine.storage.paths import location
+from engine.storage.paths import location, relative_name, resolve_name
 from engine.storage.s3 import S3Path
 from engine.storage.s3_client import arrow_filesystem, client
 
@@ -53,12 +53,15 @@ def noise_bytes(num_bytes, *, seed=0):
     [
         ("s3://b/a/c.wav", "b", "a/c.wav"),
         ("s3:/b/a/c.wav", "b", "a/c.wav"),  # Path removes one slash
-        ("s3://b/a//c/", "b", "a/c"),
-        ("s3://b/./a/../c", "b", "c"),
+        ("s3://b/a//c/", "b", "a//c"),
+        ("s3://b//a/c", "b", "/a/c"),
+        ("s3://b/a//", "b", "a/"),
+        ("s3://b/./a/../c", "b", "./a/../c"),
+        ("s3://b/a\\b\nc", "b", "a\\b\nc"),
         ("s3://b/..a/c..", "b", "..a/c.."),
         ("s3://b", "b", ""),
         ("s3://b/", "b", ""),
-        ("s3://b/a/..", "b", ""),
+        ("s3://b/a/..", "b", "a/.."),
         ("s3://b/a b%20?#é.wav", "b", "a b%20?#é.wav"),
     ],
 )
@@ -68,16 +71,34 @@ def test_an_address_names_a_bucket_and_a_key(uri, bucket, key):
     assert S3Path(str(path)) == path == location(uri)
 
 
-@pytest.mark.parametrize("uri", ["s3://b/a/../../c", "s3://b/..", "s3://b//../c", "s3://b/a/../../b/c"])
-def test_an_address_that_climbs_out_of_its_bucket_is_refused(uri):
+@pytest.mark.parametrize("uri", ["s3://b/a/../../c", "s3://b/..", "s3://b/../c", "s3://b/a/../../b/c"])
+def test_a_name_that_climbs_out_of_its_bucket_is_refused(uri):
     with pytest.raises(ValueError, match="must stay in its bucket"):
-        S3Path(uri)
+        S3Path(uri).resolve()
 
 
-@pytest.mark.parametrize("start", ["s3://b", "s3://b/a"])
-def test_joining_does_not_climb_out_either(start):
-    with pytest.raises(ValueError, match="must stay in its bucket"):
-        S3Path(start) / "../../c"
+def test_resolving_a_path_does_what_it_does_on_disk():
+    for tail in ("x/../y", "./x/./y", "../c/x", "x"):
+        assert str((S3Path("s3://b/a") / tail).resolve()) == f"s3:/{(Path('/b/a') / tail).resolve()}"
+    assert resolve_name("../stems", folder=S3Path("s3://b/a//run/tracks")) == S3Path("s3://b/a//run/stems")
+    for path, folder in (("s3://b/a//x", "s3://b/a//y"), ("s3://b/a//x", "s3://b/c"), ("s3://b/a/x", "s3://b/a/y")):
+        name = relative_name(S3Path(path), folder=S3Path(folder))
+        assert resolve_name(name, folder=S3Path(folder)) == S3Path(path)
+
+
+KEYS = ["c/a//b.wav", "c//a.wav", "c/./a.wav", "c/x/../a.wav", "c/a\\b.wav", "c/100%.wav", "c/a%20b.wav", "c/a b+c.wav"]
+KEYS += ["c/é\u0301?#&=.wav", "c/..wav", "c/a/"]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_the_key_as_listed(s3, bucket, key):
+    client().put_object(Bucket=s3.bucket, Key=key, Body=b"12345")
+    client().put_object(Bucket=s3.bucket, Key="c/a.wav", Body=b"another")
+    address = f"{s3.root}/{key}" + ("/" if key.endswith("/") else "")
+    assert S3Path(address).read_bytes() == b"12345" and S3Path(str(S3Path(address))).key == key
+    if not key.endswith("/"):  # the empty object of a folder is not listed
+        assert sorted(S3Path(f"{s3.root}/c").files()) == sorted([key[2:], "a.wav"])
+        assert (S3Path(f"{s3.root}/c") / key[2:]).read_bytes() == b"12345"
 
 
 @pytest.mark.parametrize("uri", ["s3://", "s3:///key", "s3:/"])
@@ -91,13 +112,13 @@ def test_parts_of_an_address_are_those_of_a_path(tail):
     ours, theirs = S3Path("s3://b") / tail, Path("/b") / tail
     assert (ours.name, ours.stem, ours.suffix) == (theirs.name, theirs.stem, theirs.suffix)
     assert str(ours.parent) == f"s3:/{theirs.parent}"
-    assert str(ours / "x" / "../y") == f"s3:/{theirs}/y"
+    assert str((ours / "x" / "../y").resolve()) == f"s3:/{theirs}/y"
 
 
 def test_addresses_sort_compare_and_can_be_keys():
     names = ["s3://b/c", "s3://b/a", "s3://a/z"]
     assert sorted(map(S3Path, names)) == [S3Path(name) for name in sorted(names)]
-    assert len({S3Path("s3://b/a"), S3Path("s3://b/x/../a"), S3Path("s3://c/a")}) == 2
+    assert len({S3Path("s3://b/a"), S3Path("s3://b/a/"), S3Path("s3://c/a")}) == 2
     with pytest.raises(TypeError):
         open(S3Path("s3://b/a"))
 
