@@ -15,8 +15,8 @@ import numpy as np
 from engine.audio.sndfile import AudioSource, Samples, opened_bytes
 from engine.errors import AudioError
 
-PADDING_SAMPLES = 4096
-"""An encoder's last frames may exceed the length in the header, or fall short of it, by this much."""
+_PADDING_SAMPLES = 4096  # an encoder's last frames may exceed the length in the header by this much
+_ROUNDING_S = 0.25  # lengths in headers may be greater by this much; in AVI they count blocks
 _BLOCK_SAMPLES = 16384
 _MAX_LOST_FRACTION = 0.05  # of the samples, in frames that cannot be decoded
 _UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg"})  # FFmpeg guesses the length of these
@@ -26,7 +26,7 @@ _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts
 
 
 class AvReader:
-    """Reads a file as mono blocks once, from its start: the position of a sample is the number of samples before it.
+    """Reads a file once, from its start, as blocks ``[T, C]``: a sample's position is the number of samples before it.
 
     No container states positions that can be relied on: time stamps have gaps, are rounded to milliseconds, or start
     anywhere, and decoders depend on what they decoded before. Raises AudioError and FFmpegError.
@@ -56,7 +56,7 @@ class AvReader:
             yield container
 
     def blocks(self, start_samples: int = 0) -> Generator[Samples, None, None]:
-        """Mono blocks of the complete file; gaps between frames are skipped, as FFmpeg's command skips them.
+        """Blocks of the complete file; gaps between frames are skipped, as FFmpeg's command skips them.
 
         Raises AudioError where the rate or the number of channels changes, and if over 5 % cannot be decoded.
         """
@@ -64,27 +64,27 @@ class AvReader:
         return self._blocks
 
     def _decoded(self) -> Generator[Samples, None, None]:
-        num_samples, first_s, end_s, last_T = 0, math.inf, 0.0, np.zeros(0, np.float32)
+        num_samples, first_s, end_s, last_TC = 0, math.inf, 0.0, np.zeros((0, 1), np.float32)
         with self._opened() as container:
             for frames in self._batches(container):
-                yield last_T
-                last_T = _mono(frames)
-                num_samples += len(last_T)
+                yield last_TC
+                last_TC = _samples(frames)
+                num_samples += len(last_TC)
                 if frames[0].pts is not None and frames[-1].pts is not None:
                     first_s = min(first_s, _pts_s(frames[0]))
                     end_s = _pts_s(frames[-1]) + frames[-1].samples / self.rate_hz
             name, promised = container.format.name, self._promised_samples(container)
         if not num_samples:
             raise AudioError("cannot decode any of its audio (FFmpeg finds no frame); replace the file")
-        if name.startswith(("matroska", "ogg")):  # they may state when the audio ends, not how long it is
+        if not name.startswith("mov"):  # others may state when the audio ends, not how long it is
             first_s = min(first_s, 0.0)
         covered = num_samples if name in _GAPLESS else max(num_samples, round((end_s - first_s) * self.rate_hz))
         missing = 0 if promised is None else promised - covered
-        if name.startswith("mov") and 0 < -missing <= min(PADDING_SAMPLES, len(last_T)):
-            last_T = last_T[:missing]  # the edit list states the last sample; FFmpeg gives all of the last frame
+        if name.startswith("mov") and 0 < -missing <= min(_PADDING_SAMPLES, len(last_TC)):
+            last_TC = last_TC[:missing]  # the edit list states the last sample; FFmpeg gives all of the last frame
             num_samples += missing
-        self.num_samples = num_samples + (missing if missing > PADDING_SAMPLES else 0)
-        yield last_T
+        self.num_samples = num_samples + (missing if missing > _ROUNDING_S * self.rate_hz else 0)
+        yield last_TC
 
     def _batches(self, container: av.container.InputContainer) -> Iterator[list[av.AudioFrame]]:
         """Frames of one sample format, some at a time: much faster than one by one."""
@@ -138,7 +138,7 @@ def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
                 size = frame.samples
                 num_samples += size
                 yield frame
-    if lost > _MAX_LOST_FRACTION * (num_samples + lost) + PADDING_SAMPLES:
+    if lost > _MAX_LOST_FRACTION * (num_samples + lost) + _PADDING_SAMPLES:
         cause = f"it is damaged: {lost} of {num_samples + lost} samples cannot be decoded"
         raise AudioError(f"cannot use it ({cause}); fetch it again")
 
@@ -167,12 +167,11 @@ def _pts_s(frame: av.AudioFrame) -> float:
     return float(frame.pts * frame.time_base)
 
 
-def _mono(frames: list[av.AudioFrame]) -> Samples:
-    """The mean over channels of frames of one format."""
+def _samples(frames: list[av.AudioFrame]) -> Samples:
+    """The samples ``[T, C]`` of frames of one format."""
     data = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
-    data_CT = data if frames[0].format.is_planar else data.reshape(-1, frames[0].layout.nb_channels).T
-    exact = np.float32 if data.dtype == np.float32 else np.float64
-    mono_T: Samples = (data_CT[0] if len(data_CT) == 1 else data_CT.mean(axis=0, dtype=exact)).astype(np.float32)
+    data_TC = data.T if frames[0].format.is_planar else data.reshape(-1, frames[0].layout.nb_channels)
+    samples_TC: Samples = data_TC.astype(np.float32, copy=False)
     if data.dtype == np.uint8:
-        return (mono_T - 128) / np.float32(128)
-    return mono_T if data.dtype.kind == "f" else mono_T / np.float32(2 ** (8 * data.dtype.itemsize - 1))
+        return (samples_TC - 128) / np.float32(128)
+    return samples_TC if data.dtype.kind == "f" else samples_TC / np.float32(2 ** (8 * data.dtype.itemsize - 1))

@@ -1,4 +1,7 @@
-"""Open recordings: local paths, file objects and objects in S3, with the decoder that can read them."""
+"""Open recordings: local paths, file objects and objects in S3, with the decoder that can read them.
+
+Shape legend: ``T`` samples, ``C`` channels.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ class Recording:
     def read(self, first: int, stop: int) -> Samples:
         """Samples from ``first`` to ``stop`` or the end; the last ``max_kept`` stay in memory."""
         if self.seeks:
-            return _between(self._reader.blocks(first), first, first=first, stop=stop)
+            return _between(map(_mono, self._reader.blocks(first)), first, first=first, stop=stop)
         if first < self._begin:  # decode it again from its start
             self.close()
             self._reader, self._blocks, self._error = _reader(self.source, self.num_bytes), None, None
@@ -85,7 +88,7 @@ class Recording:
         if self._error is not None:
             raise self._error
         if self._blocks is None:
-            self._blocks = self._reader.blocks()
+            self._blocks = map(_mono, self._reader.blocks())
         try:
             block_T = next(self._blocks, None)
             if self.end > _MAX_DURATION_S * self.rate_hz:
@@ -110,6 +113,11 @@ class Recording:
         """Close the file and forget its samples."""
         self._reader.close()
         self._kept.clear()
+
+
+def _mono(block_TC: Samples) -> Samples:
+    mono_T: Samples = block_TC[:, 0].copy() if block_TC.shape[1] == 1 else block_TC.mean(axis=1, dtype=np.float32)
+    return mono_T
 
 
 def _between(blocks: Iterable[Samples], position: int, *, first: int, stop: int) -> Samples:

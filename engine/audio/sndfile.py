@@ -47,7 +47,7 @@ class _Part(RangeFile):
 
 
 class SndfileReader:
-    """Reads a file as mono blocks; raises ``LibsndfileError`` for formats that are left to FFmpeg.
+    """Reads a file as blocks ``[T, C]``; raises ``LibsndfileError`` for formats that are left to FFmpeg.
 
     These are all compressed formats that FFmpeg knows: libsndfile ends them where a header or an estimate says so.
     """
@@ -96,7 +96,7 @@ class SndfileReader:
         self.num_samples = num_samples
 
     def blocks(self, start_samples: int = 0) -> Generator[Samples, None, None]:
-        """Mono blocks from ``start_samples`` to the end or the first damage; none if it starts after the end.
+        """Blocks from ``start_samples`` to the end or the first damage; none if it starts after the end.
 
         If the reader does not seek, there is one call, from the start.
         """
@@ -104,7 +104,7 @@ class SndfileReader:
             if self.seeks:
                 self._file.seek(start_samples)
             while len(block_TC := self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                yield block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
+                yield block_TC
 
     def close(self) -> None:
         """Close the file."""
