@@ -6,8 +6,10 @@ Shape legend: ``T`` samples, ``C`` channels.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -18,7 +20,9 @@ from engine.errors import AudioError
 _PADDING_SAMPLES = 4096  # an encoder's last frames may exceed the length in the header by this much
 _ROUNDING_S = 0.25  # lengths in headers may be greater by this much; in AVI they count blocks
 _BLOCK_SAMPLES = 16384
-_MAX_LOST_FRACTION = 0.05  # of the samples, in frames that cannot be decoded
+_MAX_LOST_FRACTION = 0.05  # of the bytes, in places that cannot be decoded
+_MIN_LOST_BYTES = 2048
+_TAGS = (b"ID3", b"APETAGEX", b"METADATA_BLOCK_PICTURE", b"fLaC", b"vorbis")
 _UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg"})  # FFmpeg guesses the length of these
 _GAPLESS = frozenset({"mp3", "flac", "wav", "aiff", "au", "caf", "w64", "ape", "wv"})  # time stamps are counted samples
 _SPLIT = "split it, or encode it again"
@@ -36,7 +40,10 @@ class AvReader:
     """Blocks can start anywhere."""
 
     def __init__(self, source: AudioSource) -> None:
-        self._source, self._states_length = source, _states_length(source)
+        self._source = source
+        self._num_bytes, head = _first_bytes(source)
+        self._states_length = any(name in head for name in (b"Xing", b"Info", b"VBRI"))
+        """Of an MP3: its first frame states a number of frames; FFmpeg guesses the length of others."""
         self.rate_hz = self.num_channels = 0
         self.num_samples: int | None = None
         """Length of the file: what can be decoded, and what its header promises beyond; known after the last block."""
@@ -90,7 +97,7 @@ class AvReader:
         """Frames of one sample format, some at a time: much faster than one by one."""
         frames: list[av.AudioFrame] = []
         size = 0
-        for frame in _frames(container):
+        for frame in self._frames(container):
             kind = (int(frame.sample_rate), int(frame.layout.nb_channels))
             if not self.rate_hz:
                 self.rate_hz, self.num_channels = kind
@@ -104,6 +111,42 @@ class AvReader:
             size += frame.samples
         if frames:
             yield frames
+
+    def _frames(self, container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+        """Audio frames to the end; what cannot be decoded is left out, as FFmpeg's command leaves it out."""
+        stream = container.streams.audio[0]
+        is_in_order = len(container.streams) == 1 and not container.format.name.startswith("mov")
+        lost = good = begin = end = 0
+        for packet in _packets(container, stream):
+            if is_in_order and packet.pos is not None and packet.pos != begin:
+                lost += self._lost_bytes(end, packet.pos) if good else 0
+                begin = end = packet.pos
+            end += packet.size
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                lost += packet.size if _is_audio(bytes(packet)) else 0
+                continue
+            good += packet.size
+            yield from (frame for frame in frames if frame.samples)
+        if container.format.name == "aac":  # without positions, but all of the file is packets
+            lost = max(0, self._num_bytes - good)
+        if lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
+            cause = f"it is damaged: {lost} of {good + lost} bytes cannot be decoded"
+            raise AudioError(f"cannot use it ({cause}); fetch it again")
+
+    def _lost_bytes(self, begin: int, end: int) -> int:
+        """The bytes between two packets that may have been audio; the container's own bytes are fewer."""
+        if end - begin < _MIN_LOST_BYTES:
+            return 0
+        if isinstance(self._source, (str, os.PathLike)):
+            with opened_bytes(self._source) as file:
+                data = _read(file, begin, end - begin)
+        else:
+            data = _read(self._source, begin, end - begin)
+        return end - begin if _is_audio(data) else 0
 
     def _promised_samples(self, container: av.container.InputContainer) -> int | None:
         """The audio track's length according to the header; None if the header does not state it."""
@@ -121,28 +164,6 @@ class AvReader:
         self._blocks.close()
 
 
-def _frames(container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
-    """Audio frames to the end; frames that cannot be decoded are left out, as FFmpeg's command leaves them out."""
-    stream = container.streams.audio[0]
-    num_samples = lost = size = 0
-    for packet in _packets(container, stream):
-        try:
-            frames = packet.decode()
-        except av.error.FFmpegError as error:
-            if isinstance(error, MemoryError):
-                raise
-            lost += size
-            continue
-        for frame in frames:
-            if frame.samples:
-                size = frame.samples
-                num_samples += size
-                yield frame
-    if lost > _MAX_LOST_FRACTION * (num_samples + lost) + _PADDING_SAMPLES:
-        cause = f"it is damaged: {lost} of {num_samples + lost} samples cannot be decoded"
-        raise AudioError(f"cannot use it ({cause}); fetch it again")
-
-
 def _packets(container: av.container.InputContainer, stream: av.audio.AudioStream) -> Iterator[av.Packet]:
     """Packets to the end, or to where the container is damaged."""
     try:
@@ -154,13 +175,28 @@ def _packets(container: av.container.InputContainer, stream: av.audio.AudioStrea
             raise
 
 
-def _states_length(source: AudioSource) -> bool:
-    """True for an MP3 whose first frame states a number of frames; FFmpeg guesses the length of others."""
+def _first_bytes(source: AudioSource) -> tuple[int, bytes]:
+    """The number of bytes after the tags at a file's beginning, and the first 512 of them."""
     with opened_bytes(source) as file:
+        begin = 0
         while (head := file.read(10))[:3] == b"ID3":
-            file.seek(sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False)), 1)
-        head += file.read(512)
-    return any(name in head for name in (b"Xing", b"Info", b"VBRI"))
+            begin += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+            file.seek(begin)
+        return file.seek(0, os.SEEK_END) - begin, head + _read(file, begin + len(head), 512)
+
+
+def _read(file: BinaryIO, begin: int, num_bytes: int) -> bytes:
+    """Some bytes of a file that FFmpeg reads too."""
+    position = file.tell()
+    file.seek(begin)
+    data = file.read(num_bytes)
+    file.seek(position)
+    return data
+
+
+def _is_audio(data: bytes) -> bool:
+    """False for bytes with a tag or a picture, as they stand between files that were joined."""
+    return not any(name in data for name in _TAGS)
 
 
 def _pts_s(frame: av.AudioFrame) -> float:

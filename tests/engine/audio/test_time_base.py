@@ -162,8 +162,6 @@ def test_a_segment_is_that_part_of_the_complete_decode_to_the_sample(tmp_path, n
     for start_s in (*STARTS_S, *reversed(STARTS_S)):
         begin, end = round(start_s * kind.rate_hz), round((start_s + 0.9) * kind.rate_hz)
         for recordings in (None, kept):
-            part_T = decode(
-                path, sample_rate_hz=kind.rate_hz, start_s=start_s, duration_s=0.9, recordings=recordings
-            )
+            part_T = decode(path, sample_rate_hz=kind.rate_hz, start_s=start_s, duration_s=0.9, recordings=recordings)
             assert np.array_equal(part_T, whole_T[begin:end][: len(part_T)]) and abs(len(part_T) - (end - begin)) <= 1
     assert probe(path, recordings=kept) == info
