@@ -42,8 +42,7 @@ class AvReader:
     def __init__(self, source: AudioSource) -> None:
         self._source = source
         self._num_bytes, head = _first_bytes(source)
-        self._states_length = any(name in head for name in (b"Xing", b"Info", b"VBRI"))
-        """Of an MP3: its first frame states a number of frames; FFmpeg guesses the length of others."""
+        self._mp3_samples = _mp3_samples(head)
         self.rate_hz = self.num_channels = 0
         self.num_samples: int | None = None
         """Length of the file: what can be decoded, and what its header promises beyond; known after the last block."""
@@ -151,7 +150,9 @@ class AvReader:
     def _promised_samples(self, container: av.container.InputContainer) -> int | None:
         """The audio track's length according to the header; None if the header does not state it."""
         stream, name = container.streams.audio[0], container.format.name
-        if name in _UNTIMED or (name == "mp3" and not self._states_length):
+        if name == "mp3":
+            return self._mp3_samples
+        if name in _UNTIMED:
             return None
         if stream.duration and stream.duration > 0:
             return round(float(stream.duration * stream.time_base) * self.rate_hz)
@@ -183,6 +184,16 @@ def _first_bytes(source: AudioSource) -> tuple[int, bytes]:
             begin += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
             file.seek(begin)
         return file.seek(0, os.SEEK_END) - begin, head + _read(file, begin + len(head), 512)
+
+
+def _mp3_samples(head: bytes) -> int | None:
+    """The length that the first frame of an MP3 states; FFmpeg guesses if it does not like it, or there is none."""
+    for name, offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        at = head.find(name)
+        if at >= 0 and (name == b"VBRI" or head[at + 7] & 1):
+            is_mpeg_1 = head[1] & 0x18 == 0x18
+            return int.from_bytes(head[at + offset : at + offset + 4], "big") * (1152 if is_mpeg_1 else 576)
+    return None
 
 
 def _read(file: BinaryIO, begin: int, num_bytes: int) -> bytes:

@@ -48,6 +48,7 @@ class Kind:
     gap_s: float = 0.0
     """Time that is missing after four seconds."""
     layout: str = "mono"
+    bit_rate: int = 96000
 
 
 def muxed(kind, samples_T):
@@ -57,7 +58,7 @@ def muxed(kind, samples_T):
     with av.open(buffer, "w", format=kind.container, options=kind.options) as container:
         stream = container.add_stream(kind.codec, rate=kind.rate_hz, layout=kind.layout)
         stream.codec_context.time_base = Fraction(1, kind.rate_hz)
-        stream.codec_context.bit_rate = 96000
+        stream.codec_context.bit_rate = kind.bit_rate
         stream.codec_context.open()
         size = stream.codec_context.frame_size or 1024
         resampler = av.AudioResampler(stream.codec_context.format, kind.layout, kind.rate_hz)
