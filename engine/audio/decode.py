@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import soxr
 
-from engine.audio.recordings import Reader, open_audio
+from engine.audio.recordings import Recording, Recordings
 from engine.audio.sndfile import AudioSource, Samples
 from engine.errors import AudioError
 
@@ -19,7 +19,6 @@ MAX_DURATION_S = 600.0
 """Longest segment that is decoded at once."""
 _MIN_DECODED_FRACTION = 0.95  # a damaged segment with less is refused
 _MAX_PEAK = 2.0**40  # FLAC could not store a stem with a greater one
-_PADDING_SAMPLES = 4096  # an encoder's last frame may exceed the stated length by this much
 _FILTER_SAMPLES = 400  # reach of soxr's filter to each side, at the lower rate
 _MIN_BITS_PER_S = 8000  # with fewer, the end that the header promises is checked
 _NO_SAMPLES = "cannot decode any of its samples (it has none, or they are damaged); fetch it again or remove it"
@@ -27,35 +26,37 @@ _NO_SAMPLES = "cannot decode any of its samples (it has none, or they are damage
 
 @dataclass(frozen=True, kw_only=True)
 class AudioInfo:
-    """The header of a recording."""
+    """Length and format of a recording."""
 
     duration_s: float
-    """Duration; within one codec frame (20 ms) for WebM."""
+    """Duration of what can be decoded, and of what the header promises beyond if the file was cut off."""
     sample_rate_hz: int
     num_channels: int
 
 
-def probe(source: AudioSource) -> AudioInfo:
-    """Duration, rate and channels from the header; only a format that states no length is decoded.
+def probe(source: AudioSource, *, recordings: Recordings | None = None) -> AudioInfo:
+    """Duration, rate and channels; only an uncompressed format is not decoded, because the headers of others may lie.
 
-    Raises AudioError for a missing or empty file, a directory or special file, and a file without audio; also if the
-    header promises far more time than the bytes can hold and nothing can be decoded near the promised end.
+    With ``recordings``, a file that was opened there before is not decoded again. Raises AudioError for a missing or
+    empty file, a directory or special file, and a file without audio; also if the header promises far more time than
+    the bytes can hold and nothing can be decoded near the promised end.
     """
-    with open_audio(source) as (reader, num_bytes):
-        num_samples = reader.promised_samples or sum(map(len, reader.blocks(0)))
-        _check_promise(reader, num_samples, num_bytes)
+    with (recordings or Recordings()).open(source) as recording:
+        num_samples = recording.measure()
+        _check_promise(recording, num_samples)
         return AudioInfo(
-            duration_s=num_samples / reader.rate_hz,
-            sample_rate_hz=reader.rate_hz,
-            num_channels=reader.num_channels,
+            duration_s=num_samples / recording.rate_hz,
+            sample_rate_hz=recording.rate_hz,
+            num_channels=recording.num_channels,
         )
 
 
-def _check_promise(reader: Reader, num_samples: int, num_bytes: int) -> None:
+def _check_promise(recording: Recording, num_samples: int) -> None:
     if not num_samples:
         raise AudioError(_NO_SAMPLES)
-    duration_s, begin = num_samples / reader.rate_hz, int(_MIN_DECODED_FRACTION * num_samples)
-    if 8 * num_bytes < _MIN_BITS_PER_S * duration_s and next(reader.blocks(begin), None) is None:
+    duration_s, begin = num_samples / recording.rate_hz, int(_MIN_DECODED_FRACTION * num_samples)
+    num_bytes = recording.num_bytes
+    if 8 * num_bytes < _MIN_BITS_PER_S * duration_s and not recording.has_sample(begin):
         cause = f"it is damaged: its header promises {duration_s:.3f} s in {num_bytes} bytes"
         raise AudioError(f"cannot decode its end ({cause}); fetch it again")
 
@@ -67,22 +68,26 @@ def decode(
     start_s: float = 0.0,
     duration_s: float | None = None,
     max_duration_s: float = MAX_DURATION_S,
+    recordings: Recordings | None = None,
 ) -> Samples:
     """One segment ``[T]``, the mean over channels, resampled; the same samples as in a decode of the complete file.
 
-    It ends at the end of the file. Of a damaged segment, 95 % of what the header promises are enough.
+    It ends at the end of the file. Of a damaged segment, 95 % of what the header promises are enough. With
+    ``recordings``, the decoding of a file that was opened there before continues.
 
     Raises AudioError for unusable files and segments, and for segments longer than ``max_duration_s``.
     """
-    with open_audio(source) as (reader, _):
+    with (recordings or Recordings()).open(source) as recording:
         _check_segment(start_s, duration_s, max_duration_s, sample_rate_hz)
-        lead, first = _aligned(start_s, reader.rate_hz, sample_rate_hz)
+        rate_hz = recording.rate_hz
+        lead, first = _aligned(start_s, rate_hz, sample_rate_hz)
         end_s = start_s + (max_duration_s if duration_s is None else duration_s)
-        margin = math.ceil(_FILTER_SAMPLES * max(1.0, reader.rate_hz / sample_rate_hz))
-        mono_T = _collect(reader, first, stop=math.ceil(end_s * reader.rate_hz) + margin)
-        _check_complete(reader, first + len(mono_T), start_s, end_s, is_open=duration_s is None)
-    if reader.rate_hz != sample_rate_hz:
-        mono_T = soxr.resample(mono_T, reader.rate_hz, sample_rate_hz, quality="HQ")
+        margin = math.ceil(_FILTER_SAMPLES * max(1.0, rate_hz / sample_rate_hz))
+        mono_T = recording.read(first, stop=math.ceil(end_s * rate_hz) + margin)
+        _check_values(mono_T)
+        _check_complete(recording, first + len(mono_T), start_s, end_s, is_open=duration_s is None)
+    if rate_hz != sample_rate_hz:
+        mono_T = soxr.resample(mono_T, rate_hz, sample_rate_hz, quality="HQ")
     begin = round(start_s * sample_rate_hz) - lead
     return np.ascontiguousarray(mono_T[begin : begin + round((end_s - start_s) * sample_rate_hz)])
 
@@ -107,27 +112,16 @@ def _aligned(start_s: float, rate_hz: int, sample_rate_hz: int) -> tuple[int, in
     return period * (sample_rate_hz // common_hz), period * (rate_hz // common_hz)
 
 
-def _collect(reader: Reader, first: int, *, stop: int) -> Samples:
-    """The source's samples from ``first`` to ``stop``, without the padding after the promised end."""
-    blocks, end = [np.zeros(0, np.float32)], first
-    for block_T in reader.blocks(first):
-        blocks.append(block_T[: stop - end])
-        end += len(blocks[-1])
-        if end >= stop:
-            break
-    mono_T = np.concatenate(blocks)
-    excess = end - (reader.promised_samples or end)
-    mono_T = mono_T[: len(mono_T) - excess] if 0 < excess <= _PADDING_SAMPLES else mono_T
+def _check_values(mono_T: Samples) -> None:
     if not np.isfinite(mono_T).all():
         raise AudioError("its samples must be finite, got NaN or infinite ones; repair or remove it")
     if (peak := float(np.abs(mono_T).max(initial=0.0))) >= _MAX_PEAK:
         raise AudioError(f"its samples must be below 2**40 (full scale is 1), got {peak:.3g}; repair or remove it")
-    return mono_T
 
 
-def _check_complete(reader: Reader, end: int, start_s: float, end_s: float, *, is_open: bool) -> None:
+def _check_complete(recording: Recording, end: int, start_s: float, end_s: float, *, is_open: bool) -> None:
     """Compare the last decoded sample of the source with the segment and the promised length."""
-    rate_hz, promised = reader.rate_hz, reader.promised_samples
+    rate_hz, promised = recording.rate_hz, recording.num_samples
     if end == 0 and not promised:
         raise AudioError(_NO_SAMPLES)
     if max(end, promised or 0) <= round(start_s * rate_hz):

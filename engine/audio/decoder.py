@@ -94,12 +94,12 @@ class Decoder:
         return answer, data
 
     def _send(self, child: _Child, request: Request) -> tuple[Answer, bytearray]:
-        deadline_s = time.monotonic() + self.time_limit_s
         assert child.stdin is not None
         try:
             child.stdin.write(pack(request))
-            answer = _read_answer(child, deadline_s)
-            return answer, _read(child, answer.get("num_bytes", 0), deadline_s)
+            while (answer := _read_answer(child, time.monotonic() + self.time_limit_s)).get("is_busy"):
+                pass
+            return answer, _read(child, answer.get("num_bytes", 0), time.monotonic() + self.time_limit_s)
         except BaseException:  # after an interrupt too: the answer would be taken for that to the next request
             self._drop()
             raise

@@ -1,129 +1,224 @@
-"""Audio read with FFmpeg, through PyAV (M4A, MP4, WebM, raw AAC and more).
+"""Audio read with FFmpeg, through PyAV (MP3, M4A, MP4, Ogg, FLAC, WebM, raw AAC and more).
 
 Shape legend: ``T`` samples, ``C`` channels.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import av
 import numpy as np
 
-from engine.audio.sndfile import AudioSource, Samples
+from engine.audio.sndfile import AudioSource, Samples, opened_bytes
 from engine.errors import AudioError
 
-_PREROLL_S = 0.5  # decoded and dropped before a segment: AAC and Opus need up to 80 ms
-_UNTIMED = frozenset({"aac", "mp3"})  # raw streams: FFmpeg guesses their length and seeks inexactly
-_FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3"
+_PADDING_SAMPLES = 4096  # an encoder's last frames may exceed the length in the header by this much
+_ROUNDING_S = 0.25  # lengths in headers may be greater by this much; in AVI they count blocks
+_BLOCK_SAMPLES = 16384
+_MAX_LOST_FRACTION = 0.05  # of the bytes, in places that cannot be decoded
+_MIN_LOST_BYTES = 2048
+_TAGS = (b"ID3", b"APETAGEX", b"METADATA_BLOCK_PICTURE", b"fLaC", b"vorbis")
+_UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg"})  # FFmpeg guesses the length of these
+_GAPLESS = frozenset({"mp3", "flac", "wav", "aiff", "au", "caf", "w64", "ape", "wv"})  # time stamps are counted samples
+_SPLIT = "split it, or encode it again"
+_FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3,eac3"
 
 
 class AvReader:
-    """Reads a file as mono blocks; positions count from the first decoded sample. Raises AudioError and FFmpegError."""
+    """Reads a file once, from its start, as blocks ``[T, C]``: a sample's position is the number of samples before it.
+
+    No container states positions that can be relied on: time stamps have gaps, are rounded to milliseconds, or start
+    anywhere, and decoders depend on what they decoded before. Raises AudioError and FFmpegError.
+    """
+
+    seeks = False
+    """Blocks can start anywhere."""
 
     def __init__(self, source: AudioSource) -> None:
-        self._is_path = isinstance(source, (str, os.PathLike))
-        self._file: Any = Path(source).open("rb") if isinstance(source, (str, os.PathLike)) else source
-        try:
-            self._measure()
-        except BaseException:
-            self.close()
-            raise
-
-    def _measure(self) -> None:
-        """Find the rate, the first time stamp and the rounding of the time stamps, from the first two frames."""
-        with self._opened() as container:
-            head = list(itertools.islice(_frames(container), 2))
-            if not head:
-                raise AudioError("cannot decode any of its audio (FFmpeg finds no frame); replace the file")
-            self.rate_hz, self.num_channels = int(head[0].sample_rate), int(head[0].layout.nb_channels)
-            self.promised_samples = _promised_samples(container, self.rate_hz)
-            self._has_times = container.format.name not in _UNTIMED and all(f.pts is not None for f in head)
-        self._origin_s = _pts_s(head[0]) if self._has_times else 0.0
-        if self._has_times and len(head) > 1:  # WebM rounds to 1 ms; the second frame shows the rounding of all
-            error_s = _pts_s(head[1]) - _pts_s(head[0]) - head[0].samples / self.rate_hz
-            self._origin_s += error_s if abs(error_s) <= head[1].time_base else 0.0
+        self._source = source
+        self._num_bytes, head = _first_bytes(source)
+        self._mp3_samples = _mp3_samples(head)
+        self.rate_hz = self.num_channels = 0
+        self.num_samples: int | None = None
+        """Length of the file: what can be decoded, and what its header promises beyond; known after the last block."""
+        self._blocks = self._decoded()
+        next(self._blocks)  # the first block is empty: it comes when the rate is known
 
     @contextmanager
     def _opened(self) -> Iterator[av.container.InputContainer]:
         """Open the container; the whitelist of formats keeps playlists from opening other files or hosts."""
-        self._file.seek(0)
-        with av.open(
-            self._file, container_options={"format_whitelist": _FORMATS}, metadata_errors="replace"
-        ) as container:
+        options = {"format_whitelist": _FORMATS}
+        with (
+            opened_bytes(self._source) as file,
+            av.open(file, container_options=options, metadata_errors="replace") as container,
+        ):
             if not container.streams.audio:
                 raise AudioError("it must have an audio track, got none; remove it from the corpus")
             yield container
 
-    def blocks(self, start_samples: int) -> Iterator[Samples]:
-        """Mono blocks from ``start_samples`` to the end or the first damage; gaps between frames are skipped."""
-        seek_s = start_samples / self.rate_hz - _PREROLL_S
-        if self._has_times and seek_s > _PREROLL_S:
-            with self._opened() as container:
-                frames = _frames(container, seek_s=self._origin_s + seek_s)
-                next(frames, None)  # Opus cuts the first frame after a seek and changes its time stamp
-                first = next(frames, None)
-                position = -1 if first is None or first.pts is None else self._position(first)
-                if 0 < position <= start_samples:
-                    yield from self._blocks(itertools.chain([first], frames), position, start_samples)
-                    return
-        with self._opened() as container:  # near the beginning, or without time stamps to seek by
-            yield from self._blocks(_frames(container), 0, start_samples)
+    def blocks(self, start_samples: int = 0) -> Generator[Samples, None, None]:
+        """Blocks of the complete file; gaps between frames are skipped, as FFmpeg's command skips them.
 
-    def _position(self, frame: av.AudioFrame) -> int:
-        return round((_pts_s(frame) - self._origin_s) * self.rate_hz)
+        Raises AudioError where the rate or the number of channels changes, and if over 5 % cannot be decoded.
+        """
+        assert not start_samples
+        return self._blocks
 
-    def _blocks(self, frames: Iterator[av.AudioFrame], position: int, start_samples: int) -> Iterator[Samples]:
-        for frame in frames:
-            if frame.sample_rate != self.rate_hz:
-                rates = f"{self.rate_hz} and {frame.sample_rate} Hz"
-                raise AudioError(f"its rate must stay the same, got {rates}; encode it again with one rate")
-            if position + frame.samples > start_samples:
-                yield _mono(frame)[max(0, start_samples - position) :]
-            position += frame.samples
+    def _decoded(self) -> Generator[Samples, None, None]:
+        num_samples, first_s, end_s, last_TC = 0, math.inf, 0.0, np.zeros((0, 1), np.float32)
+        with self._opened() as container:
+            for frames in self._batches(container):
+                yield last_TC
+                last_TC = _samples(frames)
+                num_samples += len(last_TC)
+                if frames[0].pts is not None and frames[-1].pts is not None:
+                    first_s = min(first_s, _pts_s(frames[0]))
+                    end_s = _pts_s(frames[-1]) + frames[-1].samples / self.rate_hz
+            name, promised = container.format.name, self._promised_samples(container)
+        if not num_samples:
+            raise AudioError("cannot decode any of its audio (FFmpeg finds no frame); replace the file")
+        if not name.startswith("mov"):  # others may state when the audio ends, not how long it is
+            first_s = min(first_s, 0.0)
+        covered = num_samples if name in _GAPLESS else max(num_samples, round((end_s - first_s) * self.rate_hz))
+        missing = 0 if promised is None else promised - covered
+        if name.startswith("mov") and 0 < -missing <= min(_PADDING_SAMPLES, len(last_TC)):
+            last_TC = last_TC[:missing]  # the edit list states the last sample; FFmpeg gives all of the last frame
+            num_samples += missing
+        self.num_samples = num_samples + (missing if missing > _ROUNDING_S * self.rate_hz else 0)
+        yield last_TC
+
+    def _batches(self, container: av.container.InputContainer) -> Iterator[list[av.AudioFrame]]:
+        """Frames of one sample format, some at a time: much faster than one by one."""
+        frames: list[av.AudioFrame] = []
+        size = 0
+        for frame in self._frames(container):
+            kind = (int(frame.sample_rate), int(frame.layout.nb_channels))
+            if not self.rate_hz:
+                self.rate_hz, self.num_channels = kind
+            if kind != (self.rate_hz, self.num_channels):
+                kinds = f"{self.rate_hz} Hz with {self.num_channels} and {kind[0]} Hz with {kind[1]}"
+                raise AudioError(f"its rate and number of channels must stay the same, got {kinds}; {_SPLIT}")
+            if size >= _BLOCK_SAMPLES or (frames and frame.format.name != frames[0].format.name):
+                yield frames
+                frames, size = [], 0
+            frames.append(frame)
+            size += frame.samples
+        if frames:
+            yield frames
+
+    def _frames(self, container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
+        """Audio frames to the end; what cannot be decoded is left out, as FFmpeg's command leaves it out."""
+        stream = container.streams.audio[0]
+        is_in_order = len(container.streams) == 1 and not container.format.name.startswith("mov")
+        lost = good = begin = end = 0
+        for packet in _packets(container, stream):
+            if is_in_order and packet.pos is not None and packet.pos != begin:
+                lost += self._lost_bytes(end, packet.pos) if good else 0
+                begin = end = packet.pos
+            end += packet.size
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError as error:
+                if isinstance(error, MemoryError):
+                    raise
+                lost += packet.size if _is_audio(bytes(packet)) else 0
+                continue
+            good += packet.size
+            yield from (frame for frame in frames if frame.samples)
+        if container.format.name == "aac":  # without positions, but all of the file is packets
+            lost = max(0, self._num_bytes - good)
+        if lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
+            cause = f"it is damaged: {lost} of {good + lost} bytes cannot be decoded"
+            raise AudioError(f"cannot use it ({cause}); fetch it again")
+
+    def _lost_bytes(self, begin: int, end: int) -> int:
+        """The bytes between two packets that may have been audio; the container's own bytes are fewer."""
+        if end - begin < _MIN_LOST_BYTES:
+            return 0
+        if isinstance(self._source, (str, os.PathLike)):
+            with opened_bytes(self._source) as file:
+                data = _read(file, begin, end - begin)
+        else:
+            data = _read(self._source, begin, end - begin)
+        return end - begin if _is_audio(data) else 0
+
+    def _promised_samples(self, container: av.container.InputContainer) -> int | None:
+        """The audio track's length according to the header; None if the header does not state it."""
+        stream, name = container.streams.audio[0], container.format.name
+        if name == "mp3":
+            return self._mp3_samples
+        if name in _UNTIMED:
+            return None
+        if stream.duration and stream.duration > 0:
+            return round(float(stream.duration * stream.time_base) * self.rate_hz)
+        if container.duration and len(container.streams) == 1:
+            return round(float(container.duration) / float(av.time_base) * self.rate_hz)
+        return None
 
     def close(self) -> None:
-        if self._is_path:
-            self._file.close()
+        """Close the file."""
+        self._blocks.close()
 
 
-def _frames(container: av.container.InputContainer, *, seek_s: float | None = None) -> Iterator[av.AudioFrame]:
-    """Audio frames to the end or the first damage, from before ``seek_s`` on if the file's index allows it."""
-    stream = container.streams.audio[0]
+def _packets(container: av.container.InputContainer, stream: av.audio.AudioStream) -> Iterator[av.Packet]:
+    """Packets to the end, or to where the container is damaged."""
     try:
-        if seek_s is not None:
-            container.seek(int(seek_s / stream.time_base), stream=stream)
-        yield from (frame for frame in container.decode(stream) if frame.samples)
+        yield from container.demux(stream)
+    except av.error.PatchWelcomeError as error:  # of a chained Ogg
+        raise AudioError(f"its rate and number of channels must stay the same, got another stream; {_SPLIT}") from error
     except av.error.FFmpegError as error:
         if isinstance(error, MemoryError):
             raise
 
 
-def _promised_samples(container: av.container.InputContainer, rate_hz: int) -> int | None:
-    """The audio track's length according to the header; None if the header does not state it."""
-    stream = container.streams.audio[0]
-    if container.format.name in _UNTIMED:
-        return None
-    if stream.duration and stream.duration > 0:
-        return round(float(stream.duration * stream.time_base) * rate_hz)
-    if container.duration and len(container.streams) == 1:
-        return round(float(container.duration) / float(av.time_base) * rate_hz)
+def _first_bytes(source: AudioSource) -> tuple[int, bytes]:
+    """The number of bytes after the tags at a file's beginning, and the first 512 of them."""
+    with opened_bytes(source) as file:
+        begin = 0
+        while (head := file.read(10))[:3] == b"ID3":
+            begin += 10 + sum((byte & 127) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=False))
+            file.seek(begin)
+        return file.seek(0, os.SEEK_END) - begin, head + _read(file, begin + len(head), 512)
+
+
+def _mp3_samples(head: bytes) -> int | None:
+    """The length that the first frame of an MP3 states; FFmpeg guesses if it does not like it, or there is none."""
+    for name, offset in ((b"Xing", 8), (b"Info", 8), (b"VBRI", 14)):
+        at = head.find(name)
+        if at >= 0 and (name == b"VBRI" or head[at + 7] & 1):
+            is_mpeg_1 = head[1] & 0x18 == 0x18
+            return int.from_bytes(head[at + offset : at + offset + 4], "big") * (1152 if is_mpeg_1 else 576)
     return None
+
+
+def _read(file: BinaryIO, begin: int, num_bytes: int) -> bytes:
+    """Some bytes of a file that FFmpeg reads too."""
+    position = file.tell()
+    file.seek(begin)
+    data = file.read(num_bytes)
+    file.seek(position)
+    return data
+
+
+def _is_audio(data: bytes) -> bool:
+    """False for bytes with a tag or a picture, as they stand between files that were joined."""
+    return not any(name in data for name in _TAGS)
 
 
 def _pts_s(frame: av.AudioFrame) -> float:
     return float(frame.pts * frame.time_base)
 
 
-def _mono(frame: av.AudioFrame) -> Samples:
-    data = frame.to_ndarray()
-    data_CT = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
-    mono_T: Samples = data_CT.mean(axis=0, dtype=np.float64).astype(np.float32)
+def _samples(frames: list[av.AudioFrame]) -> Samples:
+    """The samples ``[T, C]`` of frames of one format."""
+    data = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    data_TC = data.T if frames[0].format.is_planar else data.reshape(-1, frames[0].layout.nb_channels)
+    samples_TC: Samples = data_TC.astype(np.float32, copy=False)
     if data.dtype == np.uint8:
-        return (mono_T - 128) / np.float32(128)
-    return mono_T if data.dtype.kind == "f" else mono_T / np.float32(2 ** (8 * data.dtype.itemsize - 1))
+        return (samples_TC - 128) / np.float32(128)
+    return samples_TC if data.dtype.kind == "f" else samples_TC / np.float32(2 ** (8 * data.dtype.itemsize - 1))

@@ -1,66 +1,213 @@
-"""Open recordings: local paths, file objects and objects in S3, with the decoder that can read them."""
+"""Open recordings: local paths, file objects and objects in S3, with the decoder that can read them.
+
+Shape legend: ``T`` samples, ``C`` channels.
+"""
 
 from __future__ import annotations
 
 import io
 import os
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import av
+import numpy as np
 import soundfile as sf
 
 from engine.audio.ffmpeg import AvReader
-from engine.audio.sndfile import AudioSource, SndfileReader, opened_bytes
+from engine.audio.sndfile import AudioSource, Samples, SndfileReader, opened_bytes
 from engine.errors import AudioError
 from engine.storage.ranges import RangeFile
 
 Reader: TypeAlias = "SndfileReader | AvReader"
 _RATES_HZ = (100, 1_000_000)
+_MAX_DURATION_S = 360_000.0  # of a compressed recording, which has to be decoded to its end
+_MAX_OPEN = 32
 
 
-@contextmanager
-def open_audio(source: AudioSource) -> Iterator[tuple[Reader, int]]:
-    """Open a recording: its reader and its size in bytes. Every AudioError raised inside names the source."""
-    with _local(source) as local:
-        try:
-            num_bytes = _num_bytes(local)
-            reader = _reader(local, num_bytes)
-            try:
-                if not _RATES_HZ[0] <= reader.rate_hz <= _RATES_HZ[1]:
-                    limits = "{} to {} Hz".format(*_RATES_HZ)
-                    raise AudioError(f"its rate must be {limits}, got {reader.rate_hz} Hz; fetch it again")
-                yield reader, num_bytes
-            finally:
-                reader.close()
-        except (AudioError, OSError) as error:
-            is_audio = isinstance(error, AudioError)
-            why = error if is_audio else f"cannot read it ({error}); check its permissions and the disk"
-            name = local if isinstance(local, (str, os.PathLike)) else getattr(local, "name", "file object")
-            raise AudioError(f"{str(name)!r}: {why}") from error
+class Recording:
+    """A file that is being read; reads that follow one another decode each of its samples once.
 
-
-@contextmanager
-def _local(source: AudioSource) -> Iterator[AudioSource]:
-    """Open an object in S3 for the decoders; other sources are returned as they are.
-
-    An error of the network is raised unchanged, in place of the decoder's error that follows from it.
+    The time base of every read is that of a complete decode: uncompressed formats are sought, which is exact, and all
+    others are decoded from their start.
     """
-    if not isinstance(source, str) or not source.startswith("s3://"):
-        yield source
-        return
-    from engine.storage.files import open_binary
 
-    with open_binary(source) as file:
-        watched = WatchedFile(file, source)
+    def __init__(
+        self, source: AudioSource, *, max_kept: int = 0, on_decoded: Callable[[float], None] = lambda duration_s: None
+    ) -> None:
+        self.source, self.num_bytes, self.max_kept, self._on_decoded = source, _num_bytes(source), max_kept, on_decoded
+        self._blocks: Iterator[Samples] | None = None
+        self._kept: deque[Samples] = deque()
+        self._begin = self.end = 0
+        """Positions of the first sample that is kept, and after the last."""
+        self._error: AudioError | None = None
+        self._reader = _reader(source, self.num_bytes)
+        self.seeks = self._reader.seeks
+        """Each read costs what it returns; otherwise all from the start to its end, except for what is kept."""
+        self.rate_hz, self.num_channels = self._reader.rate_hz, self._reader.num_channels
+        self.num_samples = self._reader.num_samples if self.seeks else None
+        """Length: what can be decoded, and what the header promises beyond; None if the end has not been reached."""
+        if not _RATES_HZ[0] <= self.rate_hz <= _RATES_HZ[1]:
+            self.close()
+            limits = "{} to {} Hz".format(*_RATES_HZ)
+            raise AudioError(f"its rate must be {limits}, got {self.rate_hz} Hz; fetch it again")
+
+    @property
+    def num_kept(self) -> int:
+        """Samples in memory."""
+        return self.end - self._begin
+
+    def measure(self) -> int:
+        """The length in samples; decodes the file unless it is known."""
+        while self.num_samples is None:
+            self._decode_block()
+            self.forget(before=self.end)
+        return self.num_samples
+
+    def read(self, first: int, stop: int) -> Samples:
+        """Samples from ``first`` to ``stop`` or the end; the last ``max_kept`` stay in memory."""
+        if self.seeks:
+            return _between(map(_mono, self._reader.blocks(first)), first, first=first, stop=stop)
+        if first < self._begin:  # decode it again from its start
+            self.close()
+            self._reader, self._blocks, self._error = _reader(self.source, self.num_bytes), None, None
+            self._begin = self.end = 0
+        while self.end < stop and self._decode_block():
+            self.forget(before=first)
+        return _between(self._kept, self._begin, first=first, stop=stop)
+
+    def has_sample(self, position: int) -> bool:
+        """True if a sample can be decoded; the length must be known."""
+        return next(self._reader.blocks(position), None) is not None if self.seeks else position < self.end
+
+    def _decode_block(self) -> bool:
+        """Decode some more samples; returns false at the end."""
+        if self._error is not None:
+            raise self._error
+        if self._blocks is None:
+            self._blocks = map(_mono, self._reader.blocks())
         try:
-            yield cast(BinaryIO, watched)
+            block_T = next(self._blocks, None)
+            if self.end > _MAX_DURATION_S * self.rate_hz:
+                raise AudioError(f"it must last at most {_MAX_DURATION_S / 3600:g} h, got a longer one; split it")
         except AudioError as error:
-            raise (watched.error or error) from error
-    if watched.error is not None:
-        raise watched.error
+            self._error = error
+            raise
+        if block_T is None:
+            self.num_samples = max(self.end, self._reader.num_samples or 0)
+            return False
+        self._kept.append(block_T)
+        self.end += len(block_T)
+        self._on_decoded(len(block_T) / self.rate_hz)
+        return True
+
+    def forget(self, *, before: int) -> None:
+        """Drop the oldest samples, but none from ``before`` on, until ``max_kept`` stay."""
+        while self._kept and self.num_kept > self.max_kept and self._begin + len(self._kept[0]) <= before:
+            self._begin += len(self._kept.popleft())
+
+    def close(self) -> None:
+        """Close the file and forget its samples."""
+        self._reader.close()
+        self._kept.clear()
+
+
+def _mono(block_TC: Samples) -> Samples:
+    mono_T: Samples = block_TC[:, 0].copy() if block_TC.shape[1] == 1 else block_TC.mean(axis=1, dtype=np.float32)
+    return mono_T
+
+
+def _between(blocks: Iterable[Samples], position: int, *, first: int, stop: int) -> Samples:
+    """The samples from ``first`` to ``stop`` of blocks that begin at ``position``."""
+    parts = [np.zeros(0, np.float32)]
+    for block_T in blocks:
+        if position >= stop:
+            break
+        parts.append(block_T[max(0, first - position) : stop - position])
+        position += len(block_T)
+    return np.concatenate(parts)
+
+
+class Recordings:
+    """Recordings that stay open from one request to the next, with ``max_kept`` decoded samples in memory at the most.
+
+    A file that has been replaced is another recording. Without ``max_kept``, none stays open.
+    """
+
+    def __init__(self, *, max_kept: int = 0, on_decoded: Callable[[float], None] = lambda duration_s: None) -> None:
+        self._max_kept, self._on_decoded = max_kept, on_decoded
+        self._kept: dict[object, Recording] = {}
+        """By name and version, the last used one at the end."""
+
+    @contextmanager
+    def open(self, source: AudioSource) -> Iterator[Recording]:
+        """Open a recording, or take the one that is open. Every AudioError raised inside names the source.
+
+        An error of the network is raised unchanged, in place of the decoder's error that follows from it.
+        """
+        local, version = _local(source)
+        recording = self._kept.pop(version, None)
+        is_usable = False
+        try:
+            with _named(local):
+                if recording is None:
+                    recording = Recording(local, max_kept=self._max_kept, on_decoded=self._on_decoded)
+                try:
+                    yield recording
+                    is_usable = True
+                except AudioError:
+                    is_usable = True
+                    raise
+        finally:
+            used = local if recording is None else recording.source
+            lost = used.error if isinstance(used, WatchedFile) else None
+            if recording is not None:
+                self._keep(version if is_usable and lost is None else None, recording)
+            if lost is not None:
+                raise lost
+
+    def _keep(self, version: object, recording: Recording) -> None:
+        """Keep a recording of a version for the next request, and close what is too much."""
+        if version is None or not self._max_kept or recording.seeks:
+            recording.close()
+            return
+        recording.forget(before=recording.end)
+        self._kept[version] = recording
+        while len(self._kept) > _MAX_OPEN or (
+            len(self._kept) > 1 and sum(one.num_kept for one in self._kept.values()) > self._max_kept
+        ):
+            self._kept.pop(next(iter(self._kept))).close()
+
+
+@contextmanager
+def _named(source: AudioSource) -> Iterator[None]:
+    """Name the source in errors that blame it."""
+    try:
+        yield
+    except (AudioError, OSError) as error:
+        is_audio = isinstance(error, AudioError)
+        why = error if is_audio else f"cannot read it ({error}); check its permissions and the disk"
+        name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "file object")
+        raise AudioError(f"{str(name)!r}: {why}") from error
+
+
+def _local(source: AudioSource) -> tuple[AudioSource, object]:
+    """A path or file for the decoders, and the version of what is there; None if that cannot be known."""
+    if isinstance(source, str) and source.startswith("s3://"):
+        from engine.storage.files import open_binary
+
+        file = cast(Any, open_binary(source))  # a buffer over an object that has an ETag
+        return cast(BinaryIO, WatchedFile(file, source)), (source, file.raw.etag)
+    if not isinstance(source, (str, os.PathLike)):
+        return source, None
+    try:
+        status = os.stat(source)
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return source, None
+    return source, (os.fspath(source), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 class WatchedFile(RangeFile):

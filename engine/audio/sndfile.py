@@ -1,4 +1,4 @@
-"""Audio read with libsndfile (WAV, FLAC, Ogg, MP3 and more).
+"""Audio read with libsndfile: uncompressed formats (WAV, W64, AIFF, AU, CAF and more) and old telephone codecs.
 
 Shape legend: ``T`` samples, ``C`` channels.
 """
@@ -6,68 +6,109 @@ Shape legend: ``T`` samples, ``C`` channels.
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
 
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
 
+from engine.audio import headers
+from engine.errors import AudioError
+from engine.storage.ranges import RangeFile
+
 Samples = NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | BinaryIO
 """A path, an ``s3://`` address or a seekable binary file."""
 _BLOCK_SAMPLES = 8192
-_OGG_TAIL_S = 60.0  # longer than any Ogg page
-_UNKNOWN_BYTES = 0x7FFFF000  # programs that write into a pipe put this length or a greater one into the header
-_UNSEEKABLE = ("GSM", "G72", "NMS")  # old telephone codecs
-_CHUNKED = {(kind, b"WAVE") for kind in (b"RIFF", b"RIFX", b"RF64")} | {(b"FORM", b"AIFF"), (b"FORM", b"AIFC")}
+_SAMPLE_BYTES = {"PCM_S8": 1, "PCM_U8": 1, "ULAW": 1, "ALAW": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4}
+_SAMPLE_BYTES |= {"FLOAT": 4, "DOUBLE": 8}
+_OF_FFMPEG = ("VORBIS", "OPUS", "MPEG", "ALAC")
 
 
 class _Sequential(sf.SoundFile):  # type: ignore[misc]
-    """A SoundFile that does not seek after every read: seeking fails in a FLAC without a length."""
+    """A SoundFile that does not seek after every read, which would be slow."""
 
     def seekable(self) -> bool:
         return False
 
 
+class _Part(RangeFile):
+    """Some bytes of a file as a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, num_bytes: int) -> None:
+        super().__init__("samples", num_bytes)
+        self._file, self._begin = file, begin
+
+    def read_range(self, start: int, num_bytes: int) -> bytes:
+        self._file.seek(self._begin + start)
+        return self._file.read(num_bytes)
+
+
 class SndfileReader:
-    """Reads a file as mono blocks; raises ``LibsndfileError`` if libsndfile does not know the format."""
+    """Reads a file as blocks ``[T, C]``; raises ``LibsndfileError`` for formats that are left to FFmpeg.
+
+    These are all compressed formats that FFmpeg knows: libsndfile ends them where a header or an estimate says so.
+    """
 
     def __init__(self, source: AudioSource) -> None:
-        ratio = _promised_ratio(source)
+        with opened_bytes(source) as file:
+            found = headers.find_samples(file)
+        self._opened = ExitStack()
         self._file = _Sequential(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
+        self._opened.callback(self._file.close)
         self.rate_hz, self.num_channels = int(self._file.samplerate), int(self._file.channels)
-        self.promised_samples: int | None = round(self._file.frames * ratio) if self._file.frames < 2**62 else None
-        """Length according to the header; None if it states none."""
+        self.num_samples: int | None = int(self._file.frames)
+        """Length of the file, or what its header promises if it was cut off."""
+        self.seeks = self._file.subtype in _SAMPLE_BYTES
+        """Blocks can start anywhere."""
+        try:
+            if self._file.format == "FLAC" or self._file.subtype.startswith(_OF_FFMPEG):
+                raise sf.LibsndfileError(1, "a compressed format: ")
+            if found is not None and found.is_corrected:
+                self._correct(source, found)
+        except BaseException:
+            self.close()
+            raise
+        if found is not None and 0 < found.num_bytes < found.stated_bytes:  # libsndfile reports the actual length
+            self.num_samples = round(self.num_samples * found.stated_bytes / found.num_bytes)
 
-    def _safe_start(self, start_samples: int) -> int:
-        """The sample to seek to: in Ogg before the last page, where a seek is inexact; in MP3 a second earlier.
+    def _correct(self, source: AudioSource, found: headers.SampleBytes) -> None:
+        """Read the samples without the header if libsndfile believes that there are fewer."""
+        frame_bytes = _SAMPLE_BYTES.get(self._file.subtype, 0) * self.num_channels
+        num_samples = found.num_bytes // frame_bytes if frame_bytes else 0
+        if not frame_bytes and not self.num_samples:
+            raise AudioError("its header must state its length, got none for a compressed format; encode it again")
+        if num_samples <= int(self._file.frames):
+            return
+        is_big_endian = self._file.endian == "BIG" or (self._file.endian == "FILE" and found.is_big_endian)
+        part = _Part(self._opened.enter_context(opened_bytes(source)), found.begin, num_samples * frame_bytes)
+        self._file = _Sequential(
+            part,
+            samplerate=self.rate_hz,
+            channels=self.num_channels,
+            format="RAW",
+            subtype=self._file.subtype,
+            endian="BIG" if is_big_endian else "LITTLE",
+        )
+        self._opened.callback(self._file.close)
+        self.num_samples = num_samples
 
-        MP3 frames use bits of earlier frames.
+    def blocks(self, start_samples: int = 0) -> Generator[Samples, None, None]:
+        """Blocks from ``start_samples`` to the end or the first damage; none if it starts after the end.
+
+        If the reader does not seek, there is one call, from the start.
         """
-        if self._file.subtype.startswith(_UNSEEKABLE):
-            return 0
-        if self._file.format not in ("OGG", "MP3"):
-            return start_samples
-        tail_s = _OGG_TAIL_S if self._file.format == "OGG" else 0.0
-        return max(0, min(start_samples - self.rate_hz, (self.promised_samples or 0) - round(tail_s * self.rate_hz)))
-
-    def blocks(self, start_samples: int) -> Iterator[Samples]:
-        """Mono blocks from ``start_samples`` to the end or the first damage; none if it starts after the end."""
-        position = self._safe_start(start_samples)
         with suppress(sf.LibsndfileError):
-            if position:
-                self._file.seek(position)
+            if self.seeks:
+                self._file.seek(start_samples)
             while len(block_TC := self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                block_T = block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
-                if position + len(block_T) > start_samples:
-                    yield block_T[max(0, start_samples - position) :]
-                position += len(block_T)
+                yield block_TC
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file."""
+        self._opened.close()
 
 
 @contextmanager
@@ -79,35 +120,3 @@ def opened_bytes(source: AudioSource) -> Iterator[BinaryIO]:
         yield file
     finally:
         file.close() if is_path else file.seek(0)
-
-
-def _promised_ratio(source: AudioSource) -> float:
-    """The length in the header of a WAV or AIFF, relative to its actual length; 1.0 for other files.
-
-    libsndfile reports the actual length of a truncated file.
-    """
-    with opened_bytes(source) as file:
-        begin, stated_bytes = _audio_chunk(file)
-        end = file.seek(0, os.SEEK_END)
-    return stated_bytes / (end - begin) if begin < end < begin + stated_bytes < begin + _UNKNOWN_BYTES else 1.0
-
-
-def _audio_chunk(file: BinaryIO) -> tuple[int, int]:
-    """The position of the samples in a WAV or AIFF and their number of bytes according to it; else two zeros."""
-    head, stated_bytes, position = file.read(12), None, 12
-    if (head[:4], head[8:]) not in _CHUNKED:
-        return 0, 0
-    layout = struct.Struct(">4sI" if head[:4] in (b"FORM", b"RIFX") else "<4sI")
-    for _ in range(1000):
-        file.seek(position)
-        fields = file.read(24)
-        if len(fields) < layout.size:
-            break
-        name, num_bytes = layout.unpack_from(fields)
-        position += layout.size
-        if name in (b"data", b"SSND"):
-            return position, num_bytes if stated_bytes is None else stated_bytes
-        if name == b"ds64" and len(fields) == 24:
-            (stated_bytes,) = struct.unpack("<16xQ", fields)
-        position += num_bytes + num_bytes % 2
-    return 0, 0

@@ -19,11 +19,13 @@ import threading
 import time
 from typing import Any, BinaryIO, Literal, TypedDict
 
-from engine.audio.decode import decode, probe
+from engine.audio.decode import MAX_DURATION_S, decode, probe
+from engine.audio.recordings import Recordings
 from engine.errors import AudioError
 from engine.storage.retry import is_transient
 
 _WATCH_S = 1.0  # between two checks that the parent process is alive
+_MAX_KEPT = 1 << 25  # decoded samples between requests, 128 MiB: the files of one shard, so that each is decoded once
 
 
 class Segment(TypedDict, total=False):
@@ -43,8 +45,12 @@ class Request(TypedDict):
 
 
 class Answer(TypedDict, total=False):
-    """The answer to a request: ``info`` after a probe, ``num_bytes`` of samples after a decode, or an error."""
+    """The answer to a request: ``info`` after a probe, ``num_bytes`` of samples after a decode, or an error.
 
+    Before it, ``is_busy`` comes after every ten minutes of audio that are decoded on the way.
+    """
+
+    is_busy: bool
     info: dict[str, Any]
     """Fields of :class:`engine.audio.decode.AudioInfo`."""
     num_bytes: int
@@ -60,10 +66,10 @@ def pack(message: Request | Answer) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
-def _run(call: str, source: str, arguments: Segment) -> tuple[Answer, bytes]:
+def _run(recordings: Recordings, call: str, source: str, arguments: Segment) -> tuple[Answer, bytes]:
     if call == "probe":
-        return {"info": vars(probe(source))}, b""
-    data = decode(source, **arguments).tobytes()
+        return {"info": vars(probe(source, recordings=recordings))}, b""
+    data = decode(source, recordings=recordings, **arguments).tobytes()
     return {"num_bytes": len(data)}, data
 
 
@@ -100,8 +106,22 @@ def _limit_memory(memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+class _Progress:
+    """Says that the decoder is at work, so that the time limit is one for ten minutes of audio, not for a file."""
+
+    def __init__(self, answers: BinaryIO, alarm_s: float) -> None:
+        self._answers, self._alarm_s, self._decoded_s = answers, alarm_s, 0.0
+
+    def __call__(self, duration_s: float) -> None:
+        self._decoded_s += duration_s
+        if self._decoded_s >= MAX_DURATION_S:
+            self._decoded_s = 0.0
+            signal.setitimer(signal.ITIMER_REAL, self._alarm_s)
+            _write(self._answers, {"is_busy": True})
+
+
 def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
-    """Answer requests until standard input is closed; end after ``alarm_s`` in one request."""
+    """Answer requests until standard input is closed; end after ``alarm_s`` without an answer."""
     with os.fdopen(os.dup(0), "rb") as requests, os.fdopen(os.dup(1), "wb") as answers:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # after Ctrl-C in a terminal the parent decides
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process even if a decoder holds the interpreter's lock
@@ -111,11 +131,12 @@ def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
         with open(os.devnull, "r+b", buffering=0) as nothing:  # decoders print warnings to the standard streams
             for stream in (0, 1, 2):
                 os.dup2(nothing.fileno(), stream)
+        recordings = Recordings(max_kept=_MAX_KEPT, on_decoded=_Progress(answers, alarm_s))
         while head := requests.read(4):
             request, data = json.loads(requests.read(*struct.unpack(">I", head))), b""
             signal.setitimer(signal.ITIMER_REAL, alarm_s)
             try:
-                answer, data = _run(**request)
+                answer, data = _run(recordings, **request)
             except Exception as error:  # noqa: BLE001 - any error is reported and costs this file only
                 answer = _describe(error, request["source"])
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -48,7 +48,7 @@ class PassConfig:
     autocast: Annotated[bool, RUNTIME] = True
     """Separate in 16 bits on a GPU."""
     decode_limit_s: Annotated[Positive, RUNTIME] = 60.0
-    """Time limit for decoding one clip, in seconds; a file that takes longer is damaged or malicious and fails."""
+    """Time limit for decoding ten minutes of audio, in seconds; a file that takes longer is damaged or malicious."""
     max_failed_fraction: Annotated[Fraction, RUNTIME] = 0.5
     """A pass stops early if a larger fraction of its queries fails; 1 allows all of them to fail."""
 

@@ -289,10 +289,10 @@ class _ObjectFile(RangeFile):
 
     def __init__(self, path: S3Path, num_bytes: int, etag: str) -> None:
         super().__init__(str(path), num_bytes)
-        self._path, self._etag = path, etag
+        self._path, self.etag = path, etag
 
     def read_range(self, start: int, num_bytes: int) -> bytes:
-        data, _ = self._path.get(Range=f"bytes={start}-{start + num_bytes - 1}", IfMatch=self._etag)
+        data, _ = self._path.get(Range=f"bytes={start}-{start + num_bytes - 1}", IfMatch=self.etag)
         if len(data) != num_bytes:
             raise OSError(
                 f"cannot read {self._path} (the server sent {len(data)} bytes for a range of {num_bytes}); "

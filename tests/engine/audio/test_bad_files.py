@@ -146,7 +146,7 @@ CASES = {
     "into_another_pipe.wav": decodes(data_size(0x7FFFFFFF)),
     "claims_2_gigabytes.wav": fails(data_size(2_000_000_000), r"promises 125000\.000 s in 32044 bytes"),
     "claims_20_seconds.wav": fails(data_size(20 * 16000), r"damaged: 2\.000 of 10\.000 s", num_failures=2),
-    "claims_nothing.wav": fails(data_size(0), "cannot decode any of its samples"),
+    "claims_nothing.wav": decodes(data_size(0)),
     "claims_terabytes.w64": decodes(w64(2**40)),
     "claims_exabytes.w64": decodes(w64(2**62)),
     "claims_terabytes.rf64": decodes(rf64(2**40)),

@@ -100,7 +100,11 @@ def test_a_segment_equals_that_part_of_the_complete_decode(tmp_path, kind):
 def test_reading_in_blocks_equals_one_read(tmp_path, kind, duration_s):
     path = write(tmp_path / f"a.{kind}", np.resize(chirp(5, 16000), round(duration_s * 16000)), 16000)
     reference, rate_hz = sf.read(path, dtype="float32")
-    assert snr_db(estimate=decode(path, sample_rate_hz=rate_hz), reference=reference) > 100
+    samples_T = decode(path, sample_rate_hz=rate_hz)
+    assert abs(len(samples_T) - len(reference)) <= (256 if kind == "ogg" else 0)  # FFmpeg ends Vorbis with a block
+    length = min(len(samples_T), len(reference))
+    min_snr_db = 60 if kind == "opus" else 100  # libsndfile decodes Opus at 16 kHz, FFmpeg at 48 kHz
+    assert snr_db(estimate=samples_T[:length], reference=reference[:length]) > min_snr_db
 
 
 def test_a_segment_in_the_last_page_of_a_long_ogg(tmp_path):

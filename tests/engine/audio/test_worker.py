@@ -1,6 +1,5 @@
 """A decoder process returns the same samples; a crash, a hang or too much memory costs one request."""
 
-import contextlib
 import gc
 import os
 import pickle
@@ -52,16 +51,10 @@ def wav(tmp_path_factory, tone):
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """Fourteen hours of silence in raw AAC, which has no length in its header: a probe takes many seconds."""
-    path = tmp_path_factory.mktemp("aac") / "endless.aac"
-    with av.open(str(path), "w", format="adts") as container:
-        stream = container.add_stream("aac", rate=RATE_HZ, layout="mono")
-        for i in range(100):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), "f4"), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = RATE_HZ, 1024 * i
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    path.write_bytes(4000 * path.read_bytes())
+    """An MP3, and then 200 GB of nothing in which a decoder looks for the next frame; such a file takes no space."""
+    path = tmp_path_factory.mktemp("mp3") / "endless.mp3"
+    sf.write(path, np.zeros(2 * RATE_HZ), RATE_HZ)
+    os.truncate(path, 200_000_000_000)
     return str(path)
 
 
@@ -328,7 +321,7 @@ def test_a_lost_connection_is_not_taken_for_the_end_of_the_file(tmp_path, kind):
     assert np.array_equal(decode(watched, sample_rate_hz=RATE_HZ), decode(path, sample_rate_hz=RATE_HZ))
     assert watched.error is None
     watched = WatchedFile(Cut(path, int(0.97 * whole)), "name")
-    with contextlib.suppress(AudioError):  # of the WAV, more than 95 % are there
+    with pytest.raises(ConnectionError):  # also of the WAV, of which more than 95 % are there
         decode(watched, sample_rate_hz=RATE_HZ)
     assert isinstance(watched.error, ConnectionError)
 
