@@ -114,10 +114,12 @@ Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 
 
 def main() -> None:
     """Run the ``clearsep`` command."""
+    from cluster.env_file import load_env_file
     from engine.cli.console import exit_codes, show_progress
 
     show_progress()
     with exit_codes():
+        load_env_file()
         command_line()()
 
 

@@ -111,8 +111,8 @@ def translated_errors(address: str) -> Iterator[None]:
     remedy = "start one (ray start --head), or give another address with --address"
     try:
         yield
-    except RequestException as error:
-        raise ClusterError(f"cannot reach the cluster at {address} ({type(error).__name__}); {remedy}") from None
+    except RequestException:
+        raise ClusterError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
     except ConnectionError:
         raise ClusterError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
     except AuthenticationError:

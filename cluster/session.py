@@ -68,11 +68,15 @@ def _find_own_packages(root: str) -> Callable[[], None]:
 
     def setup() -> None:  # sent by value, for it must not be looked for in one of these packages
         import contextlib
+        import importlib
         import sys
 
         sys.path.insert(0, root)
         with contextlib.suppress(ImportError):  # a node where the project is elsewhere
-            import clearsep  # noqa: F401
+            importlib.import_module("clearsep")
+            module = importlib.import_module("cluster.env_file")
+            with contextlib.suppress(OSError, ValueError):  # preflight reports it; Ray would start the worker again
+                module.load_env_file()
         sys.path.remove(root)
 
     return setup

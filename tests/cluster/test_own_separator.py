@@ -19,6 +19,9 @@ from tests.support.ray_nodes import StartedCluster
 
 RATE_HZ = 8000
 MODULE = """
+import os
+
+
 class Half:
     sample_rate_hz, labels = 8000, ("bell", "dog")
 
@@ -27,6 +30,8 @@ class Half:
 
 
 def half(device):
+    if "CLEARSEP_ENV_FILE" in os.environ:
+        assert os.environ["OWN_SECRET"] == "hidden value"
     return Half()
 """
 
@@ -120,7 +125,10 @@ def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
     cluster = StartedCluster(tmp_path_factory.mktemp("cluster"), num_cpus=2)
     try:
         env |= cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address, "PYTHONPATH": str(folder)}
-        words = [COMMAND, "submit", *command, "-o", "there"]  # with a preflight, which runs the separator too
+        secret = folder / "secret.env"
+        secret.write_text("OWN_SECRET='hidden value'\n")
+        # with a preflight, which runs the separator too
+        words = [COMMAND, "submit", "--env-file", str(secret), *command, "-o", "there"]
         for _ in range(10):
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=300)
             if "No available agent" not in done.stderr:  # the cluster has just started
@@ -130,5 +138,11 @@ def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
         assert "own_models:half" not in done.stderr
         stored = read_json(folder / "there" / "summary.json")
         assert stored["fingerprint"] == summary["fingerprint"], "the same separator gives the same stems"
+        written = [
+            path.read_bytes() for name in cluster.temp_folders for path in Path(name).rglob("*.*") if path.is_file()
+        ]
+        assert not any(b"hidden value" in data for data in written), "no log holds it"
+        jobs = subprocess.check_output([COMMAND, "jobs", "list", "--json"], text=True, env=env)
+        assert "there" in jobs and "hidden value" not in jobs
     finally:
         cluster.close()
