@@ -10,7 +10,30 @@ works on a cluster (``run_pass``, ``distil``, ``run``, ``search``) needs a conne
 from __future__ import annotations
 
 import importlib
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+_PACKAGES = ("engine", "train", "tune", "cluster")
+_ROOT = Path(__file__).resolve().parent
+
+
+def _claim_packages() -> None:
+    """Import this project's packages from here, although a module of the user's may have the name of one."""
+    sys.path.insert(0, str(_ROOT))
+    try:
+        for name in _PACKAGES:
+            found = importlib.import_module(name).__file__
+            if found is None or Path(found).resolve().parent != _ROOT / name:
+                raise ImportError(
+                    f"{name} must be the package of {_ROOT}, got {found or 'a folder'}, which was imported before; "
+                    "import clearsep first, or rename it"
+                )
+    finally:
+        sys.path.remove(str(_ROOT))
+
+
+_claim_packages()
 
 if TYPE_CHECKING:
     import typer
@@ -93,10 +116,12 @@ Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 
 
 def main() -> None:
     """Run the ``clearsep`` command."""
+    from cluster.env_file import load_env_file
     from engine.cli.console import exit_codes, show_progress
 
     show_progress()
     with exit_codes():
+        load_env_file()
         command_line()()
 
 

@@ -1,1 +1,1 @@
-"""Running on a cluster: connecting to Ray, submitting jobs, checking nodes; imports no other package of the project."""
+"""Running on a cluster: connecting to Ray, submitting jobs, checking nodes; knows only ``engine.errors``."""

@@ -52,7 +52,12 @@ def _add_submit(app: typer.Typer) -> None:
         arguments: Annotated[list[str] | None, typer.Argument(help="Its arguments, as without `submit`.")] = None,
         address: Server = None,
         env: Annotated[
-            list[str] | None, typer.Option(metavar="NAME", help="Pass this variable's value to the job; repeatable.")
+            list[str] | None,
+            typer.Option(metavar="NAME", help="Send this variable's value, which the cluster then shows; repeatable."),
+        ] = None,
+        env_file: Annotated[
+            str | None,
+            typer.Option(help="File on every node, such as a mounted secret, whose NAME=VALUE lines the job reads."),
         ] = None,
         install: Annotated[
             bool, typer.Option("--install", help="Install the dependencies, pinned as here, on nodes that lack them.")
@@ -80,6 +85,7 @@ def _add_submit(app: typer.Typer) -> None:
         parsed = parse_command(app, command, arguments or [])
         config = JobConfig(
             env=tuple(env or ()),
+            env_file=env_file,
             install=install,
             preflight=preflight,
             num_cpus=cpus,

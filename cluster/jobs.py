@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, TypedDict
 from urllib.parse import urlsplit
 
+from engine.errors import TOKEN_REMEDY, ClusterError
+
 _DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 JobServer: TypeAlias = Any
 """Ray's ``JobSubmissionClient``, which has no types."""
-_TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
 _RETRY_S = 2.0
+_ANSWER_S = 20.0
 
 
 class JobState(TypedDict):
@@ -60,7 +62,7 @@ def server_address(given: str | None) -> str:
             "give that of the cluster's dashboard, such as http://HOST:8265"
         )
     if parts.username or parts.password:
-        raise ValueError(f"an address must hold no password, got one (addresses are displayed); {_TOKEN_REMEDY}")
+        raise ValueError(f"an address must hold no password, got one (addresses are displayed); {TOKEN_REMEDY}")
     return address
 
 
@@ -75,7 +77,7 @@ def exposure_warning(address: str) -> str | None:
         return None
     reasons = []
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
-        reasons.append(f"without a token, anybody who reaches it can run code on the cluster ({_TOKEN_REMEDY})")
+        reasons.append(f"without a token, anybody who reaches it can run code on the cluster ({TOKEN_REMEDY})")
     if parts.scheme != "https":
         reasons.append(
             "the connection is not encrypted, so anybody in between can read and change it, including the token "
@@ -89,11 +91,13 @@ def connect_to_server(address: str) -> JobServer:
 
     Raises ``ValueError`` if the server refuses the token, ``ConnectionError`` if no server answers.
     """
+    import requests
     from ray.job_submission import JobSubmissionClient
 
     logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.ERROR)  # no messages about connections
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # otherwise Ray prefers RAY_ADDRESS to the given address
     with translated_errors(address):
+        requests.get(f"{address}/api/version", timeout=_ANSWER_S)  # Ray's client would wait for ever
         return JobSubmissionClient(address)
 
 
@@ -107,15 +111,15 @@ def translated_errors(address: str) -> Iterator[None]:
     remedy = "start one (ray start --head), or give another address with --address"
     try:
         yield
-    except RequestException as error:
-        raise ConnectionError(f"cannot reach the cluster at {address} ({type(error).__name__}); {remedy}") from None
+    except RequestException:
+        raise ClusterError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
     except ConnectionError:
-        raise ConnectionError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
+        raise ClusterError(f"cannot reach a Ray cluster at {address} (no answer); {remedy}") from None
     except AuthenticationError:
-        raise ValueError(f"cannot use the cluster at {address} (it refused the token); {_TOKEN_REMEDY}") from None
+        raise ValueError(f"cannot use the cluster at {address} (it refused the token); {TOKEN_REMEDY}") from None
     except RayStateApiException as error:
         cause = (str(error).splitlines() or [""])[0]
-        raise ConnectionError(f"cannot list the nodes of the cluster at {address} ({cause}); try again") from None
+        raise ClusterError(f"cannot list the nodes of the cluster at {address} ({cause}); try again") from None
 
 
 def follow(server: JobServer, job: str, write: Callable[[str], None]) -> int:
@@ -158,7 +162,7 @@ def _retried(request: Callable[[], Any], job: str, limit_s: float = 300.0) -> An
                     f"cannot find job {job} (it was lost with the head node); submit the same command again"
                 ) from None
             if time.monotonic() > deadline:
-                raise ConnectionError(
+                raise ClusterError(
                     f"cannot reach the cluster (no answer for {limit_s:.0f} s, {type(error).__name__}); the job may "
                     "still run: see clearsep jobs list"
                 ) from None

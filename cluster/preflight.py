@@ -143,7 +143,10 @@ def _mark(marker: list[str], action: str) -> bool:
 
 def _run(options: list[str], folder: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in _RAY_GPU}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), folder]))
+    here = [
+        os.path.dirname(path) for path in getattr(sys.modules.get("engine"), "__path__", [])
+    ]  # before the user's own
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*here, os.environ.get("PYTHONPATH"), folder]))
     command = [sys.executable, "-P", "-m", "engine.cli.selfcheck", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S * 0.8, env=environment, check=False)
 

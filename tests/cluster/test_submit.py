@@ -19,7 +19,7 @@ from ray.dashboard.modules.job.common import JobStatus
 from ray.dashboard.modules.job.pydantic_models import JobDetails, JobType
 
 import clearsep
-from cluster import jobs, submit
+from cluster import env_file, jobs, submit
 from cluster.cli import parse_command
 from cluster.packing import is_factory, pack
 from engine.passes import ray_metrics
@@ -171,6 +171,37 @@ def test_the_arguments_of_a_command_are_parsed_before_it_is_sent() -> None:
     assert parse_command(app, "run", ["laptop", "-o", "r", "--set", "separator=mine:half"]).separator == "mine:half"
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("OWN_A=1\nOWN_B=two words\n", {"OWN_A": "1", "OWN_B": "two words"}),
+        ("# a comment\n\nexport OWN_A='x=y'\nOWN_B=\"'\"\n", {"OWN_A": "x=y", "OWN_B": "'"}),
+        ("OWN_A=\r\nOWN_B=$HOME", {"OWN_A": "", "OWN_B": "$HOME"}),
+    ],
+)
+def test_a_file_of_variables_is_read(
+    text: str, values: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "secret.env"
+    path.write_text(text)
+    monkeypatch.setattr(os, "environ", {"CLEARSEP_ENV_FILE": str(path)})
+    env_file.load_env_file()
+    assert os.environ == {"CLEARSEP_ENV_FILE": str(path)} | values
+
+
+def test_a_wrong_file_of_variables_is_an_error_without_its_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "secret.env"
+    monkeypatch.setenv("CLEARSEP_ENV_FILE", str(path))
+    with pytest.raises(OSError, match=r"cannot read the environment file .* mount it on every node"):
+        env_file.load_env_file()
+    path.write_text("OWN_A=1\nhidden value\n")
+    with pytest.raises(ValueError, match=r"line 2 of .* must be NAME=VALUE, got another form; correct") as caught:
+        env_file.load_env_file()
+    assert "hidden" not in str(caught.value)
+
+
 def clearsep_command(
     *words: object, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -191,6 +222,10 @@ def clearsep_command(
         (
             ["submit", "--env", "NO_SUCH_NAME", "run", "laptop", "-o", "x"],
             "environment variable NO_SUCH_NAME must be set",
+        ),
+        (
+            ["submit", "--env-file", "secret.env", "run", "laptop", "-o", "x"],
+            "--env-file must be the absolute path of a file on every node, got secret.env; mount a secret there",
         ),
         (["submit", "--metadata", "x", "run", "laptop", "-o", "x"], "--metadata must be KEY=VALUE, got 'x'"),
         (["submit", "--cpus", "-1", "run", "laptop", "-o", "x"], "num_cpus must be at least 0, got -1"),
@@ -292,13 +327,13 @@ def test_the_same_command_resumes_a_stopped_job(ray_cluster: StartedCluster, cli
     settings = yaml.safe_load((tmp_path / "inputs" / "run.yaml").read_text())
     settings = json.loads(json.dumps(settings).replace(f"{tmp_path}/", ""))  # relative to where the user is
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
-    words = ["submit", "--env", "MY_SETTING", "--env", "AWS_SECRET_ACCESS_KEY"]
-    secret = {"MY_SETTING": "spoken", "AWS_SECRET_ACCESS_KEY": "hidden-value"}
+    words = ["submit", "--env", "MY_SETTING"]
+    secret = {"MY_SETTING": "spoken"}
     run = ["run", "run.yaml", "-o", "out"]
 
     first = cli(*words, "--no-wait", *run, more=secret)
     assert first.returncode == 0, first.stderr
-    assert "sees the value of AWS_SECRET_ACCESS_KEY" in first.stderr
+    assert "warning: the values of MY_SETTING are readable in the job's metadata" in first.stderr
     job = first.stdout.strip()
     again = cli(*words, "--no-wait", *run, more=secret)
     assert again.stdout.strip() == job
@@ -332,4 +367,3 @@ def test_the_same_command_resumes_a_stopped_job(ray_cluster: StartedCluster, cli
 
     printed = cli("jobs", "list", "--json").stdout + done.stdout + done.stderr + cli("jobs", "logs", job).stdout
     assert ray_cluster.token not in printed
-    assert "hidden-value" not in printed
