@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.corpus.contents import claim_contents
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
@@ -14,10 +16,14 @@ from engine.schema import ESTIMATES, plain_label
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.selection.thresholds import required_scores
 from engine.separators import SeparatorSource, find_separator
-from engine.storage.paths import Name, location
+from engine.settings import Tree, deciding
+from engine.storage.fingerprints import claim
+from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from tune.config import RunConfig
+
+_NAMES = ("corpus", "class_map", "audio_root", "clean")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +78,48 @@ def resolve(config: RunConfig) -> Inputs:
     for name in ("validation", "training_validation"):
         require_known_labels(name, getattr(inputs, name), inputs)
     return inputs
+
+
+def contents_only(settings: Mapping[str, Any]) -> Tree:
+    """The settings that decide a run's results, without the names of its inputs: their contents decide, wherever they
+    are (:func:`claim_inputs`).
+    """
+    kept = {name: value for name, value in deciding(settings, RunConfig).items() if name not in _NAMES}
+    for name in ("validation", "training_validation"):
+        if isinstance(kept.get(name), dict):
+            kept[name] = {key: value for key, value in kept[name].items() if key != "clips"}
+    return kept
+
+
+def claim_inputs(
+    inputs: Inputs,
+    out: Location,
+    *,
+    what: str,
+    is_begun: bool,
+    settings: Tree | None = None,
+    confirmation: ValidationSet | None = None,
+) -> None:
+    """Keep in ``out`` what the names of a run's settings stand for, or compare; the files of passes keep theirs.
+
+    ``is_begun``: the settings were in ``out`` before this start. Raises ``ValueError`` if clips were replaced, added or
+    removed since, or are of other labels.
+    """
+    has_work = is_begun and any((out / name).is_dir() for name in ("iterations", "base"))
+    if has_work and not (out / "inputs.json").is_file():
+        raise ValueError(
+            f"{out} must have the contents of its inputs to be started again, got {what} of an older version, which "
+            "may be of other files; give another folder"
+        )
+    validations = {"validation": inputs.validation, "training_validation": inputs.training_validation}
+    validations["confirmation"] = confirmation
+    lists = {"clean": inputs.clean} | {name: one.sources if one else None for name, one in validations.items()}
+    for name, clips in lists.items():
+        if clips is not None:
+            record, files = out / "contents" / f"{name}.parquet", sorted(set(clips.names))
+            claim_contents(record, clips.root, files, what=f"clips of {name} in {out}")
+    identity = {name: clips.fingerprint if clips else None for name, clips in lists.items()}
+    claim(out / "inputs.json", {"corpus": inputs.corpus.fingerprint, **identity, "settings": settings}, what=what)
 
 
 def _absolute(name: Name | None) -> str | None:

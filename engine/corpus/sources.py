@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from engine.corpus.clips import ManifestRow, path_of, resolve, text_of
+from engine.corpus.contents import contents_of
 from engine.corpus.rows import csv_rows, folder_rows
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
@@ -46,11 +47,16 @@ class SourceClips:
         labels: list[str] = self.table["label"].to_pylist()
         return labels
 
+    @property
+    def names(self) -> list[str]:
+        """Path of every clip, relative to the root."""
+        return [os.path.relpath(path, self.root) for path in self.table["path"].to_pylist()]
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of all labels and of all paths relative to the root, so the folder may move."""
-        rows = self.table.to_pylist()
-        return fingerprint([(os.path.relpath(row["path"], self.root), row["label"]) for row in rows])
+        """Sixteen hexadecimal digits of all labels, contents and paths relative to the root, so the folder may move."""
+        rows = zip(self.names, self.labels, contents_of(self.table["path"].to_pylist()), strict=True)
+        return fingerprint(list(rows))
 
     def part(self, number: int, num_parts: int) -> SourceClips:
         """One of ``num_parts`` parts of each label's clips, counted from 0."""

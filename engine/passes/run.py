@@ -17,7 +17,14 @@ from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
-from engine.passes.records import PendingTask, missing_tasks, plan_retry, read_totals, write_manifest_failures
+from engine.passes.records import (
+    PendingTask,
+    claim_files,
+    missing_tasks,
+    plan_retry,
+    read_totals,
+    write_manifest_failures,
+)
 from engine.passes.separate import Separate
 from engine.passes.shards import PassManifest, PassSummary, pass_manifest
 from engine.passes.tasks import Tasks, require_clips
@@ -67,6 +74,7 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
+        claim_files(out, corpus, min_labels=config.min_labels)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
