@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.corpus.contents import claim_contents
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
@@ -116,8 +115,7 @@ def claim_inputs(
     lists = {"clean": inputs.clean} | {name: one.sources if one else None for name, one in validations.items()}
     for name, clips in lists.items():
         if clips is not None:
-            record, files = out / "contents" / f"{name}.parquet", sorted(set(clips.names))
-            claim_contents(record, clips.root, files, what=f"clips of {name} in {out}")
+            clips.claim(out / "contents" / f"{name}.parquet", what=f"clips of {name} in {out}")
     identity = {name: clips.fingerprint if clips else None for name, clips in lists.items()}
     claim(out / "inputs.json", {"corpus": inputs.corpus.fingerprint, **identity, "settings": settings}, what=what)
 

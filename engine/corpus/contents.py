@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import operator
 import os
 import shutil
 import stat
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, NamedTuple, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,8 +56,7 @@ class FileRow(TypedDict):
 
 def contents_of(paths: Sequence[str]) -> list[str | None]:
     """The contents of files by absolute path or address; null for what is no file that can be read."""
-    rows = (FileRow(path=path, content=None, seen=None) for path in paths)
-    return [now["content"] for _, now in _compared("", ((row, None) for row in rows))]
+    return [row["content"] for row, _ in _compared("", (_Pair(path, None, True) for path in paths))]
 
 
 def claim_contents(
@@ -74,29 +74,27 @@ def claim_contents(
     were allowed to be. Raises ``ValueError`` that names the others; ``what`` is such as "clips of a run".
     """
     changed, digest, is_new, num_files = set[str](), hashlib.sha256(), not record.is_file(), 0
+    strict, is_same = may_change is None and not is_new, not is_new
     with tempfile.TemporaryDirectory(prefix="clearsep-contents-") as folder:
         aside = Path(folder) / "contents.parquet"
         with pq.ParquetWriter(aside, _CONTENTS) as writer:
             pairs = _joined(() if is_new else _recorded(record), paths)
-            is_same = not is_new
-            for some in chunks(_compared(root, pairs), _AT_ONCE):
-                rows = []
-                for before, now in some:
-                    is_gone = before is not None and now["content"] is None and may_change is not None
-                    row = before if before is not None and is_gone else now  # it may come back
-                    rows.append(row)
-                    is_same &= before == row
+            for some in chunks(_compared(root, pairs, strict=strict), _AT_ONCE):
+                rows = [row for row, _ in some]
+                for row, outcome in some:
                     digest.update(f"{row['path']}\0{row['content']}\n".encode())
-                    if not is_new and _is_other(root, before, row, strict=may_change is None):
+                    is_same &= outcome == "same"
+                    if outcome == "replaced":
                         changed.add(row["path"])
                 num_files += len(rows)
                 writer.write_table(pa.Table.from_pylist(rows, schema=_CONTENTS))
         if refused := sorted(changed - (may_change(changed) if may_change and changed else set())):
             names = ", ".join(map(repr, refused[:_NUM_SHOWN])) + (", ..." if len(refused) > _NUM_SHOWN else "")
-            exception = " (only a file all of whose clips failed may be replaced)" if may_change else ""
+            change = "replaced, added or removed" if strict else "replaced"
+            exception = "" if strict else " (only a file all of whose clips failed may be replaced)"
             raise ValueError(
-                f"the {what} must be the files that it was begun with, got {len(refused)} of {num_files} that were "
-                f"replaced since: {names}{exception}; restore them, or give another folder"
+                f"the {what} must be those that it was begun with, got {len(refused)} of {num_files} files that were "
+                f"{change} since: {names}{exception}; restore them, or give another folder"
             )
         if not is_same:
             with atomic_path(record) as target:
@@ -110,47 +108,73 @@ def _recorded(record: Location) -> Iterator[FileRow]:
             yield from batch.to_pylist()
 
 
-def _joined(recorded: Iterable[FileRow], paths: Iterable[str]) -> Iterator[tuple[FileRow, FileRow | None]]:
-    """Every file as it is to be examined, with its recorded row; also files that are only recorded."""
-    wanted = (FileRow(path=path, content=None, seen=None) for path in paths)
-    merged = heapq.merge(
-        zip(itertools.repeat(False), recorded), zip(itertools.repeat(True), wanted), key=lambda entry: entry[1]["path"]
-    )
-    for _, group in itertools.groupby(merged, key=lambda entry: entry[1]["path"]):
-        found = dict(group)
-        yield found.get(True) or found[False], found.get(False)
+class _Pair(NamedTuple):
+    """A file to compare with its recorded row."""
+
+    path: str
+    before: FileRow | None
+    is_wanted: bool
+    """False: it is only recorded."""
 
 
-def _compared(root: str, pairs: Iterable[tuple[FileRow, FileRow | None]]) -> Iterator[tuple[FileRow | None, FileRow]]:
-    """Recorded rows and the files as they are now; what has not changed by its disk's account is not opened."""
+def _joined(recorded: Iterable[FileRow], paths: Iterable[str]) -> Iterator[_Pair]:
+    """The files in the record, among the paths, or both; each is in order."""
+    rows = ((row["path"], row) for row in recorded)
+    merged = heapq.merge(rows, zip(paths, itertools.repeat(None)), key=operator.itemgetter(0))
+    for path, group in itertools.groupby(merged, key=operator.itemgetter(0)):
+        found = [row for _, row in group]
+        yield _Pair(path, found[0], None in found)
 
-    def examined(some: Sequence[tuple[FileRow, FileRow | None]], tags: dict[str, str]) -> list[FileRow]:
-        return [_examined(resolve(root, row["path"]), row["path"], before, tags) for row, before in some]
+
+_Outcome = Literal["same", "noted", "replaced"]
+
+
+def _compared(root: str, pairs: Iterable[_Pair], *, strict: bool = False) -> Iterator[tuple[FileRow, _Outcome]]:
+    """The files as they are now; ``noted``: the row is to be stored, but the file is not another one.
+
+    Files that have not changed by their disk's account are not opened. With ``strict`` a file that is there only before
+    or only now is another one too; without it, the row of one that is gone stays, for it may come back.
+    """
+
+    def examined(some: Sequence[_Pair], tags: dict[str, str]) -> list[tuple[FileRow, _Outcome]]:
+        return [compared(pair, _examined(resolve(root, pair.path), pair, tags)) for pair in some]
+
+    def compared(pair: _Pair, now: FileRow) -> tuple[FileRow, _Outcome]:
+        before = pair.before
+        if before == now:
+            return now, "same"
+        if before is None or before["content"] is None:
+            return now, "replaced" if strict else "noted"
+        if now["content"] is None:
+            return (now, "replaced") if strict else (before, "same")
+        is_same = _is_same(before["content"], now["content"], resolve(root, pair.path))
+        return now, "noted" if is_same else "replaced"
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for some in chunks(pairs, _AT_ONCE):
-            paths = [resolve(root, row["path"]) for row, _ in some]
-            tags = object_tags([path for path in paths if is_s3(path)])
+            tags = object_tags([path for pair in some if is_s3(path := resolve(root, pair.path))])
             parts = list(chunks(some, _PER_THREAD))
-            rows = itertools.chain.from_iterable(pool.map(examined, parts, itertools.repeat(tags)))
-            yield from zip((before for _, before in some), rows, strict=True)
+            yield from itertools.chain.from_iterable(pool.map(examined, parts, itertools.repeat(tags)))
 
 
-def _examined(path: str, name: str, before: FileRow | None, tags: dict[str, str]) -> FileRow:
+def _examined(path: str, pair: _Pair, tags: dict[str, str]) -> FileRow:
     """The row of a file as it is now."""
+    unknown = FileRow(path=pair.path, content=None, seen=None)
+    if not pair.is_wanted:
+        return unknown
     if is_s3(path):
-        return FileRow(path=name, content=tags.get(path), seen=None)
+        return unknown | {"content": tags.get(path)}
     try:
         status = os.stat(path)
         seen = f"{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}-{status.st_ino}"
-        if before is not None and before["seen"] == seen:
-            return before
+        if pair.before is not None and pair.before["seen"] == seen:
+            return pair.before
         if not stat.S_ISREG(status.st_mode):  # reading a pipe may never end
-            return FileRow(path=name, content=None, seen=None)
+            return unknown
         is_settled = time.time() - max(status.st_mtime, status.st_ctime) > _SETTLED_S
-        return FileRow(path=name, content=retried(lambda: _hashed(path)), seen=seen if is_settled else None)
+        return FileRow(path=pair.path, content=retried(lambda: _hashed(path)), seen=seen if is_settled else None)
     except (OSError, ValueError):  # ValueError: a path with a NUL
-        return FileRow(path=name, content=None, seen=None)
+        return unknown
 
 
 def _hashed(path: str) -> str:
@@ -165,18 +189,12 @@ def _hashed(path: str) -> str:
     return f"{num_bytes}-{digest.hexdigest()}"
 
 
-def _is_other(root: str, before: FileRow | None, now: FileRow, *, strict: bool) -> bool:
-    """True if a file was replaced; with ``strict`` also if it is there only before or only now."""
-    old, new = before["content"] if before else None, now["content"]
-    if before is None or old is None or new is None:
-        return strict and (before is None or old != new)
-    if old == new:
-        return False
+def _is_same(old: str, new: str, path: str) -> bool:
+    """True for equal contents, also if the file was moved from a disk to S3, or back."""
     (size, _, old_hash), (new_size, _, new_hash) = old.partition("-"), new.partition("-")
-    if size != new_size or old_hash.startswith(_ETAG) == new_hash.startswith(_ETAG):
-        return True
-    path = resolve(root, now["path"])  # it was moved from a disk to S3, or back
+    if old == new or size != new_size or old_hash.startswith(_ETAG) == new_hash.startswith(_ETAG):
+        return old == new
     if new_hash.startswith(_ETAG):
-        return _hashed(path) != old
+        return _hashed(path) == old
     with open(path, "rb") as file:  # of an object that was written at once, the ETag is the MD5
-        return hashlib.file_digest(file, "md5").hexdigest() != old_hash.removeprefix(_ETAG)
+        return hashlib.file_digest(file, "md5").hexdigest() == old_hash.removeprefix(_ETAG)

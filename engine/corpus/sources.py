@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow as pa
 
 from engine.corpus.clips import ManifestRow, path_of, resolve, text_of
-from engine.corpus.contents import contents_of
+from engine.corpus.contents import claim_contents, contents_of
 from engine.corpus.rows import csv_rows, folder_rows
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name, location
+from engine.storage.paths import Location, Name, location
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
+
+_CLIPS_FILE = "clean.parquet"
 
 
 class SourceRow(TypedDict):
@@ -57,6 +59,20 @@ class SourceClips:
         """Sixteen hexadecimal digits of all labels, contents and paths relative to the root, so the folder may move."""
         rows = zip(self.names, self.labels, contents_of(self.table["path"].to_pylist()), strict=True)
         return fingerprint(list(rows))
+
+    def claim(self, record: Location, *, what: str) -> None:
+        """Store the clips' contents in ``record`` (Parquet), or raise ``ValueError`` that names those that changed."""
+        claim_contents(record, self.root, sorted(set(self.names)), what=what)
+
+    def keep_with(self, folder: Location) -> None:
+        """Store the clips' contents with a model that was trained on them, for :meth:`require_same_as`."""
+        (folder / _CLIPS_FILE).unlink(missing_ok=True)
+        self.claim(folder / _CLIPS_FILE, what=f"clips of {folder}")
+
+    def require_same_as(self, folder: Location) -> None:
+        """Raise ``ValueError`` that names the clips that differ from those of a model's training, if it kept them."""
+        if (folder / _CLIPS_FILE).is_file():
+            self.claim(folder / _CLIPS_FILE, what=f"clips of {folder}")
 
     def part(self, number: int, num_parts: int) -> SourceClips:
         """One of ``num_parts`` parts of each label's clips, counted from 0."""
