@@ -64,7 +64,8 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
         )
         claim_inputs(inputs, out, what="a run", is_begun=is_begun)
         for tasks in (out / "iterations").glob("*/corpus/tasks.json"):
-            claim_files(tasks.parent.parent, inputs.corpus, min_labels=config.engine.min_labels)
+            folder, min_labels = tasks.parent.parent, config.engine.min_labels
+            claim_files(folder, inputs.corpus, min_labels=min_labels, retry_failed=retry_failed)
         is_finished = (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file()
         if is_finished and retry_failed:
             raise ValueError(

@@ -66,6 +66,7 @@ def claim_contents(
     *,
     what: str,
     may_change: Callable[[set[str]], set[str]] | None = None,
+    remedy: str = "restore them, or give another folder",
 ) -> str:
     """Store the contents of files in ``record`` (Parquet) or compare them with those stored; returns a fingerprint.
 
@@ -91,10 +92,9 @@ def claim_contents(
         if refused := sorted(changed - (may_change(changed) if may_change and changed else set())):
             names = ", ".join(map(repr, refused[:_NUM_SHOWN])) + (", ..." if len(refused) > _NUM_SHOWN else "")
             change = "replaced, added or removed" if strict else "replaced"
-            exception = "" if strict else " (only a file all of whose clips failed may be replaced)"
             raise ValueError(
                 f"the {what} must be those that it was begun with, got {len(refused)} of {num_files} files that were "
-                f"{change} since: {names}{exception}; restore them, or give another folder"
+                f"{change} since: {names}; {remedy}"
             )
         if not is_same:
             with atomic_path(record) as target:

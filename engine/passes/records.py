@@ -170,11 +170,12 @@ def write_manifest_failures(out: Location, corpus: Corpus) -> None:
                 writer.write_table(table)
 
 
-def claim_files(out: Location, corpus: Corpus, *, min_labels: int) -> None:
+def claim_files(out: Location, corpus: Corpus, *, min_labels: int, retry_failed: bool = False) -> None:
     """Keep the contents of the corpus' files with a pass, or compare them with those that it was begun with.
 
-    Raises ``ValueError`` if a file was replaced that has stems, or whose clips are still to come: a pass never has
-    stems of two corpora. A file may be replaced if all its clips failed, and one that was missing may appear.
+    A file of which all clips failed may be replaced, and one that was missing may appear; with ``retry_failed`` every
+    file without a stem may be replaced, for the pass may have stopped before it came to all that are broken. Raises
+    ``ValueError`` for others: a pass never has stems of two corpora.
     """
     record = out / "corpus" / "contents.parquet"
     if not record.is_file() and (out / "corpus" / "tasks.json").is_file():
@@ -182,13 +183,17 @@ def claim_files(out: Location, corpus: Corpus, *, min_labels: int) -> None:
             f"{out} must have the contents of its corpus' files to be started again, got a pass of an older version, "
             "which may be of other files; start it in another folder (what is finished can still be filtered)"
         )
-    files = corpus.files(min_labels=min_labels)
-    may_change = functools.partial(_failed_paths, out)
-    claim_contents(record, corpus.root, files, what=f"files of {out}'s corpus", may_change=may_change)
+    claim_contents(
+        record,
+        corpus.root,
+        corpus.files(min_labels=min_labels),
+        what=f"files of the corpus of {out}",
+        may_change=functools.partial(_may_change, out, retry_failed),
+        remedy="restore them, or give another folder (--retry-failed allows other files where there are no stems yet)",
+    )
 
 
-def _failed_paths(out: Location, paths: set[str]) -> set[str]:
-    """Those of some files that have failures and no stem."""
+def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
     names, column = done_names(out), pa.schema([CLIPS.field("path")])
 
     def found(name: str) -> tuple[set[str], set[str]]:
@@ -197,7 +202,7 @@ def _failed_paths(out: Location, paths: set[str]) -> set[str]:
 
     with ThreadPoolExecutor(max_workers=16) as pool:
         separated, failed = (set().union(*some) for some in zip((set(), set()), *pool.map(found, names), strict=True))
-    return failed - separated
+    return (paths if retry_failed else failed) - separated
 
 
 def failure_rows(out: Location) -> Iterator[tuple[int, FailureRow]]:
