@@ -22,7 +22,7 @@ from engine.taggers import TaggerSource, find_tagger
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from tune.config import RunConfig
 
-_NAMES = ("corpus", "class_map", "audio_root", "clean")
+_NAMES = ("corpus", "class_map", "audio_root", "clean", "clips")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +79,12 @@ def resolve(config: RunConfig) -> Inputs:
     return inputs
 
 
-def contents_only(settings: Mapping[str, Any]) -> Tree:
-    """The settings that decide a run's results, without the names of its inputs: their contents decide, wherever they
-    are (:func:`claim_inputs`).
-    """
-    kept = {name: value for name, value in deciding(settings, RunConfig).items() if name not in _NAMES}
-    for name in ("validation", "training_validation"):
+def contents_only(settings: Mapping[str, Any], kind: type = RunConfig) -> Tree:
+    """The settings that decide results, without the names of inputs: their contents decide, wherever they are."""
+    kept = {name: value for name, value in deciding(settings, kind).items() if name not in _NAMES}
+    for name in ("validation", "training_validation", "confirmation"):
         if isinstance(kept.get(name), dict):
-            kept[name] = {key: value for key, value in kept[name].items() if key != "clips"}
+            kept[name] = {key: value for key, value in kept[name].items() if key not in _NAMES}
     return kept
 
 

@@ -20,14 +20,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.corpus.clips import resolve
 from engine.corpus.table import chunks
+from engine.errors import AudioError
 from engine.storage.files import atomic_path, open_binary, parquet_file
 from engine.storage.paths import Location, is_s3
 from engine.storage.retry import retried
@@ -41,6 +41,8 @@ _SETTLED_S = 10.0  # a file that changed less than this ago could change again a
 _NUM_SHOWN = 3
 _ETAG = "etag-"
 _CONTENTS = pa.schema([("path", pa.string()), ("content", pa.string()), ("seen", pa.string())])
+
+_Value = TypeVar("_Value")
 
 
 class FileRow(TypedDict):
@@ -76,8 +78,7 @@ def claim_contents(
     """
     changed, digest, is_new, num_files = set[str](), hashlib.sha256(), not record.is_file(), 0
     strict, is_same = may_change is None and not is_new, not is_new
-    with tempfile.TemporaryDirectory(prefix="clearsep-contents-") as folder:
-        aside = Path(folder) / "contents.parquet"
+    with tempfile.TemporaryFile() as aside:
         with pq.ParquetWriter(aside, _CONTENTS) as writer:
             pairs = _joined(() if is_new else _recorded(record), paths)
             for some in chunks(_compared(root, pairs, strict=strict), _AT_ONCE):
@@ -97,8 +98,9 @@ def claim_contents(
                 f"{change} since: {names}; {remedy}"
             )
         if not is_same:
-            with atomic_path(record) as target:
-                shutil.copyfile(aside, target)
+            aside.seek(0)
+            with atomic_path(record) as target, target.open("wb") as file:
+                shutil.copyfileobj(aside, file)
     return digest.hexdigest()[:16]
 
 
@@ -136,31 +138,39 @@ def _compared(root: str, pairs: Iterable[_Pair], *, strict: bool = False) -> Ite
     or only now is another one too; without it, the row of one that is gone stays, for it may come back.
     """
 
-    def examined(some: Sequence[_Pair], tags: dict[str, str]) -> list[tuple[FileRow, _Outcome]]:
-        return [compared(pair, _examined(resolve(root, pair.path), pair, tags)) for pair in some]
-
-    def compared(pair: _Pair, now: FileRow) -> tuple[FileRow, _Outcome]:
-        before = pair.before
+    def compared(pair: _Pair, path: str, tags: dict[str, str]) -> tuple[FileRow, _Outcome]:
+        before, now = pair.before, _examined(path, pair, tags)
         if before == now:
             return now, "same"
         if before is None or before["content"] is None:
             return now, "replaced" if strict else "noted"
         if now["content"] is None:
             return (now, "replaced") if strict else (before, "same")
-        is_same = _is_same(before["content"], now["content"], resolve(root, pair.path))
-        return now, "noted" if is_same else "replaced"
+        return now, "noted" if _is_same(before["content"], now["content"], path) else "replaced"
+
+    def mapped(function: Callable[..., _Value], *columns: Sequence[Any]) -> Iterator[_Value]:
+        parts = [list(chunks(column, _PER_THREAD)) for column in columns]
+        return itertools.chain.from_iterable(pool.map(lambda *some: list(map(function, *some)), *parts))
 
     with ThreadPoolExecutor(_THREADS) as pool:
         for some in chunks(pairs, _AT_ONCE):
-            tags = object_tags([path for pair in some if is_s3(path := resolve(root, pair.path))])
-            parts = list(chunks(some, _PER_THREAD))
-            yield from itertools.chain.from_iterable(pool.map(examined, parts, itertools.repeat(tags)))
+            paths = list(mapped(lambda pair: _located(root, pair.path), some))
+            tags = object_tags(filter(is_s3, paths))
+            yield from mapped(lambda pair, path, tags=tags: compared(pair, path, tags), some, paths)
+
+
+def _located(root: str, path: str) -> str:
+    """The file that a path means; empty for one that may not be opened."""
+    try:
+        return retried(lambda: resolve(root, path))
+    except (AudioError, OSError, ValueError):
+        return ""
 
 
 def _examined(path: str, pair: _Pair, tags: dict[str, str]) -> FileRow:
     """The row of a file as it is now."""
     unknown = FileRow(path=pair.path, content=None, seen=None)
-    if not pair.is_wanted:
+    if not pair.is_wanted or not path:
         return unknown
     if is_s3(path):
         return unknown | {"content": tags.get(path)}

@@ -15,7 +15,7 @@ from engine.corpus.clips import ManifestRow, path_of, resolve, text_of
 from engine.corpus.contents import claim_contents, contents_of
 from engine.corpus.rows import csv_rows, folder_rows
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Location, Name, is_s3, location
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
 
@@ -51,8 +51,12 @@ class SourceClips:
 
     @property
     def names(self) -> list[str]:
-        """Path of every clip, relative to the root."""
-        return [os.path.relpath(path, self.root) for path in self.table["path"].to_pylist()]
+        """Path of every clip, relative to the root; the address of one in another place in S3."""
+        inside = self.root.rstrip("/") + "/"
+        return [
+            path.removeprefix(inside) if path.startswith(inside) or is_s3(path) else os.path.relpath(path, self.root)
+            for path in self.table["path"].to_pylist()
+        ]
 
     @functools.cached_property
     def fingerprint(self) -> str:

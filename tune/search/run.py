@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.corpus.contents import claim_contents
 from engine.selection.thresholds import Thresholds
-from engine.settings import Tree, build, deciding, merged, plain
+from engine.settings import Tree, build, merged, plain
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Name, location
@@ -85,10 +85,7 @@ def search(
 
 def _comparable(settings: Mapping[str, Any]) -> Tree:
     """The settings of the search itself; those of its run are compared by themselves."""
-    own = {name: value for name, value in deciding(settings, SearchConfig).items() if name not in ("run", "set")}
-    if isinstance(own.get("confirmation"), dict):
-        own["confirmation"] = {key: value for key, value in own["confirmation"].items() if key != "clips"}
-    return own
+    return {name: value for name, value in contents_only(settings, SearchConfig).items() if name not in ("run", "set")}
 
 
 def _run_config(config: SearchConfig) -> RunConfig:
