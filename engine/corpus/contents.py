@@ -29,7 +29,7 @@ from engine.corpus.clips import resolve
 from engine.corpus.table import chunks
 from engine.errors import AudioError
 from engine.storage.files import atomic_path, open_binary, parquet_file
-from engine.storage.paths import Location, is_s3
+from engine.storage.paths import Location, is_s3, location
 from engine.storage.retry import retried
 from engine.storage.s3 import object_tags
 
@@ -162,7 +162,9 @@ def _compared(root: str, pairs: Iterable[_Pair], *, strict: bool = False) -> Ite
 def _located(root: str, path: str) -> str:
     """The file that a path means; empty for one that may not be opened."""
     try:
-        return retried(lambda: resolve(root, path))
+        found = retried(lambda: resolve(root, path))
+        location(found)  # an address without a bucket is an error
+        return found
     except (AudioError, OSError, ValueError):
         return ""
 

@@ -288,6 +288,8 @@ def _tags_in(bucket: str, keys: list[str]) -> dict[str, str]:
                 page = call_s3(root, lambda: client().list_objects_v2(**arguments))  # noqa: B023 - called at once
             except PermissionError:  # objects may be readable one by one where listing is not allowed
                 return found | _tags_of_each(bucket, keys[position:])
+            except (FileNotFoundError, ValueError):  # there is no such bucket, or cannot be
+                return found
             entries = page.get("Contents", [])
             found |= {entry["Key"]: _tag(entry["Size"], entry["ETag"]) for entry in entries if entry["Key"] in wanted}
             if not page.get("IsTruncated"):

@@ -254,6 +254,12 @@ def test_what_lies_between_wanted_objects_is_not_listed_and_missing_ones_are_lef
     assert len(asked) <= 8
 
 
+def test_an_address_that_leads_nowhere_is_a_missing_file(s3):
+    s3.put("a.wav", b"abc")
+    paths = [f"{s3.root}/a.wav", "s3://", "s3://there-is-no-such-bucket/a.wav", "s3://No Bucket!/a.wav", s3.root]
+    assert [content and content[:2] for content in contents_of(paths)] == ["3-", None, None, None, None]
+
+
 def test_where_objects_may_be_read_but_not_listed_they_are_asked_one_by_one(s3, monkeypatch):
     from engine.storage import s3 as module
 
