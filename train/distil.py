@@ -60,6 +60,8 @@ def distil(
     if (out / "separator.json").is_file():
         record = cast(TrainingRecord, read_description(out)["history"][-1])
         if record["identity"] != identity:
+            if data.clean is not None:
+                data.clean.require_same_as(out)
             raise ValueError(
                 f"{out} must be empty or hold this training, got a separator of another training; give another folder"
             )
@@ -85,6 +87,8 @@ def distil(
             "curve": state["curve"],
             "wall_s": time.perf_counter() - started,
         }
+        if data.clean is not None:
+            data.clean.keep_with(out)
         save(load(states / "separator"), out, history=[*history, dict(record)])
         remove_tree(work)
     return cast(TrainingRecord, read_description(out)["history"][-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,14 @@ from engine.schema import ESTIMATES, plain_label
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.selection.thresholds import required_scores
 from engine.separators import SeparatorSource, find_separator
-from engine.storage.paths import Name, location
+from engine.settings import Tree, deciding
+from engine.storage.fingerprints import claim
+from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from tune.config import RunConfig
+
+_NAMES = ("corpus", "class_map", "audio_root", "clean", "clips")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,45 @@ def _clean(config: RunConfig) -> SourceClips:
         columns=config.clean_columns,
         allow_outside=config.allow_outside,
     )
+
+
+def contents_only(settings: Mapping[str, Any], kind: type = RunConfig) -> Tree:
+    """The settings that decide results, without the names of inputs: their contents decide, wherever they are."""
+    kept = {name: value for name, value in deciding(settings, kind).items() if name not in _NAMES}
+    for name in ("validation", "training_validation", "confirmation"):
+        if isinstance(kept.get(name), dict):
+            kept[name] = {key: value for key, value in kept[name].items() if key not in _NAMES}
+    return kept
+
+
+def claim_inputs(
+    inputs: Inputs,
+    out: Location,
+    *,
+    what: str,
+    is_begun: bool,
+    settings: Tree | None = None,
+    confirmation: ValidationSet | None = None,
+) -> None:
+    """Keep in ``out`` what the names of a run's settings stand for, or compare; the files of passes keep theirs.
+
+    ``is_begun``: the settings were in ``out`` before this start. Raises ``ValueError`` if clips were replaced, added or
+    removed since, or are of other labels.
+    """
+    has_work = is_begun and any((out / name).is_dir() for name in ("iterations", "base"))
+    if has_work and not (out / "inputs.json").is_file():
+        raise ValueError(
+            f"{out} must have the contents of its inputs to be started again, got {what} of an older version, which "
+            "may be of other files; give another folder"
+        )
+    validations = {"validation": inputs.validation, "training_validation": inputs.training_validation}
+    validations["confirmation"] = confirmation
+    lists = {"clean": inputs.clean} | {name: one.sources if one else None for name, one in validations.items()}
+    for name, clips in lists.items():
+        if clips is not None:
+            clips.claim(out / "contents" / f"{name}.parquet", what=f"clips of {name} in {out}")
+    identity = {name: clips.fingerprint if clips else None for name, clips in lists.items()}
+    claim(out / "inputs.json", {"corpus": inputs.corpus.fingerprint, **identity, "settings": settings}, what=what)
 
 
 def _absolute(name: Name | None) -> str | None:

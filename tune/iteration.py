@@ -79,6 +79,8 @@ class Work:
     """Folders of what the run builds."""
     seed: SeparatorSource
     """The teacher of iteration 1."""
+    contents: str | None = None
+    """Fingerprint of the contents of the corpus' files, if the artifacts are shared."""
     judges: Judges = field(default_factory=Judges)
     """Judges of its stems."""
     distil: Callable[..., TrainingRecord] = distil
@@ -132,7 +134,7 @@ def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed
     """Separate and score the corpus; returns the pass's folder and its summary."""
     corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
     identity = pass_identity(corpus, separator=teacher, tagger=tagger, config=config)
-    folder = work.artifacts.path_for("passes", number, identity)
+    folder = work.artifacts.path_for("passes", number, identity | {"contents": work.contents})
     if retry_failed and (folder / "separator" / "separator.json").is_file():
         raise ValueError(
             f"cannot retry failed clips of iteration {number} in {work.artifacts.out} (its student has already learned "

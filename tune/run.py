@@ -10,8 +10,9 @@ from typing import Any, TypedDict
 
 import yaml
 
+from engine.passes.records import claim_files
 from engine.separators import SeparatorSource, find_separator, load, read_description, save
-from engine.settings import deciding, plain
+from engine.settings import Tree, plain
 from engine.storage.files import read_json, write_json
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
@@ -20,7 +21,7 @@ from train.data.training_data import TrainingData
 from train.distil import distil
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
-from tune.inputs import Inputs, resolve
+from tune.inputs import Inputs, claim_inputs, contents_only, resolve
 from tune.iteration import IterationRecord, Work, iterate, validate
 from tune.judges import prepare_judges
 from tune.recipes import run_config
@@ -54,12 +55,17 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
     config, out = run_config(config), location(out)
     inputs = resolve(config)
     with lock(out, "run"):
+        is_begun = (out / "config.yaml").is_file()
         claim(
             out / "config.yaml",
             plain(config),
             what="a run",
             comparable=functools.partial(_comparable, num_iterations=_num_claimed(out)),
         )
+        claim_inputs(inputs, out, what="a run", is_begun=is_begun)
+        for tasks in (out / "iterations").glob("*/corpus/tasks.json"):
+            folder, min_labels = tasks.parent.parent, config.engine.min_labels
+            claim_files(folder, inputs.corpus, min_labels=min_labels, retry_failed=retry_failed)
         is_finished = (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file()
         if is_finished and retry_failed:
             raise ValueError(
@@ -82,9 +88,9 @@ def _num_claimed(out: Location) -> int | None:
         return None  # claim says what is wrong with the file
 
 
-def _comparable(settings: Mapping[str, Any], *, num_iterations: int | None) -> dict[str, Any]:
+def _comparable(settings: Mapping[str, Any], *, num_iterations: int | None) -> Tree:
     """The settings that decide the results of the iterations that were claimed before."""
-    return deciding(settings, RunConfig) | {"schedule": settings.get("schedule", [])[:num_iterations]}
+    return contents_only(settings) | {"schedule": settings.get("schedule", [])[:num_iterations]}
 
 
 def _run_iterations(work: Work, *, retry_failed: bool) -> None:

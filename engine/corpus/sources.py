@@ -15,13 +15,16 @@ import pyarrow as pa
 
 from engine.corpus.clips import ManifestRow, path_of
 from engine.corpus.columns import Columns
+from engine.corpus.contents import claim_contents, contents_of
 from engine.corpus.labels import label_of
 from engine.corpus.roots import Root, find, resolve
 from engine.corpus.rows import folder_rows, manifest_rows
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name
+from engine.storage.paths import Location, Name, is_s3
 
 SOURCES = pa.schema([("path", pa.string()), ("label", pa.string()), ("fold", pa.int32())])
+
+_CLIPS_FILE = "clean.parquet"
 
 
 class SourceRow(TypedDict):
@@ -51,12 +54,35 @@ class SourceClips:
         labels: list[str] = self.table["label"].to_pylist()
         return labels
 
+    @property
+    def names(self) -> list[str]:
+        """Path of every clip, relative to the root; the address of one in another place in S3."""
+        inside = self.root.rstrip("/") + "/"
+        return [
+            path.removeprefix(inside) if path.startswith(inside) or is_s3(path) else os.path.relpath(path, self.root)
+            for path in self.table["path"].to_pylist()
+        ]
+
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits of all labels and of all paths relative to the root, so the folder may move."""
-        rows = self.table.to_pylist()
-        names = [unicodedata.normalize("NFC", os.path.relpath(row["path"], self.root)) for row in rows]
-        return fingerprint([(name, row["label"]) for name, row in zip(names, rows, strict=True)])
+        """Sixteen hexadecimal digits of all labels, contents and paths relative to the root, so the folder may move."""
+        names = [unicodedata.normalize("NFC", name) for name in self.names]
+        rows = zip(names, self.labels, contents_of(self.table["path"].to_pylist()), strict=True)
+        return fingerprint(list(rows))
+
+    def claim(self, record: Location, *, what: str) -> None:
+        """Store the clips' contents in ``record`` (Parquet), or raise ``ValueError`` that names those that changed."""
+        claim_contents(record, self.root, sorted(set(self.names)), what=what)
+
+    def keep_with(self, folder: Location) -> None:
+        """Store the clips' contents with a model that was trained on them, for :meth:`require_same_as`."""
+        (folder / _CLIPS_FILE).unlink(missing_ok=True)
+        self.claim(folder / _CLIPS_FILE, what=f"clips of {folder}")
+
+    def require_same_as(self, folder: Location) -> None:
+        """Raise ``ValueError`` that names the clips that differ from those of a model's training, if it kept them."""
+        if (folder / _CLIPS_FILE).is_file():
+            self.claim(folder / _CLIPS_FILE, what=f"clips of {folder}")
 
     def part(self, number: int, num_parts: int) -> SourceClips:
         """One of ``num_parts`` parts of each label's clips, counted from 0."""

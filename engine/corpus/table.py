@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import operator
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.schema import CLIPS, FAILURES, ClipRow, FailureRow, failure
@@ -20,6 +22,7 @@ from engine.schema import CLIPS, FAILURES, ClipRow, FailureRow, failure
 _ROWS_IN_MEMORY = 50_000
 _BATCH_ROWS = 2_000
 _NUMBERED = pa.schema([*CLIPS, pa.field("row", pa.int64(), nullable=False)])
+_FILES = pa.schema([CLIPS.field("path")])
 _Row = TypeVar("_Row")
 
 
@@ -31,14 +34,14 @@ class NumberedRow(ClipRow):
 
 
 class _Spill:
-    """Rows added in any order, written to files of limited size; clips are read back sorted by id and row."""
+    """Rows added in any order, written to files of limited size; read back in order of some columns, if there are."""
 
-    def __init__(self, folder: Path, name: str, schema: pa.Schema) -> None:
-        self._folder, self._name, self._schema = folder, name, schema
+    def __init__(self, folder: Path, name: str, schema: pa.Schema, *, order: Sequence[str] = ()) -> None:
+        self._folder, self._name, self._schema, self._order = folder, name, schema, order
         self._rows: list[Any] = []
         self._files: list[Path] = []
 
-    def add(self, row: NumberedRow | FailureRow) -> None:
+    def add(self, row: Mapping[str, object]) -> None:
         self._rows.append(row)
         if len(self._rows) == _ROWS_IN_MEMORY:
             self._flush()
@@ -47,8 +50,8 @@ class _Spill:
         if not self._rows:
             return
         table = pa.Table.from_pylist(self._rows, schema=self._schema)
-        if self._schema is _NUMBERED:
-            table = table.sort_by([("clip_id", "ascending"), ("row", "ascending")])
+        if self._order:
+            table = table.sort_by([(name, "ascending") for name in self._order])
         file = self._folder / f"{self._name}-{len(self._files):05d}.parquet"
         pq.write_table(table, file, row_group_size=_BATCH_ROWS)
         self._files.append(file)
@@ -60,11 +63,11 @@ class _Spill:
         for file in self._files:
             yield from _batches(file)
 
-    def merged(self) -> Iterator[NumberedRow]:
-        """The clips in the order of their ids, and of their rows for one id."""
+    def merged(self) -> Iterator[Any]:
+        """The rows in their order."""
         self._flush()
         runs = (itertools.chain.from_iterable(map(pa.Table.to_pylist, _batches(file))) for file in self._files)
-        return heapq.merge(*runs, key=lambda row: (row["clip_id"], row["row"]))
+        return heapq.merge(*runs, key=operator.itemgetter(*self._order))
 
     def remove(self) -> None:
         for file in self._files:
@@ -98,9 +101,9 @@ class Corpus:
         self.num_clips = self.num_failures = self.num_failed_queries = 0
         folder = Path(tempfile.mkdtemp(prefix="clearsep-corpus-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._incoming = _Spill(folder, "incoming", _NUMBERED)
+        self._incoming = _Spill(folder, "incoming", _NUMBERED, order=("clip_id", "row"))
         self._failures = _Spill(folder, "failures", FAILURES)
-        self._sorted = folder / "clips.parquet"
+        self._folder, self._sorted = folder, folder / "clips.parquet"
 
     def add_clip(self, row: NumberedRow) -> None:
         """Add a clip."""
@@ -141,6 +144,16 @@ class Corpus:
         """The clips with enough labels in the order of their ids, read a few at a time."""
         for table in _batches(self._sorted):
             yield from (row for row in table.select(CLIPS.names).to_pylist() if len(row["labels"]) >= min_labels)
+
+    def files(self, *, min_labels: int = 1) -> Iterator[str]:
+        """The paths of the clips with enough labels, in order and once each, read a few at a time."""
+        spill = _Spill(self._folder, "files", _FILES, order=("path",))
+        for table in _batches(self._sorted):
+            kept = table.filter(pc.greater_equal(pc.list_value_length(table["labels"]), min_labels))
+            for path in pc.unique(kept["path"]).to_pylist():
+                spill.add({"path": path})
+        yield from (path for path, _ in itertools.groupby(row["path"] for row in spill.merged()))
+        spill.remove()
 
     @property
     def failures(self) -> pa.Table:

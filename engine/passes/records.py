@@ -11,6 +11,7 @@ A clip of a retry task that is not done is therefore in neither: like any clip o
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from typing import TypedDict
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
 from engine.passes.tasks import TaskRow, Tasks
 from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
@@ -166,6 +168,41 @@ def write_manifest_failures(out: Location, corpus: Corpus) -> None:
         with atomic_path(path) as aside, pq.ParquetWriter(aside, FAILURES) as writer:
             for table in corpus.failure_tables():
                 writer.write_table(table)
+
+
+def claim_files(out: Location, corpus: Corpus, *, min_labels: int, retry_failed: bool = False) -> None:
+    """Keep the contents of the corpus' files with a pass, or compare them with those that it was begun with.
+
+    A file of which all clips failed may be replaced, and one that was missing may appear; with ``retry_failed`` every
+    file without a stem may be replaced, for the pass may have stopped before it came to all that are broken. Raises
+    ``ValueError`` for others: a pass never has stems of two corpora.
+    """
+    record = out / "corpus" / "contents.parquet"
+    if not record.is_file() and (out / "corpus" / "tasks.json").is_file():
+        raise ValueError(
+            f"{out} must have the contents of its corpus' files to be started again, got a pass of an older version, "
+            "which may be of other files; start it in another folder (what is finished can still be filtered)"
+        )
+    claim_contents(
+        record,
+        corpus.root,
+        corpus.files(min_labels=min_labels),
+        what=f"files of the corpus of {out}",
+        may_change=functools.partial(_may_change, out, retry_failed),
+        remedy="restore them, or give another folder (--retry-failed allows other files where there are no stems yet)",
+    )
+
+
+def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
+    names, column = done_names(out), pa.schema([CLIPS.field("path")])
+
+    def found(name: str) -> tuple[set[str], set[str]]:
+        stems = read_parquet(out / "stems" / f"{name}.parquet", schema=column)["path"].to_pylist()
+        return paths.intersection(stems), paths.intersection(row["path"] for row in _failures_in(out, name))
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        separated, failed = (set().union(*some) for some in zip((set(), set()), *pool.map(found, names), strict=True))
+    return (paths if retry_failed else failed) - separated
 
 
 def failure_rows(out: Location) -> Iterator[tuple[int, FailureRow]]:

@@ -17,7 +17,14 @@ from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
-from engine.passes.records import PendingTask, missing_tasks, plan_retry, read_totals, write_manifest_failures
+from engine.passes.records import (
+    PendingTask,
+    claim_files,
+    missing_tasks,
+    plan_retry,
+    read_totals,
+    write_manifest_failures,
+)
 from engine.passes.separate import Separate
 from engine.passes.shards import PassManifest, PassSummary, pass_manifest
 from engine.passes.tasks import Tasks, require_clips
@@ -50,8 +57,9 @@ def run_pass(
     ``separator`` is one of :func:`load_separator`'s names, ``tagger`` a folder; ``config`` has settings by name, as
     ``clearsep settings engine`` lists them. Start it again to resume an interrupted pass: only missing shards are made.
     With ``retry_failed`` the clips that failed as a whole are processed once more. Ray must be connected
-    (:func:`connect`). Raises ``ValueError`` if ``out`` is in use or holds a pass of another corpus, separator, tagger
-    or settings, and ``TooManyFailuresError`` if a larger fraction of the queries than ``max_failed_fraction`` failed.
+    (:func:`connect`). Raises ``ValueError`` if ``out`` is in use or holds a pass of another corpus (a corpus that moved
+    is the same, one whose files were replaced is another), separator, tagger or settings, and ``TooManyFailuresError``
+    if a larger fraction of the queries than ``max_failed_fraction`` failed.
 
     >>> with cs.connect():
     ...     summary = cs.run_pass(cs.read_corpus("natural.csv"), "pass", separator="separator", config={"clip_s": 5})
@@ -67,6 +75,7 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
+        claim_files(out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"

@@ -9,13 +9,17 @@ Credentials, endpoint and region come from boto3's standard chain (environment, 
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import email.utils
 import fnmatch
 import functools
 import io
+import itertools
 import posixpath
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -277,6 +281,57 @@ class S3Path:
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Delete the object; it is no error if there is none."""
         call_s3(self, lambda: client().delete_object(Bucket=self.bucket, Key=self.key))
+
+
+def object_tags(addresses: Iterable[str]) -> dict[str, str]:
+    """Size and ETag, such as ``1024-etag-d41d8cd9``, of the objects with some addresses; others are left out.
+
+    Objects are listed, a thousand for each request, and what lies between those that are wanted is skipped.
+    """
+    places = {address: (path.bucket, path.key) for address in addresses if (path := S3Path(address))}
+    tags = {
+        bucket: _tags_in(bucket, sorted({key for _, key in group}))
+        for bucket, group in itertools.groupby(sorted(places.values()), key=lambda place: place[0])
+    }
+    return {address: tags[bucket][key] for address, (bucket, key) in places.items() if key in tags[bucket]}
+
+
+def _tags_in(bucket: str, keys: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    wanted, position, root = set(keys), 0, S3Path(f"{_SCHEME}{bucket}")
+    while position < len(keys):
+        arguments: dict[str, Any] = {"Bucket": bucket, "StartAfter": keys[position][:-1]}
+        last = ""
+        while last < keys[position]:
+            try:
+                page = call_s3(root, lambda: client().list_objects_v2(**arguments))  # noqa: B023 - called at once
+            except PermissionError:  # objects may be readable one by one where listing is not allowed
+                return found | _tags_of_each(bucket, keys[position:])
+            except (FileNotFoundError, ValueError):  # there is no such bucket, or cannot be
+                return found
+            entries = page.get("Contents", [])
+            found |= {entry["Key"]: _tag(entry["Size"], entry["ETag"]) for entry in entries if entry["Key"] in wanted}
+            if not page.get("IsTruncated"):
+                return found
+            last = entries[-1]["Key"]
+            arguments["ContinuationToken"] = page["NextContinuationToken"]
+        position = bisect.bisect_right(keys, last)
+    return found
+
+
+def _tags_of_each(bucket: str, keys: list[str]) -> dict[str, str]:
+    def tag(key: str) -> str | None:
+        with contextlib.suppress(PermissionError):  # S3's answer about an object that may not exist
+            if (head := S3Path(f"{_SCHEME}{bucket}/{key}")._head()) is not None:
+                return _tag(head["ContentLength"], head["ETag"])
+        return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return {key: one for key, one in zip(keys, pool.map(tag, keys), strict=True) if one is not None}
+
+
+def _tag(num_bytes: int, etag: str) -> str:
+    return f"{num_bytes}-etag-" + etag.strip('"')
 
 
 def _object_keys(page: dict[str, Any]) -> Iterator[str]:

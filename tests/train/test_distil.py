@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -124,6 +125,14 @@ def test_a_finished_training_is_not_repeated_and_another_is_refused(
     other = dataclasses.replace(_CONFIG, seed=1)
     with pytest.raises(ValueError, match="got a separator of another training"):
         distil(tmp_path / "out", data=_data(clips, 1), config=other, network=_NETWORK)
+    shutil.copytree(clips.parent, tmp_path / "moved", copy_function=shutil.copyfile)
+    moved = _data(tmp_path / "moved" / clips.name, 1)
+    assert moved.clean is not None
+    assert distil(tmp_path / "out", data=moved, config=_CONFIG, network=_NETWORK) == first
+    shutil.copyfile(moved.clean.table["path"][0].as_py(), moved.clean.table["path"][1].as_py())
+    replaced = _data(tmp_path / "moved" / clips.name, 1)
+    with pytest.raises(ValueError, match=r"got 1 of \d+ files that were replaced, added or removed since: '"):
+        distil(tmp_path / "out", data=replaced, config=_CONFIG, network=_NETWORK)
 
 
 def _settings(config: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.audio.decode import decode
-from engine.corpus.clips import resolve
+from engine.corpus.roots import resolve
 from train.evaluation.list_formats import ListRow
 from train.evaluation.mixtures import EvaluationMixture
 

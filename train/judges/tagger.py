@@ -87,6 +87,7 @@ def train_tagger(
     if (location(out) / "tagger.json").is_file():
         done = cast(TaggerRecord, read_tagger(out)["history"][-1])
         if done["identity"] != identity:
+            clean.require_same_as(location(out))
             raise ValueError(
                 f"{out} must be empty or hold this training, got a tagger of another training; give another folder"
             )
@@ -111,6 +112,7 @@ def train_tagger(
         "loss": loss,
         "wall_s": time.perf_counter() - started,
     }
+    clean.keep_with(location(out))
     save_tagger(tagger, out, history=[dict(record)])
     return record
 

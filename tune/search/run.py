@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from engine.corpus.contents import claim_contents
 from engine.selection.thresholds import Thresholds
-from engine.settings import build, merged, plain
+from engine.settings import Tree, build, merged, plain
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Name, location
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
-from tune.inputs import Inputs, require_known_labels, resolve
+from tune.inputs import Inputs, claim_inputs, contents_only, require_known_labels, resolve
 from tune.recipes import recipe_settings
 from tune.run import begin
 from tune.search.config import SearchConfig, read_search
@@ -56,8 +57,16 @@ def search(
     inputs = resolve(needs_all)
     confirmation, artifacts = _confirmation(config, run_config, inputs), out / "artifacts"
     with lock(out, "search"), orphans_removed():
-        claim(out / "search.yaml", plain(config), what="a search")
-        work = replace(begin(needs_all, inputs, out / "base"), config=run_config, artifacts=Artifacts(out=artifacts))
+        is_begun = (out / "search.yaml").is_file()
+        claim(out / "search.yaml", plain(config), what="a search", comparable=_comparable)
+        settings = contents_only(plain(run_config))
+        claim_inputs(inputs, out, what="a search", is_begun=is_begun, settings=settings, confirmation=confirmation)
+        files = inputs.corpus.files(min_labels=run_config.engine.min_labels)
+        contents = claim_contents(
+            out / "contents" / "corpus.parquet", inputs.corpus.root, files, what=f"files of {out}'s corpus"
+        )
+        work = begin(needs_all, inputs, out / "base")
+        work = replace(work, config=run_config, artifacts=Artifacts(out=artifacts), contents=contents)
         task = TrialTask(work=work, space=space, threads=max(1, (os.cpu_count() or 1) // num_concurrent(config)))
         stages = Stages(config=config, task=task, confirmation=confirmation, out=out)
         deadline = None if max_hours is None else time.time() + max_hours * 3600.0
@@ -72,6 +81,11 @@ def search(
             remove_artifacts(artifacts, used - kept)
         rows, candidates = [*first, *searched, *repeats], candidates_of(repeats, baselines)
         return write_report(out, rows, candidates, settings=plain(run_config), title="Search")
+
+
+def _comparable(settings: Mapping[str, Any]) -> Tree:
+    """The settings of the search itself; those of its run are compared by themselves."""
+    return {name: value for name, value in contents_only(settings, SearchConfig).items() if name not in ("run", "set")}
 
 
 def _run_config(config: SearchConfig) -> RunConfig:

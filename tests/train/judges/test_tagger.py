@@ -1,5 +1,8 @@
 """Training of the built-in tagger on two bands of noise, whose energies are known."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ import torch
 from engine.corpus.sources import read_sources
 from engine.taggers import load_tagger, margin_db
 from tests.support.signals import RATE_HZ, two_bands
+from tests.support.wav import write_wav
 from train.judges.power_mixtures import PowerMixer
 from train.judges.tagger import TaggerConfig, energy_loss, train_tagger
 
@@ -29,8 +33,6 @@ def bands_csv(write_sources, *, num_clips=3, folder="sources"):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A folder with a tagger of low and high noise, and the report of its training."""
-    from tests.support.wav import write_wav
-
     folder = tmp_path_factory.mktemp("bands")
     lines = ["path,label,fold"]
     for seed in range(3):
@@ -100,7 +102,14 @@ def test_a_finished_training_returns_at_once(write_sources, tmp_path):
     assert train_tagger(tmp_path / "t", clean=moved, config=config, sample_rate_hz=RATE_HZ) == report
     assert (tmp_path / "t" / "tagger.json").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match="got a tagger of another training"):
+        train_tagger(tmp_path / "t", clean=moved, config=replace(config, steps=3), sample_rate_hz=RATE_HZ)
+    with pytest.raises(ValueError, match="replaced, added or removed since"):
         train_tagger(tmp_path / "t", clean=moved.part(0, 3), config=config, sample_rate_hz=RATE_HZ)
+    path = Path(moved.table["path"][0].as_py())
+    write_wav(path, np.ones(2 * RATE_HZ, np.float32), sample_rate_hz=RATE_HZ)
+    other = read_sources(path.parent / "clips.csv")
+    with pytest.raises(ValueError, match=f"got 1 of .* files that were .* since: '{path.name}'"):
+        train_tagger(tmp_path / "t", clean=other, config=config, sample_rate_hz=RATE_HZ)
 
 
 def test_clips_that_cannot_be_read_or_are_silent_are_counted(write_sources, tmp_path):

@@ -194,7 +194,10 @@ def test_the_search_leaves_a_report_and_a_schedule_to_run(found: Found) -> None:
     assert list(out.rglob("events.out.tfevents*")), "TensorBoard's logs come with it"
 
 
-def test_the_same_search_again_builds_nothing_and_another_is_refused(found: Found, settings: Settings) -> None:
+def test_the_same_search_again_builds_nothing_and_another_is_refused(
+    found: Found, settings: Settings, tmp_path: Path
+) -> None:
+    """Also with its inputs in another folder; a file that was replaced makes it another one."""
     out, values, _ = found
     before = {path: path.stat().st_mtime_ns for path in (out / "artifacts").rglob("*.parquet")}
     with in_folder_of_corpus(settings) as same:
@@ -203,6 +206,16 @@ def test_the_same_search_again_builds_nothing_and_another_is_refused(found: Foun
         assert {path: path.stat().st_mtime_ns for path in (out / "artifacts").rglob("*.parquet")} == before
         with pytest.raises(ValueError, match="another trials"):
             search(build(SearchConfig, same | {"trials": 4}), out)
+        folder = Path(settings["set"]["corpus"]).parent
+        shutil.copytree(folder, tmp_path / "moved", copy_function=shutil.copyfile)
+        moved = json.loads(json.dumps(settings).replace(str(folder), str(tmp_path / "moved")))
+        assert search(build(SearchConfig, moved), out)["rows"] == values["rows"]
+        assert {path: path.stat().st_mtime_ns for path in (out / "artifacts").rglob("*.parquet")} == before
+        rows = (tmp_path / "moved" / Path(settings["set"]["corpus"]).name).read_text().splitlines()
+        one, other = (tmp_path / "moved" / row.split(",")[0] for row in rows[1:3])
+        shutil.copyfile(other, one)
+        with pytest.raises(ValueError, match=f"got 1 of .* files that were .* since: '.*{one.name}'"):
+            search(build(SearchConfig, moved), out)
         with lock(out, "search"), pytest.raises(ValueError, match="in use"):
             search(build(SearchConfig, same), out)
 
