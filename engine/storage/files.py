@@ -234,5 +234,5 @@ def damaged(path: Location) -> DamagedError:
     """The error for a file whose bytes are not those that were recorded."""
     return DamagedError(
         f"cannot use {path} (its bytes are not those that were recorded when it was written); start the command that "
-        "wrote it again: it makes damaged files again"
+        "wrote it again, which replaces it"
     )

@@ -15,6 +15,7 @@ import torch
 import torchaudio
 
 from engine.audio.levels import active_mask, active_rms
+from engine.errors import DamagedError
 from train.data.items import Item
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ class Pool:
     def _add(self, item: Item) -> None:
         try:
             samples_RT = np.atleast_2d(item.load())
+        except DamagedError:
+            raise  # no file of the user's: the pass can make it again
         except (ValueError, OSError):
             self.unusable.add(item.clip)
             return
