@@ -220,22 +220,21 @@ def reopen_damaged(out: Location) -> None:
     except DamagedError as error:
         _LOGGER.warning(str(error))
         is_closed = False
-        closed.unlink(missing_ok=True)
-    names = sorted({Path(file).name.split(".")[0] for file in damaged_files(out) if not file.startswith("corpus/")})
-    first_retry = Tasks(out / "corpus").remove_damaged_retries()
-    if first_retry is not None:
-        names = sorted({*names, *(name for name in done_names(out) if parse_shard_name(name)[0] >= first_retry)})
-    if not names and first_retry is None:
+        closed.unlink()
+    damaged = damaged_files(out)
+    names = {file.rpartition("/")[2].partition(".")[0] for file in damaged if not file.startswith("corpus/")}
+    retry = Tasks(out / "corpus").remove_damaged_retries()
+    if retry is not None:
+        names |= {name for name in done_names(out) if parse_shard_name(name)[0] >= retry}
+    if not damaged:
         return
     _LOGGER.warning(
-        "%d shards of %s are missing or damaged (%s%s); making them again%s",
-        len(names),
-        out,
-        ", ".join(names[:3]),
-        ", ..." if len(names) > 3 else "",
-        "; tracks that were selected from them are stale if their stems come out different" if is_closed else "",
+        "%d files of %s are missing or damaged (the first is %s); making %d shards again%s%s",
+        *(len(damaged), out, damaged[0], len(names)),
+        "; clips that were tried again count as failed until the next --retry-failed" if retry is not None else "",
+        "; what was selected from this pass is stale if its stems come out different" if is_closed else "",
     )
-    closed.unlink(missing_ok=True)  # before the records: a closed pass is not looked through for missing shards
+    closed.unlink(missing_ok=True)  # before the records: nobody looks for missing shards of a closed pass
     for name in names:
         record_path(out, name).unlink(missing_ok=True)
 
