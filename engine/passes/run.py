@@ -76,12 +76,12 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
-        reopen_damaged(out)
+        done = reopen_damaged(out)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
-            write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
+            write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
         summary = {key: value for key, value in read_manifest(out / "stems").items() if key not in _BY_SHARD}
         write_json(out / "summary.json", summary)
     return cast(PassSummary, summary)
@@ -93,8 +93,9 @@ def _run_missing_tasks(
     separator: SeparatorSource,
     tagger: TaggerSource | None,
     config: PassConfig,
+    done: list[str],
 ) -> PassManifest:
-    started, before = time.perf_counter(), read_totals(out)
+    started, before = time.perf_counter(), read_totals(out, done)
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])

@@ -182,8 +182,9 @@ def damaged_files(out: Location) -> list[str]:
 
     Every shard is read once; an object in S3 only if its tag is another.
     """
-    found = [file for files in in_threads(functools.partial(_damaged_in, out), done_names(out)) for file in files]
-    return found + [f"corpus/{name}" for name in Tasks(out / "corpus").damaged()]
+    names = done_names(out)
+    found = [file for files in in_threads(functools.partial(_damaged_in, out), names) for file in files]
+    return found + [f"corpus/{name}" for name in Tasks(out / "corpus").damaged() if names]
 
 
 def _damaged_in(out: Location, name: str) -> list[str]:
@@ -212,8 +213,11 @@ def _is_intact(path: Location, sha256: str | None, etag: str | None) -> bool:
         return False
 
 
-def reopen_damaged(out: Location) -> None:
-    """Let a pass make its shards again whose files are missing or damaged; opens a closed pass again."""
+def reopen_damaged(out: Location) -> list[str]:
+    """Let a pass make its shards again whose files are missing or damaged; opens a closed pass again.
+
+    Returns the names of the shards that are done, which a listing may not have if the pass was closed.
+    """
     closed = out / "stems" / "manifest.json"
     try:
         is_closed = closed.is_file() and bool(read_manifest(out / "stems"))
@@ -221,13 +225,13 @@ def reopen_damaged(out: Location) -> None:
         _LOGGER.warning(str(error))
         is_closed = False
         closed.unlink()
-    damaged = damaged_files(out)
+    done, damaged = done_names(out), damaged_files(out)
     names = {file.rpartition("/")[2].partition(".")[0] for file in damaged if not file.startswith("corpus/")}
     retry = Tasks(out / "corpus").remove_damaged_retries()
     if retry is not None:
-        names |= {name for name in done_names(out) if parse_shard_name(name)[0] >= retry}
+        names |= {name for name in done if parse_shard_name(name)[0] >= retry}
     if not damaged:
-        return
+        return done
     _LOGGER.warning(
         "%d files of %s are missing or damaged (the first is %s); making %d shards again%s%s",
         *(len(damaged), out, damaged[0], len(names)),
@@ -237,6 +241,7 @@ def reopen_damaged(out: Location) -> None:
     closed.unlink(missing_ok=True)  # before the records: nobody looks for missing shards of a closed pass
     for name in names:
         record_path(out, name).unlink(missing_ok=True)
+    return sorted(set(done) - names)
 
 
 @functools.lru_cache(maxsize=8)

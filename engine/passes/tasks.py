@@ -123,7 +123,7 @@ class Tasks:
 
     def damaged(self) -> list[str]:
         """Names of the files of tasks that are missing or damaged."""
-        if self._counts() is None and (self.folder / "tasks.json").is_file():
+        if self._counts() is None and any(self.folder.glob("tasks*")):
             return ["tasks.json"]
         sha256 = self._sha256()
         return [name for name, is_intact in zip(sha256, self._intact(sha256, ""), strict=True) if not is_intact]
