@@ -1,6 +1,7 @@
 """A pass closes only when all of its plan is there, and files whose bytes are not those recorded are noticed."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from engine.passes import run
 from engine.passes.config import PassConfig
 from engine.passes.records import failure_rows, read_totals, shard_records, write_record
 from engine.passes.separate import Separate
-from engine.passes.shards import damaged_files, read_audio, read_clip, stem_shards, write_shard
+from engine.passes.shards import damaged_files, read_audio, read_clip, read_columns, stem_shards, write_shard
 from engine.passes.tasks import Tasks
 from engine.schema import failure
 from engine.selection.thresholds import Thresholds
@@ -22,7 +23,9 @@ from engine.selection.tracks import read_tracks, select_tracks
 from engine.storage.files import write_json
 from engine.storage.fingerprints import read_sealed, write_sealed
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
+from train.data.config import MixConfig
 from train.data.items import pair_items, track_items
+from train.data.pools import Pool
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
 FILES = {f"{name}.wav": mixture(RATE_HZ, seed=number) for number, name in enumerate("abcdefgh")}
@@ -295,14 +298,30 @@ def test_a_flipped_byte_never_changes_a_selection_or_a_sound(selected, tmp_path)
     assert select_tracks(selected, tmp_path / "again", Thresholds(min_re_sdr_db=10.0))["kept_sha256"] == verdicts
 
 
+def test_every_flipped_byte_of_the_scores_is_noticed_or_changes_nothing(selected):
+    """Compressed small pages are stored as they are: without a checksum, a flipped bit is another score."""
+    (shard,) = stem_shards(selected / "stems")
+    good, scores, noticed = shard.read_bytes(), read_columns(shard, ["re_sdr_db"]), 0
+    for at in (at for name, first, end in list(chunks(shard)) if name == "re_sdr_db" for at in range(first, end)):
+        shard.write_bytes(good[:at] + bytes([good[at] ^ 4]) + good[at + 1 :])
+        try:
+            assert read_columns(shard, ["re_sdr_db"]).equals(scores), at
+        except DamagedError:
+            noticed += 1
+    assert noticed > 60
+
+
 @pytest.mark.parametrize("items", [track_items, pair_items])
 def test_training_on_damaged_audio_is_an_error_that_names_the_shard(selected, tmp_path, items):
     (shard,) = stem_shards(selected / "stems")
     (first, end) = next((first, end) for name, first, end in chunks(shard) if name == "audio_flac")
     flip(shard, (first + end) / 2 / shard.stat().st_size)
-    with pytest.raises(DamagedError, match=r"cannot use .*shard-000000-0000\.parquet \(its bytes are not those"):
-        for item in items(tmp_path / "tracks", sample_rate_hz=RATE_HZ):
-            item.load()
+    pool_of = functools.partial(Pool, config=MixConfig(), sample_rate_hz=RATE_HZ, seed=0, rank=0, num_ranks=1)
+    pool = pool_of(items(tmp_path / "tracks", sample_rate_hz=RATE_HZ))
+    message = r"cannot load '(rain|bell)' of clip clip\d \(cannot use .*shard-000000-0000\.parquet \(its bytes are not"
+    with pytest.raises(DamagedError, match=message):
+        pool.prepare(0)
+    assert not pool.unusable, "it is no sound to do without"
 
 
 def test_audio_that_was_damaged_before_it_was_recorded_is_named_by_shard_clip_and_label(selected, tmp_path):
