@@ -253,10 +253,11 @@ def _read_checksums(path: Location, version: object) -> tuple[Mapping[str, str],
 def _checksums(shard: Location) -> tuple[str, str]:
     """Checksums of a stem shard and of its footer, as its pass recorded them; empty if it did not."""
     path = shard.parent / "manifest.json"
-    if not path.is_file():
+    try:
+        files, footer = _read_checksums(path, version_of(path))
+    except FileNotFoundError:
         return "", ""
-    whole, footer = _read_checksums(path, version_of(path))
-    return whole.get(shard.stem, ""), footer.get(shard.stem, "")
+    return files.get(shard.stem, ""), footer.get(shard.stem, "")
 
 
 def _require_intact(shard: Location) -> None:
@@ -264,11 +265,11 @@ def _require_intact(shard: Location) -> None:
 
     For a shard of an older version, whose pages have none, the whole file is compared.
     """
-    whole, footer = _checksums(shard)
+    file, footer = _checksums(shard)
     if footer:
         require_intact(shard, footer, digest=sha256_footer)
-    elif whole:
-        require_intact(shard, whole)
+    elif file:
+        require_intact(shard, file)
 
 
 @contextmanager
@@ -283,8 +284,8 @@ def open_shard(shard: Location) -> Iterator[pq.ParquetFile]:
         with parquet_file(shard) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
-        whole, _ = _checksums(shard)
-        if whole and sha256_file(shard) != whole:
+        recorded, _ = _checksums(shard)
+        if recorded and sha256_file(shard) != recorded:
             raise damaged(shard) from error
         raise
 
