@@ -34,6 +34,10 @@ class DecodeError(AudioError):
         """The cause may pass by itself, so another attempt is worth its time."""
 
 
+class DamagedError(ClearsepError, ValueError):
+    """The bytes of a file are not those whose checksum was recorded when it was written."""
+
+
 class InUseError(ClearsepError, ValueError):
     """Another process holds the lock of an output folder."""
 

@@ -119,7 +119,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
         manifest = {
             "num_clips": len(clips),
             "num_set_aside": 0,
-            "num_queries": len(rows) + len(failures),
+            "num_queries": len(rows) + sum(row["num_queries"] for row in failures),
             "num_stems": len(rows),
             "num_failed": sum(row["num_queries"] for row in failures),
             "audio_h": 0.001,

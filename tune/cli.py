@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,8 @@ from engine.cli.console import (
 
 if TYPE_CHECKING:
     from engine.cli.settings_page import Section
+
+_LOGGER = logging.getLogger(__name__)
 
 
 def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, address: Address = None) -> None:
@@ -112,12 +115,19 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show the contents of a run, a pass, a selection of tracks, a shard, a checkpoint or a corpus."""
+    from engine.cli.reports import DAMAGED
     from tune.tables import inspect as report
 
     tables, value = report(
         path, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside
     )
     print_result(lambda: tables, value, as_json)
+    if damaged := value.get(DAMAGED):
+        _LOGGER.error(
+            f"cannot use {path} as it is ({len(damaged)} of its files are missing or damaged, the first is "
+            f"{damaged[0]}); start the command that wrote it again, which replaces them"
+        )
+        raise typer.Exit(1)
 
 
 def settings(

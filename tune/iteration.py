@@ -99,6 +99,12 @@ def iterate(
     started = time.perf_counter()
     stems, summary = _separate(work, number, teacher, retry_failed=retry_failed)
     tracks, selection = _select(work, number, thresholds, stems)
+    outcomes = selection["num_kept"] + sum(selection["num_rejected"].values()) + summary["num_failed"]
+    if outcomes != summary["num_queries"]:
+        raise RuntimeError(
+            f"cannot finish iteration {number} (kept, rejected and failed are {outcomes} of "
+            f"{summary['num_queries']} queries); delete {tracks} and start the same command again"
+        )
     if not selection["num_kept"]:
         raise ValueError(
             f"iteration {number} must keep at least one stem, got none of {selection['num_stems']} (rejected: "

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
-from engine.cli.reports import is_shard, pass_report, shard_report, values_report
+from engine.cli.reports import DAMAGED, is_shard, pass_report, shard_report, values_report
 from engine.cli.tables import FLOOR, Report, Table, db_text, limit_text, tracks_table
 from engine.corpus.read import read_corpus
 from engine.corpus.table import Corpus
+from engine.errors import DamagedError
+from engine.passes.shards import damaged_files
 from engine.selection.tracks import read_tracks
-from engine.separators import read_description
+from engine.separators import read_description, require_fingerprint
 from engine.storage.files import read_json
 from engine.storage.paths import Name, location
 
@@ -90,8 +92,10 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     if (path / "iterations").is_dir():
         has_summary = (path / "summary.json").is_file()
         summary = cast("RunSummary", read_json(path / "summary.json") if has_summary else {"iterations": []})
-        return run_tables(summary), {"kind": "run", **summary}
+        damaged = _damaged_in_run(path)
+        return run_tables(summary), {"kind": "run", **summary, **({DAMAGED: damaged} if damaged else {})}
     if (path / "separator.json").is_file():
+        require_fingerprint(path)
         return values_report("checkpoint", read_description(path))
     if (path / "kept.parquet").is_file():
         read_tracks(path)  # raises if the selection is unfinished
@@ -101,6 +105,21 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     if (stems / "pass.json").is_file():
         return pass_report(stems)
     return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
+
+
+def _damaged_in_run(run: Location) -> list[str]:
+    """Files of a run's passes, selections and separators that are missing or damaged."""
+    found = []
+    for stems in run.glob("iterations/*/stems/pass.json"):
+        name = stems.parent.parent.name
+        found += [f"iterations/{name}/{file}" for file in damaged_files(stems.parent.parent)]
+    for kind, check in (("separator/separator.json", require_fingerprint), ("tracks/manifest.json", read_tracks)):
+        for file in run.glob(f"iterations/*/{kind}"):
+            try:
+                check(file.parent)
+            except DamagedError:
+                found.append(f"iterations/{file.parent.parent.name}/{file.parent.name}")
+    return sorted(found)
 
 
 def _corpus_report(corpus: Corpus) -> Report:

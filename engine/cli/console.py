@@ -20,6 +20,8 @@ from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.text import Text
 
+from engine.errors import DamagedError
+
 _LOGGER = logging.getLogger(__name__)
 _LOG_COLUMNS = 200
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
@@ -110,7 +112,7 @@ def exit_codes() -> Iterator[None]:
             raise
         except ValueError as error:
             _LOGGER.error(str(error))
-            sys.exit(2)
+            sys.exit(1 if isinstance(error, DamagedError) else 2)  # 2: the command or its input is wrong
         except (OSError, RuntimeError) as error:
             has_remedy = getattr(error, "has_remedy", "; " in str(error))
             _LOGGER.error(f"{error}{'' if has_remedy else '; start the same command again to resume'}")

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
 from engine.cli.tables import Report, Table, pass_table
 from engine.passes.records import done_names, failure_reasons, failure_rows
-from engine.passes.shards import verify
+from engine.passes.shards import damaged_files, open_shard, read_manifest, verify
 from engine.schema import SCORES
-from engine.storage.files import parquet_file, read_json
+from engine.storage.files import parquet_file
 from engine.storage.paths import Location, Name, location
 
+if TYPE_CHECKING:
+    from engine.passes.shards import PassSummary
+
 _MAX_FAILURES = 50
+DAMAGED = "damaged_files"
+"""Name of the list of damaged files in a report; ``clearsep inspect`` fails if it has any."""
 
 
 def values_report(kind: str, value: Mapping[str, Any]) -> Report:
@@ -26,13 +31,16 @@ def values_report(kind: str, value: Mapping[str, Any]) -> Report:
 
 def pass_report(stems: Location) -> Report:
     """Summary, failures and damaged shards of the pass in a stems folder."""
+    damaged = damaged_files(stems.parent)
     if not (stems / "manifest.json").is_file():
-        return values_report("unfinished pass", {"num_shards_done": len(done_names(stems.parent))})
-    summary = read_json(stems / "manifest.json")
-    summary.pop("shards")
+        found = {DAMAGED: damaged} if damaged else {}
+        return values_report("unfinished pass", {"num_shards_done": len(done_names(stems.parent)), **found})
+    summary = {key: value for key, value in read_manifest(stems).items() if key not in ("shards", "footer_sha256")}
+    value = {"kind": "pass", **summary, "failures": [], "damaged_shards": verify(stems, damaged), DAMAGED: damaged}
+    if damaged:  # its failures may not be readable
+        return [Table(title="Damaged files", columns=[""], rows=[[file] for file in damaged])], value
     tables, failed = failures_report(stems.parent)
-    value = {"kind": "pass", **summary, "failures": failed["failures"], "damaged_shards": verify(stems)}
-    return [pass_table(summary), *tables], value
+    return [pass_table(cast("PassSummary", summary)), *tables], value | {"failures": failed["failures"]}
 
 
 def failures_report(path: Name) -> Report:
@@ -80,7 +88,7 @@ def is_shard(path: Location) -> bool:
 
 def shard_report(path: Location) -> Report:
     """Stems and scores of a shard, without their audio."""
-    with parquet_file(path) as file:
+    with open_shard(path) as file:
         names = [field.name for field in file.schema_arrow if field.type != pa.binary()]
         rows = file.read(columns=names).to_pylist()
     columns = ("clip_id", "label", "num_samples", *SCORES.names)

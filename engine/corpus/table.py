@@ -6,9 +6,6 @@ import hashlib
 import heapq
 import itertools
 import operator
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.schema import CLIPS, FAILURES, ClipRow, FailureRow, failure
+from engine.storage.files import temporary_folder
 
 _ROWS_IN_MEMORY = 50_000
 _BATCH_ROWS = 2_000
@@ -99,8 +97,7 @@ class Corpus:
     def __init__(self, root: str) -> None:
         self.root, self.fingerprint = root, ""
         self.num_clips = self.num_failures = self.num_failed_queries = 0
-        folder = Path(tempfile.mkdtemp(prefix="clearsep-corpus-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        folder = temporary_folder("clearsep-corpus-", owner=self)
         self._incoming = _Spill(folder, "incoming", _NUMBERED, order=("clip_id", "row"))
         self._failures = _Spill(folder, "failures", FAILURES)
         self._folder, self._sorted = folder, folder / "clips.parquet"

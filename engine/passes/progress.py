@@ -28,6 +28,8 @@ class PassProgress:
         self.out, self.max_failed_fraction, self.num_clips = out, max_failed_fraction, num_clips
         self.clips_done, self.num_queries, self.num_failed = before.num_clips, before.num_queries, before.num_failed
         self.audio_s, self.started, self.logged_s = 0.0, time.perf_counter(), 0.0
+        self.reported = set(before.sha256)
+        """Names of the shards that are done, as their workers and the records before this start have it."""
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
@@ -41,6 +43,7 @@ class PassProgress:
 
     def add(self, report: ShardReport) -> None:
         """Add the report of a shard; raises :class:`TooManyFailuresError`."""
+        self.reported.add(report.name)
         self.audio_s += report.record["audio_s"]
         self.clips_done += report.record["num_clips"]
         self.num_queries += report.record["num_queries"]

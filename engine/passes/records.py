@@ -14,23 +14,27 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
-from engine.passes.tasks import TaskRow, Tasks
+from engine.errors import DamagedError
+from engine.passes.tasks import TaskCounts, TaskRow, Tasks
 from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
-from engine.storage.files import atomic_path, read_json, read_parquet, write_json
+from engine.storage.files import atomic_path, read_parquet
+from engine.storage.fingerprints import read_sealed, write_sealed
 from engine.storage.paths import Location
 
 STEPS = ("decode", "separate", "assess", "score", "write")
 """Steps whose time is recorded; ``assess`` computes the scores that need a separator or a tagger."""
+_Given = TypeVar("_Given")
+_Result = TypeVar("_Result")
 MANIFEST_TASK = -1
 """Stands for a task in failures of manifest rows that are no clips."""
 
@@ -43,6 +47,12 @@ class WrittenShard(TypedDict):
     """Failed queries."""
     sha256: str
     """Of the stem shard."""
+    footer_sha256: str
+    """Of the stem shard's Parquet footer: with the checksums of the pages that are read, it stands for ``sha256``."""
+    etag: str | None
+    """In S3: the object's tag, which the server derives from its bytes."""
+    failures_sha256: str | None
+    """Of the file of failures; null if there are none."""
 
 
 class ShardRecord(WrittenShard):
@@ -81,8 +91,12 @@ class Totals:
     step_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
     sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every stem shard, by the shard's name, in order."""
+    footer_sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every stem shard's footer, by the shard's name; none for shards of older versions."""
     num_shards: dict[int, int] = field(default_factory=dict)
     """Shards that a task must have, by task, for tasks with a shard that is done."""
+    task_clips: Counter[int] = field(default_factory=Counter)
+    """Clips by task, also those whose failure no longer stands."""
 
     def add(self, name: str, record: ShardRecord) -> None:
         """Add the counts of a shard."""
@@ -91,7 +105,10 @@ class Totals:
         for step in STEPS:
             self.step_s[step] += record[f"{step}_s"]  # type: ignore[literal-required]
         self.sha256[name] = record["sha256"]
+        if "footer_sha256" in record:
+            self.footer_sha256[name] = record["footer_sha256"]
         task, _ = parse_shard_name(name)
+        self.task_clips[task] += record["num_clips"]
         self.num_shards[task] = max(self.num_shards.get(task, 0), record["num_shards"])
 
     def subtract(self, failures: Sequence[FailureRow]) -> None:
@@ -124,39 +141,69 @@ def parse_shard_name(name: str) -> tuple[int, int]:
 
 
 def write_record(out: Location, name: str, record: ShardRecord) -> None:
-    """Record that a shard is done."""
-    write_json(out / "stems" / f"{name}.done.json", record)
+    """Record that a shard is done; raises ``RuntimeError`` if its stems and failures are not all of its queries."""
+    if not adds_up(record):
+        raise RuntimeError(
+            f"cannot record {name} ({record['num_stems']} stems and {record['num_failed']} failed queries are not its "
+            f"{record['num_queries']} queries); report this with the separator that was used"
+        )
+    write_sealed(record_path(out, name), record)
+
+
+def record_path(out: Location, name: str) -> Location:
+    """The record of a shard."""
+    return out / "stems" / f"{name}.done.json"
+
+
+def adds_up(counts: Mapping[str, Any]) -> bool:
+    """True if every query is a stem or failed."""
+    return "num_queries" not in counts or counts["num_queries"] == counts["num_stems"] + counts["num_failed"]
 
 
 def done_names(out: Location, task: int | None = None) -> list[str]:
-    """Names of the shards that are done, in order; with ``task`` only those of one task."""
+    """Names of the shards that are done, in order; with ``task`` only those of one task.
+
+    A listing may lag behind what was written: the manifest of a closed pass, or the number of a task's shards that each
+    of their records has, is believed instead.
+    """
     prefix = "shard-" if task is None else f"shard-{task:06d}-"
-    return sorted(path.name.removesuffix(".done.json") for path in (out / "stems").glob(f"{prefix}*.done.json"))
+    names = {path.name.removesuffix(".done.json") for path in (out / "stems").glob(f"{prefix}*.done.json")}
+    if task is None:
+        closed = out / "stems" / "manifest.json"
+        return sorted(names.union(read_sealed(closed).get("shards", ()) if closed.is_file() else ()))
+    num_shards = max((record["num_shards"] for _, record in shard_records(out, sorted(names))), default=1)
+    unlisted = {shard_name(task, number) for number in range(num_shards)} - names
+    return sorted(names.union(name for name in unlisted if record_path(out, name).is_file()))
 
 
 def shard_records(out: Location, names: Sequence[str] | None = None) -> Iterator[tuple[str, ShardRecord]]:
     """Names and records of some shards, by default of all that are done."""
     names = done_names(out) if names is None else names
-    with ThreadPoolExecutor(max_workers=16) as pool:  # each file may be a request to a server
-        for start in range(0, len(names), 256):
-            some = names[start : start + 256]
-            yield from zip(
-                some, pool.map(read_json, [out / "stems" / f"{name}.done.json" for name in some]), strict=True
-            )
+    yield from zip(names, in_threads(read_sealed, [record_path(out, name) for name in names]), strict=True)
+
+
+def in_threads(call: Callable[[_Given], _Result], given: Sequence[_Given]) -> Iterator[_Result]:
+    """Results of many calls in order; each may be a request to a server, or the checksum of a large file."""
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        for start in range(0, len(given), 256):
+            yield from pool.map(call, given[start : start + 256])
 
 
 def clips_in(out: Location, names: Sequence[str]) -> set[str]:
     """The ids of all clips with stems or a failure in some shards that are done."""
     ids, schema = set[str](), pa.schema([CLIPS.field("clip_id")])
-    for name in names:
+    for name, record in shard_records(out, names):
         ids.update(read_parquet(out / "stems" / f"{name}.parquet", schema=schema)["clip_id"].to_pylist())
-        ids.update(row["clip_id"] for row in _failures_in(out, name))
+        ids.update(row["clip_id"] for row in _failures_in(out, name, record))
     return ids
 
 
-def _failures_in(out: Location, name: str) -> list[FailureRow]:
-    path = out / "failures" / f"{name}.parquet"
-    rows: list[FailureRow] = read_parquet(path, schema=FAILURES).to_pylist() if path.is_file() else []
+def _failures_in(out: Location, name: str, record: ShardRecord) -> list[FailureRow]:
+    """The failures of a shard; the file that an interrupted attempt may have left is none if the record counts none."""
+    if not record["num_failed"]:
+        return []
+    path, sha256 = out / "failures" / f"{name}.parquet", record.get("failures_sha256")
+    rows: list[FailureRow] = read_parquet(path, schema=FAILURES, sha256=sha256).to_pylist()
     return rows
 
 
@@ -165,7 +212,7 @@ def write_manifest_failures(out: Location, corpus: Corpus) -> None:
     path = out / "failures" / "manifest.parquet"
     path.unlink(missing_ok=True)
     if corpus.num_failures:
-        with atomic_path(path) as aside, pq.ParquetWriter(aside, FAILURES) as writer:
+        with atomic_path(path) as aside, pq.ParquetWriter(aside, FAILURES, write_page_checksum=True) as writer:
             for table in corpus.failure_tables():
                 writer.write_table(table)
 
@@ -207,12 +254,13 @@ def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
 
 def failure_rows(out: Location) -> Iterator[tuple[int, FailureRow]]:
     """Every failure that stands, with its task (``MANIFEST_TASK``: a row of the manifest that is no clip)."""
-    yield from ((MANIFEST_TASK, row) for row in _failures_in(out, "manifest"))
-    done, retried = set(done_names(out)), Tasks(out / "corpus").retried()
-    for name in sorted(path.stem for path in (out / "failures").glob("shard-*.parquet")):
-        if name in done:
-            task, _ = parse_shard_name(name)
-            yield from ((task, row) for row in _failures_in(out, name) if _stands(row, task, retried))
+    of_manifest = out / "failures" / "manifest.parquet"
+    if of_manifest.is_file():
+        yield from ((MANIFEST_TASK, row) for row in read_parquet(of_manifest, schema=FAILURES).to_pylist())
+    retried = Tasks(out / "corpus").retried()
+    for name, record in shard_records(out):
+        task, _ = parse_shard_name(name)
+        yield from ((task, row) for row in _failures_in(out, name, record) if _stands(row, task, retried))
 
 
 def _stands(row: FailureRow, task: int, retried: dict[str, list[int]]) -> bool:
@@ -220,15 +268,55 @@ def _stands(row: FailureRow, task: int, retried: dict[str, list[int]]) -> bool:
     return retried.get(row["clip_id"], [task])[-1] <= task
 
 
-def read_totals(out: Location) -> Totals:
-    """Totals of the shards that are done (rule 2 of this module)."""
+def read_totals(out: Location, reported: Iterable[str] = ()) -> Totals:
+    """Totals of the shards that are done (rule 2 of this module).
+
+    ``reported`` are names of shards that workers have reported: a listing may lag behind. A shard that is listed or
+    reported counts if its files are there.
+    """
     totals, retried = Totals(), Tasks(out / "corpus").retried()
-    for name, record in shard_records(out):
+    names = sorted({*done_names(out), *reported})
+    for name, record in zip(names, in_threads(functools.partial(_find_record, out), names), strict=True):
+        if record is None:
+            continue
         totals.add(name, record)
         if retried and record["num_failed"]:
             task, _ = parse_shard_name(name)
-            totals.subtract([row for row in _failures_in(out, name) if not _stands(row, task, retried)])
+            totals.subtract([row for row in _failures_in(out, name, record) if not _stands(row, task, retried)])
     return totals
+
+
+def _find_record(out: Location, name: str) -> ShardRecord | None:
+    """The record of a shard, or null if it is damaged or if it or a file that it records is not there."""
+    try:
+        record: ShardRecord = read_sealed(record_path(out, name))
+    except (FileNotFoundError, DamagedError):
+        return None
+    folders = ("stems", "failures") if record["num_failed"] else ("stems",)
+    return record if all((out / folder / f"{name}.parquet").is_file() for folder in folders) else None
+
+
+def require_complete(out: Location, totals: Totals, corpus: Corpus, counts: TaskCounts) -> None:
+    """Raise ``RuntimeError`` unless the clips of a corpus, of its tasks and of the shards that are done agree.
+
+    A clip that is cut becomes several, so a task must have at least as many clips as rows.
+    """
+    rows = dict(Tasks(out / "corpus").num_rows())
+    lacking = [task for task, number in rows.items() if totals.task_clips[task] < number]
+    problems = []
+    if missing := sorted({*lacking, *(entry["task"] for entry in missing_tasks(out, totals))}):
+        problems.append(f"shards or clips of {len(missing)} tasks are missing, the first is {missing[0]}")
+    if (found := sum(rows.values()) + counts["num_set_aside"]) != corpus.num_clips:
+        problems.append(f"the tasks have {found} of the corpus' {corpus.num_clips} clips")
+    if totals.num_queries != totals.num_stems + totals.num_failed:
+        problems.append(
+            f"{totals.num_stems} stems and {totals.num_failed} failed queries are not all {totals.num_queries} queries"
+        )
+    if problems:
+        raise RuntimeError(
+            f"cannot close the pass in {out} ({'; '.join(problems)}); start the same command again, or start the pass "
+            "in another folder"
+        )
 
 
 def missing_tasks(out: Location, totals: Totals) -> list[PendingTask]:

@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import ray
 import ray.data
@@ -23,22 +23,25 @@ from engine.passes.records import (
     missing_tasks,
     plan_retry,
     read_totals,
+    require_complete,
     write_manifest_failures,
 )
 from engine.passes.separate import Separate
-from engine.passes.shards import PassManifest, PassSummary, pass_manifest
+from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_manifest, reopen_damaged
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
 from engine.separators import Separator, SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
-from engine.storage.files import read_json, remove_leftovers, write_json
-from engine.storage.fingerprints import claim
+from engine.storage.files import remove_leftovers, write_json
+from engine.storage.fingerprints import claim, write_sealed
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from engine.taggers import Tagger, TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
+_BY_SHARD = ("shards", "footer_sha256")  # of the manifest: not in the summary
+_MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
@@ -75,17 +78,16 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
+        done = reopen_damaged(out)
         claim_files(out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
-            write_json(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
-        summary = read_json(manifest_path)
-        del summary["shards"]
+            write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
+        summary = {key: value for key, value in read_manifest(out / "stems").items() if key not in _BY_SHARD}
         write_json(out / "summary.json", summary)
-    result: PassSummary = summary
-    return result
+    return cast(PassSummary, summary)
 
 
 def _run_missing_tasks(
@@ -94,17 +96,28 @@ def _run_missing_tasks(
     separator: SeparatorSource,
     tagger: TaggerSource | None,
     config: PassConfig,
+    done: list[str],
 ) -> PassManifest:
-    started, before = time.perf_counter(), read_totals(out)
+    started, before = time.perf_counter(), read_totals(out, done)
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
     rate_hz, models = separator.sample_rate_hz, (separator.open, tagger.open if tagger is not None else None)
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz)
     steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz))
-    _stream(missing_tasks(out, before), steps, progress)
+    totals = before
+    for number in range(_MAX_TURNS):
+        if not (missing := missing_tasks(out, totals)):
+            break
+        if number:
+            _LOGGER.warning(
+                "%d tasks lack shards at the end (the first is %d); making them", len(missing), missing[0]["task"]
+            )
+        _stream(missing, steps, progress)
+        totals = read_totals(out, progress.reported)
+    require_complete(out, totals, corpus, counts)
     manifest = pass_manifest(
-        read_totals(out),
+        totals,
         corpus,
         config,
         separator=separator.fingerprint,

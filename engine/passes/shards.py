@@ -8,22 +8,49 @@ failures, and ``stems/<shard>.done.json``, written last, marks both as complete 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import soundfile as sf
 
 from engine.audio.flac import decode_flac24
 from engine.corpus.table import Corpus
+from engine.errors import DamagedError
 from engine.passes.config import PassConfig
-from engine.passes.records import Totals, WrittenShard
+from engine.passes.records import (
+    ShardRecord,
+    Totals,
+    WrittenShard,
+    adds_up,
+    done_names,
+    in_threads,
+    parse_shard_name,
+    record_path,
+)
+from engine.passes.tasks import Tasks
 from engine.schema import FAILURES, STEMS, FailureRow
 from engine.settings import deciding
-from engine.storage.files import parquet_file, read_json, sha256_file, write_parquet
-from engine.storage.fingerprints import fingerprint
+from engine.storage.files import (
+    damaged,
+    parquet_file,
+    require_intact,
+    sha256_file,
+    sha256_footer,
+    version_of,
+    write_parquet,
+)
+from engine.storage.fingerprints import fingerprint, read_sealed
 from engine.storage.paths import Location
 
+_LOGGER = logging.getLogger(__name__)
+_NAMES = ["clip_id", "label"]
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
 
 
@@ -58,6 +85,8 @@ class PassManifest(PassSummary):
 
     shards: dict[str, str]
     """SHA-256 of every stem shard, by its name."""
+    footer_sha256: dict[str, str]
+    """SHA-256 of their Parquet footers."""
 
 
 def write_shard(
@@ -72,7 +101,14 @@ def write_shard(
     else:
         failed.unlink(missing_ok=True)  # an attempt that was interrupted before its record may have left one
     num_failed = sum(row["num_queries"] for row in failures)
-    return {"num_stems": len(stems), "num_failed": num_failed, "sha256": sha256_file(path)}
+    return {
+        "num_stems": len(stems),
+        "num_failed": num_failed,
+        "sha256": sha256_file(path),
+        "footer_sha256": sha256_footer(path),
+        "etag": None if isinstance(path, Path) else path.etag(),
+        "failures_sha256": sha256_file(failed) if failures else None,
+    }
 
 
 def pass_manifest(
@@ -104,8 +140,19 @@ def pass_manifest(
         "separator_fingerprint": separator,
         "config_fingerprint": fingerprint(deciding(config)),
         "shards": totals.sha256,
+        "footer_sha256": totals.footer_sha256,
         "fingerprint": fingerprint([separator, totals.sha256]),
     }
+
+
+def read_manifest(stems: Location) -> PassManifest:
+    """The manifest of a closed pass; raises ``ValueError`` if the pass is not closed."""
+    path = stems / "manifest.json"
+    if not path.is_file():
+        cause = "the pass is not finished" if (stems / "pass.json").is_file() else "there is no pass"
+        raise ValueError(f"cannot find {path} ({cause}); give the folder of a pass that separate-corpus finished")
+    manifest: PassManifest = read_sealed(path)
+    return manifest
 
 
 def stem_shards(stems: Location) -> list[Location]:
@@ -113,34 +160,145 @@ def stem_shards(stems: Location) -> list[Location]:
 
     Raises ``ValueError`` if the pass is not closed or a shard is missing.
     """
-    manifest = stems / "manifest.json"
-    if not manifest.is_file():
-        cause = "the pass is not finished" if (stems / "pass.json").is_file() else "there is no pass"
-        raise ValueError(f"cannot find {manifest} ({cause}); give the folder of a pass that separate-corpus finished")
-    shards = [stems / f"{name}.parquet" for name in sorted(read_json(manifest)["shards"])]
+    shards = [stems / f"{name}.parquet" for name in sorted(read_manifest(stems)["shards"])]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         number = f"{len(missing)} of the shards of {stems} (the first is {missing[0]})"
-        raise ValueError(f"cannot find {number}; restore them, or start the pass again in another folder")
+        raise DamagedError(f"cannot find {number}; start the command of the pass again, which makes them again")
     return shards
 
 
-def verify(stems: Location) -> list[str]:
-    """Names of the shards whose bytes differ from those that the manifest recorded."""
-    shards = stem_shards(stems)
-    recorded = read_json(stems / "manifest.json")["shards"]
-    return [shard.name for shard in shards if sha256_file(shard) != recorded[shard.stem]]
+def verify(stems: Location, files: Sequence[str] | None = None) -> list[str]:
+    """The stem shards of a closed pass among its damaged files, by default those of :func:`damaged_files`."""
+    stem_shards(stems)
+    files = damaged_files(stems.parent) if files is None else files
+    return [
+        file.removeprefix("stems/") for file in files if file.startswith("stems/") and not file.endswith(".done.json")
+    ]
+
+
+def damaged_files(out: Location) -> list[str]:
+    """Files of a pass, relative to its folder, that are missing or whose bytes are not those that were recorded.
+
+    Every shard is read once; an object in S3 only if its tag is another.
+    """
+    names = done_names(out)
+    found = [file for files in in_threads(functools.partial(_damaged_in, out), names) for file in files]
+    return found + [f"corpus/{name}" for name in Tasks(out / "corpus").damaged() if names]
+
+
+def _damaged_in(out: Location, name: str) -> list[str]:
+    """The damaged files of a shard that is done; the record itself if it cannot be trusted."""
+    try:
+        record: ShardRecord = read_sealed(record_path(out, name))
+    except (FileNotFoundError, DamagedError):
+        record = {}  # type: ignore[typeddict-item]
+    if not record or not adds_up(record):
+        return [f"stems/{name}.done.json"]
+    recorded: dict[str, str | None] = {f"stems/{name}.parquet": record.get("sha256")}
+    if record.get("num_failed"):
+        recorded[f"failures/{name}.parquet"] = record.get("failures_sha256")  # an older version recorded none
+    return [file for file, sha256 in recorded.items() if not _is_intact(out / file, sha256, record.get("etag"))]
+
+
+def _is_intact(path: Location, sha256: str | None, etag: str | None) -> bool:
+    """True if a file is there with its checksum; an object in S3 whose tag is the recorded one is not read."""
+    try:
+        return (
+            (not isinstance(path, Path) and etag is not None and path.etag() == etag)
+            or sha256_file(path) == sha256
+            or sha256 is None
+        )
+    except FileNotFoundError:
+        return False
+
+
+def reopen_damaged(out: Location) -> list[str]:
+    """Let a pass make its shards again whose files are missing or damaged; opens a closed pass again.
+
+    Returns the names of the shards that are done, which a listing may not have if the pass was closed.
+    """
+    closed = out / "stems" / "manifest.json"
+    try:
+        is_closed = closed.is_file() and bool(read_manifest(out / "stems"))
+    except DamagedError as error:
+        _LOGGER.warning(str(error))
+        is_closed = False
+        closed.unlink()
+    done, damaged = done_names(out), damaged_files(out)
+    names = {file.rpartition("/")[2].partition(".")[0] for file in damaged if not file.startswith("corpus/")}
+    retry = Tasks(out / "corpus").remove_damaged_retries()
+    if retry is not None:
+        names |= {name for name in done if parse_shard_name(name)[0] >= retry}
+    if not damaged:
+        return done
+    _LOGGER.warning(
+        "%d files of %s are missing or damaged (the first is %s); making %d shards again%s%s",
+        *(len(damaged), out, damaged[0], len(names)),
+        "; clips that were tried again count as failed until the next --retry-failed" if retry is not None else "",
+        "; what was selected from this pass is stale if its stems come out different" if is_closed else "",
+    )
+    closed.unlink(missing_ok=True)  # before the records: nobody looks for missing shards of a closed pass
+    for name in names:
+        record_path(out, name).unlink(missing_ok=True)
+    return sorted(set(done) - names)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_checksums(path: Location, version: object) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    manifest = read_sealed(path)
+    return manifest["shards"], manifest.get("footer_sha256", {})
+
+
+def _checksums(shard: Location) -> tuple[str, str]:
+    """Checksums of a stem shard and of its footer, as its pass recorded them; empty if it did not."""
+    path = shard.parent / "manifest.json"
+    try:
+        files, footer = _read_checksums(path, version_of(path))
+    except FileNotFoundError:
+        return "", ""
+    return files.get(shard.stem, ""), footer.get(shard.stem, "")
+
+
+def _require_intact(shard: Location) -> None:
+    """Raise ``DamagedError`` unless a shard's footer is that which was recorded; the pages have their own checksums.
+
+    For a shard of an older version, whose pages have none, the whole file is compared.
+    """
+    file, footer = _checksums(shard)
+    if footer:
+        require_intact(shard, footer, digest=sha256_footer)
+    elif file:
+        require_intact(shard, file)
+
+
+@contextmanager
+def open_shard(shard: Location) -> Iterator[pq.ParquetFile]:
+    """A stem shard of a closed pass for reading; raises ``DamagedError`` for bytes that are not those recorded."""
+    try:
+        _require_intact(shard)
+    except DamagedError:
+        _read_checksums.cache_clear()  # the pass may have been closed again since
+        _require_intact(shard)
+    try:
+        with parquet_file(shard) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        recorded, _ = _checksums(shard)
+        if recorded and sha256_file(shard) != recorded:
+            raise damaged(shard) from error
+        raise
 
 
 def read_columns(shard: Location, columns: list[str]) -> pa.Table:
     """Some columns of a stem shard."""
-    with parquet_file(shard) as file:
+    with open_shard(shard) as file:
         return file.read(columns=columns)
 
 
 def read_audio(stems: Location, shard: str, rows: Sequence[int]) -> list[np.ndarray]:
     """The samples ``[T]`` (float32) of some rows of a stem shard."""
-    return [decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in _read_rows(stems, shard, rows)]
+    return [_decoded(stems / shard, row, "audio") for row in _read_rows(stems, shard, rows)]
 
 
 def read_clip(stems: Location, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,16 +306,27 @@ def read_clip(stems: Location, shard: str, *, first_row: int, num_stems: int) ->
     rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
     if rows[0].get("mixture_flac") is None:
         raise ValueError(f"{stems / shard} must have a mixture at row {first_row}, got none; make the pass again")
-    mixture_T = decode_flac24(rows[0]["mixture_flac"], rows[0]["mixture_exponent"])
-    return mixture_T, np.stack([decode_flac24(row["audio_flac"], row["audio_exponent"]) for row in rows])
+    mixture_T = _decoded(stems / shard, rows[0], "mixture")
+    return mixture_T, np.stack([_decoded(stems / shard, row, "audio") for row in rows])
+
+
+def _decoded(shard: Location, row: Mapping[str, Any], what: str) -> np.ndarray:
+    """The samples ``[T]`` of a row's stem or mixture."""
+    try:
+        return decode_flac24(row[f"{what}_flac"], row[f"{what}_exponent"])
+    except (sf.LibsndfileError, ValueError, TypeError) as error:
+        raise DamagedError(
+            f"cannot decode the {what} of {row['label']!r} of clip {row['clip_id']} in {shard} ({error}); start the "
+            "command of the pass again, which makes damaged shards again, or the pass in another folder"
+        ) from error
 
 
 def _read_rows(stems: Location, shard: str, rows: Sequence[int]) -> list[dict[str, Any]]:
     """The coded audio of some rows of a stem shard; reads only the row groups that have them."""
-    with parquet_file(stems / shard) as file:
+    with open_shard(stems / shard) as file:
         ends = np.cumsum([file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)])
         groups = np.searchsorted(ends, rows, side="right")
-        columns = [name for name in _AUDIO if name in file.schema_arrow.names]
+        columns = [name for name in (*_NAMES, *_AUDIO) if name in file.schema_arrow.names]
         tables = {group: file.read_row_group(int(group), columns=columns) for group in set(groups)}
     starts = [int(ends[group]) - len(tables[group]) for group in groups]
     return [

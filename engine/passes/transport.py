@@ -53,6 +53,7 @@ class SeparatedShard:
 class ShardReport:
     """Report of a shard that is on disk, from the worker that wrote it to the process of the pass."""
 
+    name: str
     record: ShardRecord
     failed: Mapping[tuple[str, str], int]
     """Failed queries by step and class of error."""

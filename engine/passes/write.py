@@ -57,7 +57,7 @@ class ScoreAndWrite:
         failed: Counter[tuple[str, str]] = Counter()
         for row in failures:
             failed[row["step"], row["error_class"]] += row["num_queries"]
-        return ShardReport(record=record, failed=failed, use=shard.use)
+        return ShardReport(name=shard.name, record=record, failed=failed, use=shard.use)
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, object]]:
         signals = (item.clip.samples_T, *item.stems_ST)

@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.passes.shards import stem_shards
+from engine.errors import DamagedError
+from engine.passes.shards import PassManifest, read_manifest, stem_shards
 from engine.schema import ESTIMATES
 from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
@@ -100,13 +101,13 @@ def select_tracks(
     stems = stems / "stems" if (stems / "stems").is_dir() else stems
     if isinstance(estimator, (str, os.PathLike)):
         estimator = load_estimator(estimator)
-    shards = stem_shards(stems)
+    shards, pass_manifest = stem_shards(stems), read_manifest(stems)
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} must not be the folder of a pass, got one; give another folder for the tracks")
     (out / "manifest.json").unlink(missing_ok=True)
     verdicts = _judge_pass(shards, thresholds, estimator)
     counts = _write_selection(out, read_index(shards), verdicts)
-    pass_manifest = read_json(stems / "manifest.json")
+    _require_all(out, counts, len(verdicts), pass_manifest)
     estimator_fingerprint = estimator.fingerprint if estimator is not None else None
     kept = [pass_manifest["fingerprint"], estimator_fingerprint, counts["kept_sha256"]]
     selection: dict[str, Any] = {
@@ -123,6 +124,19 @@ def select_tracks(
     selection["fingerprint"] = fingerprint(selection)
     write_json(out / "manifest.json", selection)
     return cast(Selection, selection)
+
+
+def _require_all(out: Location, counts: SelectionCounts, num_judged: int, made: PassManifest) -> None:
+    """Raise ``RuntimeError`` unless kept, rejected and failed queries add up to those of the pass."""
+    num_stems, num_failed = made.get("num_stems", num_judged), made.get("num_failed", 0)
+    num_queries = made.get("num_queries", num_stems + num_failed)
+    outcomes = counts["num_kept"] + sum(counts["num_rejected"].values()) + num_failed
+    if not num_judged == num_stems == counts["num_stems"] or outcomes != num_queries:
+        raise RuntimeError(
+            f"cannot close the selection in {out} ({counts['num_kept']} kept, {sum(counts['num_rejected'].values())} "
+            f"rejected and {num_failed} failed are not the {num_queries} queries of the pass, of which {num_stems} are "
+            "stems); start the command of the pass again, then select again"
+        )
 
 
 def _judge_pass(shards: Iterable[Location], thresholds: Thresholds, estimator: Estimator | None) -> pa.Table:
@@ -224,10 +238,17 @@ def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"cannot find {tracks / 'manifest.json'} (no finished selection); run `clearsep filter` first")
     manifest: Selection = read_json(tracks / "manifest.json")
+    if fingerprint({key: value for key, value in manifest.items() if key != "fingerprint"}) != manifest["fingerprint"]:
+        raise DamagedError(
+            f"{tracks / 'manifest.json'} must have the fingerprint of its values, got another; run the filter again"
+        )
     if sha256_file(tracks / name) != manifest["sha256"][name]:
-        raise ValueError(f"{tracks / name} must have the checksum in its manifest, got another; run the filter again")
+        raise DamagedError(f"{tracks / name} must have the checksum in its manifest, got another; run the filter again")
     stems = resolve_name(manifest["stems"], folder=tracks)
     stem_shards(stems)
-    if read_json(stems / "manifest.json")["fingerprint"] != manifest["pass_fingerprint"]:
-        raise ValueError(f"{tracks} must select from the pass in {stems}, got another pass; run the filter again")
+    if read_manifest(stems)["fingerprint"] != manifest["pass_fingerprint"]:
+        raise ValueError(
+            f"{tracks} must select from the pass in {stems} as it is now, got other stems (the selection is stale); "
+            "run the filter again"
+        )
     return read_parquet(tracks / name), stems

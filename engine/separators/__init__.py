@@ -1,7 +1,7 @@
 """Separators: given a mixture and a query, a separator returns the stem; built-in network, checkpoints, batches."""
 
 from engine.separators.base import Separator, overlap_add
-from engine.separators.checkpoint import load, read_description, save
+from engine.separators.checkpoint import load, read_description, require_fingerprint, save
 from engine.separators.model import QueryEncoder, QuerySeparator
 from engine.separators.network import NetworkConfig
 from engine.separators.separator_source import SeparatorFactory, SeparatorSource, find_separator, load_separator
@@ -18,5 +18,6 @@ __all__ = [
     "load_separator",
     "overlap_add",
     "read_description",
+    "require_fingerprint",
     "save",
 ]

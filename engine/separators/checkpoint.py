@@ -9,8 +9,9 @@ import torch
 
 from engine.separators.model import QuerySeparator
 from engine.separators.network import NetworkConfig
+from engine.storage.files import damaged, require_intact
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name
+from engine.storage.paths import Name, location
 from engine.storage.weights import Checkpoint, Description
 
 _CHECKPOINT = Checkpoint(kind="separator", architecture="band_split_tcn", config=NetworkConfig, make=QuerySeparator)
@@ -40,4 +41,18 @@ def read_description(folder: Name) -> SeparatorDescription:
 
 def load(folder: Name, *, device: str | torch.device = "cpu") -> QuerySeparator:
     """The separator in a folder, ready to separate; ``ValueError`` if its files do not fit."""
-    return _CHECKPOINT.load(folder, device=device)
+    separator = _CHECKPOINT.load(folder, device=device)
+    require_fingerprint(folder)
+    return separator
+
+
+def require_fingerprint(folder: Name) -> None:
+    """Raise ``DamagedError`` if the weights or the description of a separator are not those that were saved."""
+    description = read_description(folder)
+    values = {key: value for key, value in description.items() if key not in ("fingerprint", "history")}
+    weights = location(folder) / "weights.safetensors"
+    if not weights.is_file():
+        raise damaged(weights)
+    require_intact(weights, description["weights_sha256"])
+    if description.get("fingerprint") != fingerprint(values):
+        raise damaged(location(folder) / "separator.json")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -15,7 +19,12 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.errors import DamagedError
 from engine.storage.paths import Location, Name, location
+
+_LEFTOVER = re.compile(r"\..+\.(parquet|json|jsonl|yaml|safetensors|pt|csv|html|md|flac)\.[a-z0-9_]{8}")
+_known_intact: set[tuple[str, str, object]] = set()  # path, checksum and version of files that were compared
+_tidied: set[str] = set()  # folders in which this process has looked for leftovers
 
 
 def open_binary(path: Name) -> BinaryIO:
@@ -25,16 +34,22 @@ def open_binary(path: Name) -> BinaryIO:
 
 
 def parquet_file(path: Location, *, read_dictionary: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open a Parquet file, to read only the columns and row groups that are needed.
+    """Open a Parquet file, to read only the columns and row groups that are needed; each page's checksum is compared.
 
-    The texts of the columns ``read_dictionary`` are read as numbers into a list of the different ones.
+    A page that is damaged raises ``OSError``; :func:`write_parquet` writes the checksums, other writers may not. The
+    texts of the columns ``read_dictionary`` are read as numbers into a list of the different ones.
     """
     source = path if isinstance(path, Path) else open_binary(path)
-    return pq.ParquetFile(source, read_dictionary=list(read_dictionary))
+    return pq.ParquetFile(source, read_dictionary=list(read_dictionary), page_checksum_verification=True)
 
 
-def read_parquet(path: Location, *, schema: pa.Schema | None = None) -> pa.Table:
-    """Read a Parquet file; with ``schema``, only its columns, with its types."""
+def read_parquet(path: Location, *, schema: pa.Schema | None = None, sha256: str | None = None) -> pa.Table:
+    """Read a Parquet file; with ``schema``, only its columns, with its types.
+
+    Raises :class:`DamagedError` if the file has another checksum than ``sha256``.
+    """
+    if sha256 is not None:
+        require_intact(path, sha256)
     with parquet_file(path) as file:
         table = file.read(columns=schema.names if schema is not None else None)
     return table.cast(schema) if schema is not None else table
@@ -44,14 +59,14 @@ def read_parquet(path: Location, *, schema: pa.Schema | None = None) -> pa.Table
 def atomic_path(path: Name) -> Iterator[Path]:
     """Give a temporary local path to write to; the file replaces ``path`` if the block ends without an error.
 
-    Afterwards the file and its name are on the disk, so that a power cut leaves the old file or the new one.
+    Afterwards the file and its name are on the disk, so that a power cut leaves the old file or the new one. What killed
+    writers have left in a folder is deleted after a process has first written there.
     """
     target = location(path)
     if isinstance(target, Path):
         _make_folder(target.parent)
-    handle, name = tempfile.mkstemp(dir=target.parent if isinstance(target, Path) else None, prefix=f".{target.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    folder = target.parent if isinstance(target, Path) else _upload_folder()
+    handle, temporary = _temporary_file(folder, f".{target.name}.")
     try:
         yield temporary
         if not isinstance(target, Path):
@@ -61,10 +76,72 @@ def atomic_path(path: Name) -> Iterator[Path]:
         _flush(temporary)
         temporary.replace(target)
         _flush(target.parent)
+        if str(target.parent) not in _tidied:
+            _tidied.add(str(target.parent))
+            remove_leftovers(target.parent)
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
 
 
+def _temporary_file(folder: Path, prefix: str) -> tuple[int, Path]:
+    """A new file, and a handle that locks it as long as it is open, so that it is no leftover."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=prefix)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.path.exists(name):  # another process may have taken it for a leftover before it was locked
+            return handle, Path(name)
+        os.close(handle)
+
+
+def temporary_folder(prefix: str, *, owner: object) -> Path:
+    """A new folder in TMPDIR that is deleted together with its owner; those of killed processes are deleted now.
+
+    A living process holds a lock on its folders.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}????????"):
+        with _locked(left) as is_left:
+            if is_left:
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        handle = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if folder.is_dir():  # another process may have taken it for a leftover before it was locked
+            break
+        os.close(handle)
+    weakref.finalize(owner, _remove_locked, folder, handle)
+    return folder
+
+
+def _remove_locked(folder: Path, handle: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    os.close(handle)
+
+
+@functools.cache
+def _upload_folder() -> Path:
+    """The folder in which this process writes objects before their upload."""
+    return temporary_folder("clearsep-upload-", owner=_upload_folder)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """True if this process holds the lock of a file or folder while the block runs, so that no writer lives."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_held = True
+    except OSError:
+        is_held = False
+    try:
+        yield is_held
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, so that they are there after a power cut too."""
     if not folder.is_dir():
@@ -92,11 +169,13 @@ def remove_tree(folder: Location) -> None:
 
 
 def remove_leftovers(folder: Location) -> None:
-    """Delete the temporary files of killed writers in a folder; the caller must hold the folder's lock."""
+    """Delete the temporary files of killed writers in a folder; a living writer holds a lock on its own."""
     if isinstance(folder, Path):  # in S3 there are none
         for path in folder.glob(".*.????????"):
-            if path.suffixes[-2:-1] in ([".parquet"], [".json"], [".yaml"], [".safetensors"], [".pt"]):
-                path.unlink(missing_ok=True)
+            if _LEFTOVER.fullmatch(path.name):
+                with _locked(path) as is_left:
+                    if is_left:
+                        path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Name, data: bytes) -> None:
@@ -126,7 +205,14 @@ def write_parquet(path: Name, table: pa.Table, *, rows_per_group: int = 64) -> N
     others = [_column_path(field) for field in table.schema if not pa.types.is_binary(field.type)]
     compression = dict.fromkeys(table.schema.names, "none") | dict.fromkeys(others, "zstd")
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, row_group_size=rows_per_group, compression=compression, use_dictionary=others)
+        pq.write_table(
+            table,
+            temporary,
+            row_group_size=rows_per_group,
+            compression=compression,
+            use_dictionary=others,
+            write_page_checksum=True,
+        )
 
 
 def _column_path(field: pa.Field) -> str:
@@ -138,3 +224,38 @@ def sha256_file(path: Name) -> str:
     """The hexadecimal SHA-256 of a file's bytes."""
     with open_binary(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+def sha256_footer(path: Name) -> str:
+    """The hexadecimal SHA-256 of a Parquet file's footer, which says where its columns are; pages have their own."""
+    with open_binary(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 8))
+        length = int.from_bytes(file.read(4), "little") + 8
+        file.seek(max(0, size - length))
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def version_of(path: Location) -> object:
+    """A value that changes if a local file is written again; an object in S3 is taken to stay while a process lives."""
+    if not isinstance(path, Path):
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def require_intact(path: Location, sha256: str, *, digest: Callable[[Name], str] = sha256_file) -> None:
+    """Raise :class:`DamagedError` if a file has another checksum than was recorded; compared once in a process."""
+    entry = (str(path), sha256, version_of(path))
+    if entry not in _known_intact:
+        if digest(path) != sha256:
+            raise damaged(path)
+        _known_intact.add(entry)
+
+
+def damaged(path: Location) -> DamagedError:
+    """The error for a file whose bytes are not those that were recorded."""
+    return DamagedError(
+        f"cannot use {path} (its bytes are not those that were recorded when it was written); start the command that "
+        "wrote it again, which replaces it"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from engine.settings import yaml_problem
-from engine.storage.files import read_json, write_bytes, write_json
+from engine.storage.files import damaged, read_json, write_bytes, write_json
 from engine.storage.paths import Location
 
 
@@ -18,6 +18,23 @@ def fingerprint(value: object) -> str:
     """Sixteen hexadecimal digits of the SHA-256 of any JSON-like value."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def write_sealed(path: Location, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON with its own checksum."""
+    write_json(path, {**record, "checksum": fingerprint(record)})
+
+
+def read_sealed(path: Location) -> Any:  # noqa: ANN401 - any record
+    """Read what :func:`write_sealed` wrote; ``DamagedError`` if it is not that. Older versions wrote no checksum."""
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        raise damaged(path) from error
+    checksum = record.pop("checksum", None) if isinstance(record, dict) else ""
+    if checksum is not None and checksum != fingerprint(record):
+        raise damaged(path)
+    return record
 
 
 def claim(

@@ -1,11 +1,17 @@
 """A lock on an output folder, so that one process at a time writes to it; a killed process leaves it free.
 
+On a file system it is two locks of the kernel. One is a name of this machine for the folder, which nobody can delete;
+it keeps out all processes of the machine, even if the lock file is deleted. The other is on the lock file and keeps out
+other machines and containers that share the file system. The holder looks after the file: if it was deleted, the holder
+puts it back within ``WATCH_S``, and stops if another process has locked the new one.
+
 The lock in S3 is our own because the known libraries take a lock server or a table of a database for it; here it is one
 object that its holder renews, written only under S3's conditions (``If-Match``, ``If-None-Match``).
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -19,7 +25,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, TextIO, TypedDict, cast
 
 from engine.errors import InUseError, LockLostError
 from engine.storage.paths import Location
@@ -32,6 +38,8 @@ RENEW_S = 15.0
 """Interval at which the holder of a lock in S3 renews it."""
 STALE_S = 60.0
 """Without renewal for this long, by the server's clock, the holder of a lock in S3 counts as gone."""
+WATCH_S = 1.0
+"""Interval at which the holder of a lock file sees whether it is still there."""
 STOP_S = 30.0
 """A process that lost its lock is killed if it does not end within this time."""
 _POLL_S = 1.0  # between two attempts to get a lock, when waiting for it
@@ -58,10 +66,10 @@ class _Holder(TypedDict, total=False):
 def lock(out: Location, name: str, *, wait: bool = False) -> Iterator[None]:
     """Hold the lock ``.<name>.lock`` of an output folder for the length of a ``with`` block.
 
-    On a file system the kernel keeps the lock (``flock``) until the process ends; in S3 it is an object that its holder
-    renews. If another process holds it, raises :class:`InUseError`, or with ``wait`` waits until it is free.
-    If another process takes the lock over because it was not renewed for ``STALE_S``, the block is interrupted and
-    :class:`LockLostError` is raised.
+    On a file system the kernel keeps the lock until the process ends; in S3 it is an object that its holder renews.
+    If another process holds it, raises :class:`InUseError`, or with ``wait`` waits until it is free. If another process
+    takes the lock over, because it was not renewed for ``STALE_S`` or its file was deleted, the block is interrupted
+    and :class:`LockLostError` is raised.
     """
     path = out / f".{name}.lock"
     with ExitStack() as stack:
@@ -109,76 +117,73 @@ def _parse(text: str | bytes) -> _Holder:
 @contextmanager
 def _hold_file(path: Path, out: Location) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as of_machine:
+        status = path.parent.stat()
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise _in_use(out, _parse(file.read())) from None
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(_this_process()))
-        file.flush()
-        yield
+            of_machine.bind(f"\0clearsep/{status.st_dev}/{status.st_ino}/{path.name}")
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise _in_use(out, _parse(path.read_bytes()) if path.is_file() else {}) from None
+            # Otherwise such names are not allowed here: the lock on the file has to do.
+        with _kept(_FileKeeper(path, out)):
+            yield
 
 
 @contextmanager
 def _hold_object(path: S3Path, out: Location) -> Iterator[None]:
     own = _Holder(**_this_process(), token=uuid.uuid4().hex)
     _take(path, out, own)
-    renewer = _Renewer(path, out, own)
-    renewer.start()
+    with _kept(_Renewer(path, out, own)):
+        yield
+
+
+@contextmanager
+def _kept(keeper: _Keeper) -> Iterator[None]:
+    """Let a keeper run while the block runs; raises ``LockLostError`` if it finds the lock lost."""
+    keeper.start()
     try:
         yield
     except KeyboardInterrupt:
-        if renewer.loss is None:
+        if keeper.loss is None:
             raise
     finally:
-        renewer.end()
-    if renewer.loss is not None:
-        raise LockLostError(renewer.loss)
+        keeper.end()
+    if keeper.loss is not None:
+        raise LockLostError(keeper.loss)
 
 
-class _Renewer(threading.Thread):
-    """Renews a lock in S3 every ``RENEW_S``; interrupts the main thread if another process has taken the lock over.
+class _Keeper(threading.Thread):
+    """Looks after a held lock at an interval; interrupts the main thread if another process has taken it over."""
 
-    Every write has a condition on the version that was read, so that another holder's lock is never overwritten.
-    """
-
-    def __init__(self, path: S3Path, out: Location, own: _Holder) -> None:
+    def __init__(self, path: Location, out: Location) -> None:
         super().__init__(daemon=True, name=f"lock {path}")
-        self._path, self._out, self._own = path, out, own
+        self._out = out
         self._done = threading.Event()
         self.loss: str | None = None
         """Error message if another process holds the lock now."""
 
+    def interval_s(self) -> float:
+        """Time between two looks."""
+        raise NotImplementedError
+
+    def renew(self) -> None:
+        """See to the lock once; sets ``loss`` if another process holds it."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Release the lock if it is still this process's."""
+        raise NotImplementedError
+
     def run(self) -> None:
-        while not self._done.wait(RENEW_S):
+        while not self._done.wait(self.interval_s()):
             try:
-                self._renew()
+                self.renew()
             except Exception as error:  # noqa: BLE001 - after any error the lock has to be renewed the next time
-                _LOGGER.warning("cannot renew the lock %s (%s); trying again", self._path, error)
+                _LOGGER.warning("cannot renew the %s (%s); trying again", self.name, error)
             if self.loss is not None:
                 self._interrupt()
                 return
-        self._release()
-
-    def _renew(self) -> None:
-        version = self._path.read_version()
-        if version is None:  # deleted by hand: put it back unless another process has taken it
-            self._path.create(_content(self._own))
-        elif self._is_own(version.data):  # a change since then is seen at the next renewal
-            self._path.replace_version(_content(self._own), etag=version.etag)
-
-    def _is_own(self, data: bytes) -> bool:
-        holder = _parse(data)
-        if holder.get("token") != self._own["token"]:
-            self.loss = (
-                f"cannot continue ({self._out} was taken over by {_describe(holder)}, because this process "
-                f"({self._own['pid']} on {self._own['host']}) did not renew its lock for {STALE_S:.0f} s); "
-                "wait until the other process ends"
-            )
-        return self.loss is None
+        self.release()
 
     def _interrupt(self) -> None:
         """Interrupt the main thread as Ctrl-C does; kill the process if it does not end."""
@@ -199,16 +204,101 @@ class _Renewer(threading.Thread):
         if self.is_alive() and self.loss is None:
             self._warn(f"no answer in {_RELEASE_S:.0f} s")
 
-    def _release(self) -> None:
+    def _warn(self, cause: object) -> None:
+        _LOGGER.warning("cannot release the %s (%s); it is free in %.0f s", self.name, cause, STALE_S)
+
+
+class _FileKeeper(_Keeper):
+    """Holds a lock file; one that was deleted is put back, unless its folder is gone or another process has it."""
+
+    def __init__(self, path: Path, out: Location) -> None:
+        super().__init__(path, out)
+        self._path = path
+        self._file = self._open()
+
+    def interval_s(self) -> float:
+        return WATCH_S
+
+    def _open(self) -> TextIO:
+        """The lock file, locked and with this process in it; ``InUseError`` if another process has it."""
+        while True:
+            file = open(self._path, "a+")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                with file:
+                    file.seek(0)
+                    raise _in_use(self._out, _parse(file.read())) from None
+            if self._is_at_path(file):  # else it was deleted or replaced before it was locked
+                break
+            file.close()
+        file.truncate(0)
+        file.write(json.dumps(_this_process()))
+        file.flush()
+        return file
+
+    def _is_at_path(self, file: TextIO) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), self._path.stat())
+        except FileNotFoundError:
+            return False
+
+    def renew(self) -> None:
+        if self._is_at_path(self._file) or not self._path.parent.is_dir():
+            return
+        try:
+            file = self._open()
+        except InUseError:
+            self.loss = (
+                f"cannot continue ({self._out} was taken over by {_describe(_parse(self._path.read_bytes()))}, because "
+                f"the lock file {self._path.name} was deleted or replaced); wait until the other process ends"
+            )
+            return
+        self._file.close()
+        self._file = file
+        _LOGGER.warning("the lock file %s was deleted or replaced; it is locked again", self._path)
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class _Renewer(_Keeper):
+    """Renews a lock in S3 every ``RENEW_S``.
+
+    Every write has a condition on the version that was read, so that another holder's lock is never overwritten.
+    """
+
+    def __init__(self, path: S3Path, out: Location, own: _Holder) -> None:
+        super().__init__(path, out)
+        self._path, self._own = path, own
+
+    def interval_s(self) -> float:
+        return RENEW_S
+
+    def renew(self) -> None:
+        version = self._path.read_version()
+        if version is None:  # deleted by hand: put it back unless another process has taken it
+            self._path.create(_content(self._own))
+        elif self._is_own(version.data):  # a change since then is seen at the next renewal
+            self._path.replace_version(_content(self._own), etag=version.etag)
+
+    def _is_own(self, data: bytes) -> bool:
+        holder = _parse(data)
+        if holder.get("token") != self._own["token"]:
+            self.loss = (
+                f"cannot continue ({self._out} was taken over by {_describe(holder)}, because this process "
+                f"({self._own['pid']} on {self._own['host']}) did not renew its lock for {STALE_S:.0f} s); "
+                "wait until the other process ends"
+            )
+        return self.loss is None
+
+    def release(self) -> None:
         try:
             version = self._path.read_version()
             if version is not None and self._is_own(version.data):
                 self._path.replace_version(json.dumps({"released": time.time()}).encode(), etag=version.etag)
         except (OSError, ValueError) as error:
             self._warn(error)
-
-    def _warn(self, cause: object) -> None:
-        _LOGGER.warning("cannot release the lock %s (%s); it is free in %.0f s", self._path, cause, STALE_S)
 
 
 def _content(own: _Holder) -> bytes:

@@ -254,6 +254,13 @@ class S3Path:
 
         return call_s3(self, put)
 
+    def etag(self) -> str:
+        """The object's tag, which the server derives from its bytes; raises ``FileNotFoundError`` if there is none."""
+        head = self._head()
+        if head is None:
+            raise missing_object(self)
+        return str(head["ETag"])
+
     def read_version(self) -> ObjectVersion | None:
         """Read the object with its tag and age; null if there is none."""
         try:

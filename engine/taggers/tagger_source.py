@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
+from engine.storage.files import damaged
 from engine.storage.paths import Name, location
 from engine.storage.weights import Checkpoint, Description
 from engine.taggers.base import Tagger
@@ -65,4 +66,7 @@ def read_tagger(folder: Name) -> Description:
 
 def load_tagger(folder: Name, *, device: str | torch.device = "cpu") -> ShareTagger:
     """The built-in tagger in a folder, ready to tag; ``ValueError`` if its files do not fit."""
-    return _CHECKPOINT.load(folder, device=device)
+    tagger = _CHECKPOINT.load(folder, device=device)
+    if tagger.fingerprint != read_tagger(folder)["fingerprint"]:
+        raise damaged(location(folder) / "tagger.json")
+    return tagger

@@ -3,8 +3,9 @@
     python -m tests.support.chaos --points 50 --seed 0 [--report benchmarks/chaos.md]
 
 A *point* is an iteration, a step of it, a delay and a victim: the command itself (SIGINT, SIGTERM or SIGKILL), or by
-SIGKILL a separator actor, a Ray task, the training worker or the raylet of the second node. Whenever the command ends
-early it is started again; when it is done, its stems, failures, tracks and weights are compared byte for byte.
+SIGKILL a separator actor, a Ray task, the training worker, the process of a decoder or the raylet of the second node;
+or the next listing of the pass's records loses two entries. Whenever the command ends early it is started again; when
+it is done, its stems, failures, tracks and weights are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from engine.passes.records import done_names
 from engine.passes.shards import stem_shards
 from engine.storage.files import read_json, sha256_file
 from tests.support import ROOT
+from tests.support.chaos_victims import LISTINGS, WORKERS, find_workers
 from tests.support.ray_nodes import TwoNodes
 from tests.support.signals import read_failures
 from tune.demo import sounds as synth
@@ -42,10 +44,9 @@ from tune.demo.corpus import write_natural
 NUM_ITERATIONS = 2
 STEPS = ("separate", "write", "filter", "distil", "evaluate")
 DRIVER = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
-WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": "ray::RayTrainWorker"}
 VICTIMS = {  # processes that exist during each step
-    "separate": (*DRIVER, "actor", "task", "raylet"),
-    "write": (*DRIVER, "actor", "raylet"),
+    "separate": (*DRIVER, "actor", "task", "decoder", "raylet"),
+    "write": (*DRIVER, "actor", "listing", "raylet"),
     "filter": (*DRIVER,),
     "distil": (*DRIVER, "trainer", "raylet"),
     "evaluate": (*DRIVER,),
@@ -83,7 +84,7 @@ def draw_points(number: int, seed: int) -> list[list[Point]]:
     chosen = [every[i % len(every)] for i in range(number)]
     draw.shuffle(chosen)
     longest_s = {"separate": 4.0, "write": 2.0, "filter": 0.05, "distil": 12.0, "evaluate": 0.2}
-    longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0}
+    longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0, "decoder": 0.1}
     points = [
         Point(
             iteration=draw.randint(1, NUM_ITERATIONS),
@@ -136,19 +137,6 @@ def write_inputs(folder: Path) -> Path:
     return folder / "run.yaml"
 
 
-def find_workers(kind: str, raylets: list[int]) -> list[psutil.Process]:
-    """Worker processes of one kind that belong to some raylets; another Ray may run on this machine."""
-    found = []
-    for raylet in raylets:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            for process in psutil.Process(raylet).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    title = " ".join(process.cmdline())
-                    if title.startswith(WORKERS[kind]) and not (kind == "task" and title.startswith(WORKERS["actor"])):
-                        found.append(process)
-    return found
-
-
 def has_begun(out: Path, point: Point) -> bool:
     """The run has reached the point's step."""
     folder = out / "iterations" / str(point.iteration)
@@ -189,11 +177,16 @@ class Command:
     num_starts: int = 0
     started: float = 0.0
 
+    @property
+    def listings(self) -> Path:
+        """A file that lets the next listing lose entries."""
+        return self.log.with_suffix(".listing")
+
     def start(self) -> None:
         """Start the command, for the first time or again."""
         # A process that a shell starts in the background ignores SIGINT, and so do its children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        words = [sys.executable, "-m", "clearsep", "run", str(self.config), "-o", str(self.out)]
+        words = [sys.executable, "-m", "tests.support.chaos_victims", "run", str(self.config), "-o", str(self.out)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*words, "--address", self.address],
@@ -201,7 +194,7 @@ class Command:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env=os.environ | {"PYTHONFAULTHANDLER": "1"},
+                env=os.environ | {"PYTHONFAULTHANDLER": "1", LISTINGS: str(self.listings)},
             )
         self.num_starts += 1
         self.started = time.monotonic()
@@ -240,6 +233,9 @@ def strike(point: Point, command: Command, nodes: TwoNodes) -> bool:
     if point.victim == "raylet":
         nodes.kill_raylet()
         return True
+    if point.victim == "listing":
+        command.listings.touch()
+        return command.is_running() and not is_over(command.out, point)
     _wait_for_victims(point, command, nodes)
     time.sleep(point.wait_s)
     for victim in _wait_for_victims(point, command, nodes):

@@ -1,12 +1,16 @@
 """A small closed pass, shared by the tests of shards and of selections."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
+from engine.storage.files import sha256_file
+from engine.storage.fingerprints import read_sealed, write_sealed
 from tests.support.signals import RATE_HZ, close_pass, run_stages, two_bands, write_clips
 
 HIGH_GAINS = {"equal.wav": 1.0, "quiet.wav": 0.1, "faint.wav": 0.01, "faintest.wav": 0.003, "again.wav": 1.0}
@@ -38,6 +42,15 @@ def closed_pass(tmp_path_factory):
             path.rename(target)
     close_pass(out)
     return out
+
+
+def rewrite_shard(stems, name, table):
+    """Write a shard again as another version would have: its new checksum is in the manifest."""
+    pq.write_table(table, stems / name)
+    manifest = read_sealed(stems / "manifest.json")
+    manifest["shards"][Path(name).stem] = sha256_file(stems / name)
+    manifest.pop("footer_sha256", None)
+    write_sealed(stems / "manifest.json", manifest)
 
 
 def random_samples(num_samples, seed, *, num_bits=20):

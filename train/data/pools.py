@@ -15,6 +15,7 @@ import torch
 import torchaudio
 
 from engine.audio.levels import active_mask, active_rms
+from engine.errors import DamagedError
 from train.data.items import Item
 
 if TYPE_CHECKING:
@@ -77,6 +78,12 @@ class Pool:
     def _add(self, item: Item) -> None:
         try:
             samples_RT = np.atleast_2d(item.load())
+        except DamagedError as error:  # no file of the user's: the pass can make it again
+            cause = str(error).partition("; ")[0]
+            raise DamagedError(
+                f"cannot load {', '.join(map(repr, item.labels))} of clip {item.clip} ({cause}); "
+                "start the command of its pass again, which replaces what is damaged"
+            ) from error
         except (ValueError, OSError):
             self.unusable.add(item.clip)
             return

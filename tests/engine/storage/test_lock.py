@@ -14,6 +14,7 @@ import pytest
 
 from engine.errors import InUseError, LockLostError
 from engine.storage import lock as lock_module
+from engine.storage.files import remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import location
 
@@ -24,6 +25,7 @@ import sys, time
 from engine.storage import lock as lock_module
 from engine.storage.paths import location
 lock_module.RENEW_S, lock_module.STALE_S, lock_module.STOP_S = (float(word) for word in sys.argv[2].split(","))
+lock_module.WATCH_S = lock_module.RENEW_S
 with lock_module.lock(location(sys.argv[1]), "run"):
     print("locked", flush=True)
     if sys.argv[3] == "wait":
@@ -116,6 +118,67 @@ def test_a_local_lock_counts_while_it_is_being_written(tmp_path, start):
     start(tmp_path)
     (tmp_path / ".run.lock").write_text("")
     assert f"{tmp_path} is in use by another run" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_second_process_stays_out_whatever_becomes_of_the_lock_file(tmp_path, start, how):
+    """At once, and after the holder has put the file back."""
+    first, path = start(tmp_path, times="1,60,30"), tmp_path / ".run.lock"
+    before = path.stat()
+    path.unlink()
+    if how == "replaced":
+        path.write_text("a copy from elsewhere")
+    assert f"{tmp_path} is in use by" in refused(tmp_path)
+    wait_until(lambda: path.is_file() and path.read_text().startswith("{"))
+    assert not os.path.samestat(before, path.stat())
+    assert f"{tmp_path} is in use by process {first.pid}" in refused(tmp_path)
+    assert first.communicate("", timeout=30)[0] == "ended\n"
+    with lock(tmp_path, "run"):
+        pass
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """This process is on another machine, whose names of folders are not those of this one."""
+
+    class Elsewhere(socket.socket):
+        def bind(self, address):
+            super().bind(f"{address}/elsewhere")
+
+    monkeypatch.setattr(lock_module.socket, "socket", Elsewhere)
+
+
+@pytest.mark.parametrize("how", ["wait", "ignore"])
+def test_the_holder_stops_if_another_machine_got_the_lock_after_its_file_was_deleted(tmp_path, start, elsewhere, how):
+    first = start(tmp_path, times="0.2,60,0.3", how=how)
+    assert f"{tmp_path} is in use by process {first.pid}" in refused(tmp_path), "the file is locked across machines"
+    (tmp_path / ".run.lock").unlink()
+    with lock(tmp_path, "run"):
+        assert first.wait(timeout=30) == 1
+        said = first.stderr.read()
+    assert f"cannot continue ({tmp_path} was taken over by process {os.getpid()} on {socket.gethostname()}" in said
+    assert "the lock file .run.lock was deleted or replaced); wait until the other process ends" in said
+    assert "ended" not in first.stdout.read()
+
+
+def test_a_folder_that_its_holder_deletes_stays_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock_module, "WATCH_S", 0.05)
+    with lock(tmp_path / "work", "training"):
+        remove_tree(tmp_path / "work")
+        time.sleep(0.2)
+    assert not (tmp_path / "work").exists()
+
+
+def test_where_no_name_of_the_machine_is_allowed_the_lock_file_has_to_do(tmp_path, start, monkeypatch):
+    def bind(self, address):
+        raise PermissionError(1, "not permitted")
+
+    monkeypatch.setattr(lock_module.socket, "socket", type("Refused", (socket.socket,), {"bind": bind}))
+    first = start(tmp_path)
+    assert f"in use by process {first.pid}" in refused(tmp_path)
+    first.communicate("", timeout=30)
+    with lock(tmp_path, "run"):
+        pass
 
 
 # ---- in S3

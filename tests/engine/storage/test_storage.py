@@ -10,17 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.errors import DamagedError
 from engine.passes.records import failure_rows, shard_records
 from engine.storage.files import (
     atomic_path,
     read_json,
     remove_leftovers,
     sha256_file,
+    temporary_folder,
     write_bytes,
     write_json,
     write_parquet,
 )
-from engine.storage.fingerprints import claim, fingerprint
+from engine.storage.fingerprints import claim, fingerprint, read_sealed, write_sealed
 
 KILLED_WRITER = """
 import sys
@@ -158,6 +160,68 @@ def test_the_temporary_files_of_killed_writers_are_removed_and_nothing_else(tmp_
     assert len(list(tmp_path.iterdir())) == len(kept) + 2
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_the_file_of_a_living_writer_is_no_leftover_and_the_next_write_tidies_the_folder(tmp_path):
+    """As of a filter that was killed in ``tracks/`` while another one writes there."""
+    left = tmp_path / ".kept.parquet.abcd_123"
+    left.write_bytes(b"half")
+    with atomic_path(tmp_path / "rejected.parquet") as aside:
+        aside.write_bytes(b"whole")
+        remove_leftovers(tmp_path)
+        assert aside.exists() and not left.exists()
+        left.write_bytes(b"half")
+    assert [path.name for path in tmp_path.iterdir()] == ["rejected.parquet"]
+
+
+TEMPORARY = """
+import os, signal, sys, time
+from engine.storage.files import temporary_folder
+class Owner: pass
+owner = Owner()
+(temporary_folder("clearsep-corpus-", owner=owner) / "clips.parquet").write_bytes(b"rows")
+print("made", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_temporary_folders_of_killed_processes_are_deleted_at_the_next_start_and_those_of_living_ones_are_not(
+    tmp_path, monkeypatch
+):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": {"TMPDIR": str(tmp_path)}}
+    started = [subprocess.Popen([sys.executable, "-c", TEMPORARY], **pipes) for _ in range(2)]
+    assert [process.stdout.readline() for process in started] == ["made\n"] * 2
+    killed, living = started
+    killed.kill()
+    killed.communicate()
+    foreign = tmp_path / "clearsep-corpus-of-mine"
+    foreign.mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    owner = type("Owner", (), {})()
+    own = temporary_folder("clearsep-corpus-", owner=owner)
+    assert own.is_dir() and foreign.is_dir() and len(list(tmp_path.iterdir())) == 3
+    del owner
+    assert not own.exists()
+    living.communicate("")
+    assert list(tmp_path.iterdir()) == [foreign]
+
+
+@pytest.mark.parametrize("change", ["value", "key", "cut", "empty"])
+def test_a_record_that_was_changed_is_noticed(tmp_path, change):
+    path = tmp_path / "a.json"
+    write_sealed(path, {"num_stems": 10, "name": "x"})
+    assert read_sealed(path) == {"num_stems": 10, "name": "x"}
+    text = path.read_text()
+    changed = {"value": text.replace("10", "11"), "key": text.replace("stems", "stemz"), "cut": text[:-9], "empty": ""}
+    path.write_text(changed[change])
+    with pytest.raises(DamagedError, match=r"cannot use .*a\.json \(its bytes are not those that were recorded"):
+        read_sealed(path)
+
+
+def test_a_record_of_an_older_version_has_no_checksum_and_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"num_stems": 10}')
+    assert read_sealed(tmp_path / "a.json") == {"num_stems": 10}
 
 
 @pytest.mark.parametrize("name", ["pass.json", "config.yaml"])

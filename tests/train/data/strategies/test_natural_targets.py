@@ -12,6 +12,7 @@ import torch
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
+from tests.support.closed_pass import rewrite_shard
 from tests.support.remixes import (
     CLIPS,
     CLIPS_PER_LABEL,
@@ -143,7 +144,7 @@ def test_clips_stored_without_their_mixture_are_counted_and_skipped(
     select_tracks(folder, tmp_path / "tracks", Thresholds())
     if is_old:
         (shard,) = folder.glob("*.parquet")
-        pq.write_table(pq.read_table(shard).drop_columns(["mixture_flac", "mixture_exponent"]), shard)
+        rewrite_shard(folder, shard.name, pq.read_table(shard).drop_columns(["mixture_flac", "mixture_exponent"]))
     mix, rate = config(natural_targets={"fraction": 1.0}, batch_size=32), {"sample_rate_hz": RATE_HZ}
     items = {"tracks": track_items(tmp_path / "tracks", **rate), "natural": natural_items(tmp_path / "tracks", **rate)}
     made = mixer(clean_items(read_sources(path), **rate), mix, **items)
