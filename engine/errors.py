@@ -32,6 +32,17 @@ class DecodeError(AudioError):
         """The cause may pass by itself, so another attempt is worth its time."""
 
 
+class WorkerDiedError(ClearsepError, RuntimeError):
+    """A clip was alone in hand when worker after worker ended."""
+
+    def __init__(self, message: str, error_class: str = "WorkerDied", attempts: int = 1) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        """WorkerDied, or WorkerTimeout."""
+        self.attempts = attempts
+        """Number of workers that ended."""
+
+
 class InUseError(ClearsepError, ValueError):
     """Another process holds the lock of an output folder."""
 
@@ -42,6 +53,18 @@ class LockLostError(ClearsepError, RuntimeError):
 
 class TooManyFailuresError(ClearsepError, RuntimeError):
     """More queries of a pass failed than ``max_failed_fraction`` allows."""
+
+
+def as_exception(error: BaseException) -> Exception:
+    """The error without its traceback, which keeps its frames in memory; SystemExit and the like as a RuntimeError.
+
+    KeyboardInterrupt is raised again.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if isinstance(error, Exception):
+        return error.with_traceback(None)
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

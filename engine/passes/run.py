@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -23,15 +25,18 @@ from engine.passes.shards import PassManifest, PassSummary, pass_manifest
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
-from engine.separators import Separator, SeparatorFactory, SeparatorSource, find_separator
+from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
-from engine.storage.files import read_json, remove_leftovers, write_json
+from engine.storage.factories import Model, ModelSource
+from engine.storage.files import read_json, remove_leftovers, remove_tree, write_json
 from engine.storage.fingerprints import claim
+from engine.storage.in_hand import MAX_DEATHS, InHand
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from engine.taggers import Tagger, TaggerSource, find_tagger
+from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
+_IN_HAND = "in-hand"  # folder of the marks of work in hand
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
@@ -67,11 +72,13 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
+        remove_tree(out / _IN_HAND)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
             write_json(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
+            remove_tree(out / _IN_HAND)
         summary = read_json(manifest_path)
         del summary["shards"]
         write_json(out / "summary.json", summary)
@@ -90,9 +97,12 @@ def _run_missing_tasks(
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
-    rate_hz, models = separator.sample_rate_hz, (separator.open, tagger.open if tagger is not None else None)
-    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz)
-    steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz))
+    rate_hz, hand = separator.sample_rate_hz, InHand(out / _IN_HAND / uuid.uuid4().hex)  # marks of this start alone
+    models = tuple(
+        functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
+    )
+    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
+    steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz, hand), hand)
     _stream(missing_tasks(out, before), steps, progress)
     manifest = pass_manifest(
         read_totals(out),
@@ -153,8 +163,21 @@ class _Steps(NamedTuple):
 
     config: PassConfig
     decode: Decode
-    models: tuple[Callable[[str], Separator], Callable[[str], Tagger] | None]
+    models: tuple[Any, ...]
+    """What opens the separator and the tagger, or None, on a device."""
     write: ScoreAndWrite
+    hand: InHand
+
+
+def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
+    """Open a model in an actor, whose constructor Ray repeats without end if its process dies."""
+    mark = f"open-{ray.get_runtime_context().get_actor_id()}"
+    deaths = hand.begin(mark)
+    if deaths >= MAX_DEATHS:
+        raise hand.error(f"cannot open {model.name} in a worker", deaths)
+    opened = model.open(device)
+    hand.end(mark, deaths)
+    return opened
 
 
 def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> None:
@@ -195,7 +218,7 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
         return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
-    arguments = (*steps.models, steps.config, True)
+    arguments = (*steps.models, steps.config, True, steps.hand)
     separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
 
