@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import re
+import threading
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import ray
+import ray._private.state
 import ray.data
 import ray.exceptions
+from ray.core.generated import common_pb2, gcs_pb2
 
 from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig, pass_identity
@@ -37,6 +41,7 @@ from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
 _IN_HAND = "in-hand"  # folder of the marks of work in hand
+_STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
@@ -190,7 +195,7 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass has a display of its own
     try:
-        with progress.shown():
+        with progress.shown(), _memory_watched(progress):
             for start in range(0, len(tasks), _TASKS_AT_ONCE):
                 placement = choose_placement(steps.config)  # nodes may have joined
                 if placement.waits:
@@ -199,9 +204,55 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
                 with closing(reports):  # ends the execution, whose threads must not outlive the connection to Ray
                     for report in reports:
                         progress.add(unpack(report))
+    except _MemoryFullError:
+        raise RuntimeError(
+            f"cannot finish the pass (in {_STALL_S:g} s no shard was done, because the memory of the machine is full and Ray "
+            "ended worker after worker: more is in use than RAY_memory_usage_threshold allows, by default 0.95); end "
+            "what else needs memory there, take a machine with more, or lower batch_s and max_actors, then start the "
+            "same command again to resume"
+        ) from None
     except ray.exceptions.RayError as error:
         reason = _reason(error)
         raise RuntimeError(f"cannot finish the pass ({reason}); start the same command again to resume") from error
+
+
+class _MemoryFullError(BaseException):
+    """Ray's memory monitor ends worker after worker."""
+
+
+@contextmanager
+def _memory_watched(progress: PassProgress) -> Iterator[None]:
+    """End the block if no shard is done because Ray ends worker after worker for lack of memory, which it repeats.
+
+    A clip that takes too much memory ends fewer before it fails. Ray Data itself may wait for such a worker, so the
+    error is raised in this thread from outside, as an interrupt is.
+    """
+    thread, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+
+    def watch() -> None:
+        last = (progress.clips_done, time.monotonic(), _num_ended_for_memory())
+        while not over.wait(_STALL_S / 12):
+            clips, since, ended = last
+            if progress.clips_done != clips:
+                last = (progress.clips_done, time.monotonic(), _num_ended_for_memory())
+            elif time.monotonic() - since > _STALL_S and _num_ended_for_memory() - ended >= _STALL_DEATHS:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_MemoryFullError))
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True, name="memory of the workers")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _num_ended_for_memory() -> int:
+    """Workers that Ray's memory monitor has ended so far; the public state API needs Ray's dashboard."""
+    table = ray._private.state.state._connect_and_get_accessor().get_worker_table()
+    kind = common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY
+    return sum(gcs_pb2.WorkerTableData.FromString(worker).exit_type == kind for worker in table)
 
 
 def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> ray.data.Dataset:

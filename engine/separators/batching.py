@@ -124,7 +124,7 @@ def _checked(stems_BT: object, batch: list[Query]) -> np.ndarray:
     shape = (len(batch), max(len(query.samples_T) for query in batch))
     if tuple(stems_BT.shape) != shape:
         raise ValueError(
-            f"a separator must return stems of shape [B, T] = {shape}, got {tuple(stems_BT.shape)}; correct the separator"
+            f"stems of a separator must have shape [B, T] = {shape}, got {tuple(stems_BT.shape)}; correct the separator"
         )
     stems: np.ndarray = stems_BT.detach().float().cpu().numpy()
     for stem_T, query in zip(stems, batch, strict=True):
