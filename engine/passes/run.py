@@ -20,6 +20,7 @@ import ray.exceptions
 from ray.core.generated import common_pb2, gcs_pb2
 
 from engine.corpus.table import Corpus
+from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
@@ -42,6 +43,11 @@ from engine.taggers import TaggerSource, find_tagger
 _LOGGER = logging.getLogger(__name__)
 _IN_HAND = "in-hand"  # folder of the marks of work in hand
 _STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
+_MEMORY_FULL = (
+    f"cannot finish the pass (in {_STALL_S:g} s no shard was done: the memory of the machine is full, above "
+    "RAY_memory_usage_threshold, by default 0.95 of it, and Ray ended worker after worker); end what else needs memory "
+    "there, take a machine with more, or lower batch_s and max_actors, then start the same command again to resume"
+)
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
@@ -82,8 +88,10 @@ def run_pass(
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
-            write_json(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
-            remove_tree(out / _IN_HAND)
+            try:
+                write_json(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
+            finally:
+                remove_tree(out / _IN_HAND)
         summary = read_json(manifest_path)
         del summary["shards"]
         write_json(out / "summary.json", summary)
@@ -179,8 +187,12 @@ def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
     mark = f"open-{ray.get_runtime_context().get_actor_id()}"
     deaths = hand.begin(mark)
     if deaths >= MAX_DEATHS:
-        raise hand.error(f"cannot open {model.name} in a worker", deaths)
-    opened = model.open(device)
+        raise hand.error(f"cannot open {model.name} in a worker", deaths, "repair it, or give the machine more memory")
+    try:
+        opened = model.open(device)
+    except BaseException as error:  # noqa: BLE001 - whatever a model raises is the reason
+        cause = as_exception(error)
+        raise RuntimeError(f"cannot open {model.name} in a worker ({type(cause).__name__}: {cause})") from None
     hand.end(mark, deaths)
     return opened
 
@@ -205,12 +217,7 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
                     for report in reports:
                         progress.add(unpack(report))
     except _MemoryFullError:
-        raise RuntimeError(
-            f"cannot finish the pass (in {_STALL_S:g} s no shard was done, because the memory of the machine is full and Ray "
-            "ended worker after worker: more is in use than RAY_memory_usage_threshold allows, by default 0.95); end "
-            "what else needs memory there, take a machine with more, or lower batch_s and max_actors, then start the "
-            "same command again to resume"
-        ) from None
+        raise RuntimeError(_MEMORY_FULL) from None
     except ray.exceptions.RayError as error:
         reason = _reason(error)
         raise RuntimeError(f"cannot finish the pass ({reason}); start the same command again to resume") from error

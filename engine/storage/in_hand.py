@@ -24,6 +24,7 @@ from engine.storage.paths import Location
 
 MAX_DEATHS = 3
 """Workers that may end with the same work in hand before it is split, and with the same piece before it fails."""
+_REMEDY = "remove or replace it, repair the model, or give the machine more memory"
 _GRACE_S = 30.0  # after a time limit, for writing down the cause
 
 
@@ -63,7 +64,7 @@ class InHand:
                 yield Part([position])
                 self.end(mark, deaths)
             else:
-                yield Part([position], self.error(f"{shown!r}: cannot {step} it", deaths))
+                yield Part([position], self.error(f"{shown!r}: cannot {step} it", deaths, _REMEDY))
 
     def end(self, mark: str, deaths: int) -> None:
         """Remove the marks of work that is done."""
@@ -71,16 +72,13 @@ class InHand:
             for number in range(deaths + 1):
                 (self.folder / f"{mark}.{number}").unlink(missing_ok=True)
 
-    def error(self, what: str, deaths: int) -> WorkerDiedError:
+    def error(self, what: str, deaths: int, remedy: str) -> WorkerDiedError:
         """The error of the work that was marked last, with the cause if its workers knew it."""
         note: dict[str, str] = {}
         if self.folder is not None and (path := self.folder / f"{self._marked}.cause").is_file():
             note = read_json(path)
         cause = note.get("cause", "it crashed or was killed, as for lack of memory")
-        message = (
-            f"{what} ({deaths} workers ended with it alone in hand: {cause}); remove or replace it, repair the model, "
-            "or give the machine more memory"
-        )
+        message = f"{what} ({deaths} workers ended with it alone in hand: {cause}); {remedy}"
         return WorkerDiedError(message, note.get("error_class", "WorkerDied"), attempts=deaths)
 
     @contextmanager
