@@ -14,16 +14,15 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 import ray
-import ray._private.state
 import ray.data
 import ray.exceptions
-from ray.core.generated import common_pb2, gcs_pb2
 
 from engine.corpus.table import Corpus
 from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
+from engine.passes.ray_metrics import num_ended_for_memory
 from engine.passes.records import PendingTask, missing_tasks, plan_retry, read_totals, write_manifest_failures
 from engine.passes.separate import Separate
 from engine.passes.shards import PassManifest, PassSummary, pass_manifest
@@ -187,12 +186,14 @@ def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
     mark = f"open-{ray.get_runtime_context().get_actor_id()}"
     deaths = hand.begin(mark)
     if deaths >= MAX_DEATHS:
-        raise hand.error(f"cannot open {model.name} in a worker", deaths, "repair it, or give the machine more memory")
+        what = f"cannot open {model.name} in a worker"
+        raise hand.error(what, deaths, "repair it, or give the machine more memory")
     try:
         opened = model.open(device)
     except BaseException as error:  # noqa: BLE001 - whatever a model raises is the reason
         cause = as_exception(error)
-        raise RuntimeError(f"cannot open {model.name} in a worker ({type(cause).__name__}: {cause})") from None
+        message = f"cannot open {model.name} in a worker ({type(cause).__name__}: {cause}); correct it"
+        raise RuntimeError(message) from None
     hand.end(mark, deaths)
     return opened
 
@@ -237,12 +238,12 @@ def _memory_watched(progress: PassProgress) -> Iterator[None]:
     thread, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
 
     def watch() -> None:
-        last = (progress.clips_done, time.monotonic(), _num_ended_for_memory())
+        last = (progress.clips_done, time.monotonic(), num_ended_for_memory())
         while not over.wait(_STALL_S / 12):
             clips, since, ended = last
             if progress.clips_done != clips:
-                last = (progress.clips_done, time.monotonic(), _num_ended_for_memory())
-            elif time.monotonic() - since > _STALL_S and _num_ended_for_memory() - ended >= _STALL_DEATHS:
+                last = (progress.clips_done, time.monotonic(), num_ended_for_memory())
+            elif time.monotonic() - since > _STALL_S and num_ended_for_memory() - ended >= _STALL_DEATHS:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_MemoryFullError))
                 return
 
@@ -253,13 +254,6 @@ def _memory_watched(progress: PassProgress) -> Iterator[None]:
     finally:
         over.set()
         watcher.join()
-
-
-def _num_ended_for_memory() -> int:
-    """Workers that Ray's memory monitor has ended so far; the public state API needs Ray's dashboard."""
-    table = ray._private.state.state._connect_and_get_accessor().get_worker_table()
-    kind = common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY
-    return sum(gcs_pb2.WorkerTableData.FromString(worker).exit_type == kind for worker in table)
 
 
 def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> ray.data.Dataset:

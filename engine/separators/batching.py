@@ -117,7 +117,7 @@ def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int
 
 
 def _checked(stems_BT: object, batch: list[Query]) -> np.ndarray:
-    """What a separator returned, as float32 in memory; raises for anything but finite samples for every query."""
+    """The result of a separator as float32 in memory; raises for anything but finite samples for every query."""
     if not isinstance(stems_BT, Tensor) or not stems_BT.is_floating_point():
         got = stems_BT.dtype if isinstance(stems_BT, Tensor) else type(stems_BT).__name__
         raise TypeError(f"a separator must return a tensor of floating-point stems, got {got}; correct the separator")

@@ -1,7 +1,7 @@
 """Work that a worker has in hand, marked in small files, so that a clip that ends its worker is found and fails alone.
 
 Ray replaces a worker that has died and repeats its work, without end, and does not say which work was begun. So a
-worker creates a mark before it begins some work, and whoever begins the same work later finds a mark of every worker
+worker creates a mark before it begins some work, and the next one to begin the same work finds a mark of every worker
 that did not end it. Work that has ended ``MAX_DEATHS`` workers is done piece by piece, with a mark for the piece in
 hand; a piece that has itself been alone in hand at as many deaths is left out. Marks count for one execution alone.
 """

@@ -401,7 +401,7 @@ def test_a_pass_whose_workers_end_for_memory_without_progress_ends(monkeypatch, 
     count, ended = Progress(), iter(range(0, 10**9, deaths or 10**9) if deaths else [])
     monkeypatch.setattr(run, "_STALL_S", 0.24)
     monkeypatch.setattr(run, "_STALL_DEATHS", 20)
-    monkeypatch.setattr(run, "_num_ended_for_memory", lambda: next(ended, 0))
+    monkeypatch.setattr(run, "num_ended_for_memory", lambda: next(ended, 0))
     is_over = False
     try:
         with run._memory_watched(count):
