@@ -141,7 +141,7 @@ class Separate:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
-        self.hand.begin(f"separate-{shard.name}")
+        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
         return pack(self.separate(shard))
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:

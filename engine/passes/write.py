@@ -36,7 +36,7 @@ class ScoreAndWrite:
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
         shard = unpack(batch)
-        self.hand.begin(f"write-{shard.name}")
+        self.hand.begin(f"write-{shard.name}", len(shard.clips))
         return pack(self.write(shard))
 
     def write(self, shard: SeparatedShard) -> ShardReport:
@@ -107,5 +107,5 @@ class SeparateScoreAndWrite(Separate):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
-        self.hand.begin(f"separate-{shard.name}")
+        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
         return pack(self.write.write(self.separate(shard)))

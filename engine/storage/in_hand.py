@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,10 +45,15 @@ class InHand:
         self._work = self._marked = ""
         self._in_parts = False
 
-    def begin(self, work: str) -> int:
-        """Mark that some work begins, and return how many workers began it before and ended with it in hand."""
+    def begin(self, work: str, num_pieces: int | None = None) -> int:
+        """Mark that some work begins, and return how many workers began it before and ended with it in hand.
+
+        Raises :class:`WorkerDiedError` if these are more than its pieces can explain.
+        """
         self._work, deaths = work, self._mark(work)
         self._in_parts = deaths >= MAX_DEATHS
+        if num_pieces is not None and deaths >= MAX_DEATHS * (num_pieces + 2):
+            raise self.error(f"{work}: cannot finish it", deaths, "give the machine more memory")
         return deaths
 
     def parts(self, step: str, pieces: Sequence[tuple[str, str]]) -> Iterator[Part]:
@@ -73,10 +79,18 @@ class InHand:
                 (self.folder / f"{mark}.{number}").unlink(missing_ok=True)
 
     def error(self, what: str, deaths: int, remedy: str) -> WorkerDiedError:
-        """The error of the work that was marked last, with the cause if its workers knew it."""
+        """The error of the work that was marked last, with the cause if its workers knew it.
+
+        Raises ``MemoryError`` if others keep the machine so full that Ray ends workers whatever they do.
+        """
         note: dict[str, str] = {}
         if self.folder is not None and (path := self.folder / f"{self._marked}.cause").is_file():
             note = read_json(path)
+        if not note and _memory_is_full():  # then not this work is at fault
+            raise MemoryError(
+                f"{what} (the memory of the machine is full, and {deaths} workers ended); end what else "
+                "needs memory there, or take a machine with more"
+            )
         cause = note.get("cause", "it crashed or was killed, as for lack of memory")
         message = f"{what} ({deaths} workers ended with it alone in hand: {cause}); {remedy}"
         return WorkerDiedError(message, note.get("error_class", "WorkerDied"), attempts=deaths)
@@ -110,6 +124,16 @@ class InHand:
             return 0
         self._marked = name
         return next(number for number in itertools.count() if _create(self.folder / f"{name}.{number}"))
+
+
+def _memory_is_full() -> bool:
+    """More memory is in use, before any work is done, than Ray's memory monitor allows."""
+    if sys.platform != "linux":
+        return False
+    with open("/proc/meminfo") as file:
+        kilobytes = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in file)}
+    used_fraction = 1.0 - kilobytes["MemAvailable"] / kilobytes["MemTotal"]
+    return used_fraction > float(os.environ.get("RAY_memory_usage_threshold", "0.95"))
 
 
 def _create(path: Location) -> bool:

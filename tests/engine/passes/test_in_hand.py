@@ -15,7 +15,9 @@ import pytest
 import torch
 
 import engine.passes.decode
+import engine.passes.write
 from engine.corpus.read import read_corpus
+from engine.errors import WorkerDiedError
 from engine.passes import run
 from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
@@ -215,6 +217,24 @@ def test_clips_that_were_in_hand_by_accident_do_not_fail(tmp_path):
         assert work(lambda number=number: killed(number)) == 1
     actor(tmp_path, hand)(shard)
     assert assert_only(tmp_path) == []
+
+
+def test_clips_do_not_fail_on_a_machine_whose_memory_others_keep_full(tmp_path, monkeypatch):
+    """Ray's memory monitor then ends every worker, whatever it has in hand."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.0001")
+    shard, hand = pack(shard_of(0)), InHand(tmp_path / "in-hand")
+    ends = [work(lambda: actor(tmp_path, hand, EndingSeparator(lambda: os._exit(3)))(shard)) for _ in range(6)]
+    assert ends == [3] * 6
+    with pytest.raises(MemoryError, match=r"cannot separate it \(the memory of the machine is full.*; end what else"):
+        actor(tmp_path, hand)(shard)
+
+
+def test_a_shard_that_no_clip_alone_explains_ends_the_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr(engine.passes.write, "write_shard", lambda *_, **__: os._exit(3))
+    shard, hand = pack(shard_of(num_clips=1)), InHand(tmp_path / "in-hand")
+    assert [work(lambda: actor(tmp_path, hand)(shard)) for _ in range(3 * MAX_DEATHS)] == [3] * 3 * MAX_DEATHS
+    with pytest.raises(WorkerDiedError, match=f"separate-{SHARD}: cannot finish it .9 workers ended.*; give"):
+        actor(tmp_path, hand)(shard)
 
 
 def test_an_undisturbed_shard_costs_one_mark_and_has_the_same_bytes(tmp_path):
