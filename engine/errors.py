@@ -38,6 +38,17 @@ class DamagedError(ClearsepError, ValueError):
     """The bytes of a file are not those whose checksum was recorded when it was written."""
 
 
+class WorkerDiedError(ClearsepError, RuntimeError):
+    """A clip was alone in hand when worker after worker ended."""
+
+    def __init__(self, message: str, error_class: str = "WorkerDied", attempts: int = 1) -> None:
+        super().__init__(message)
+        self.error_class = error_class
+        """WorkerDied, or WorkerTimeout."""
+        self.attempts = attempts
+        """Number of workers that ended."""
+
+
 class InUseError(ClearsepError, ValueError):
     """Another process holds the lock of an output folder."""
 
@@ -56,6 +67,18 @@ class ClusterError(ClearsepError, ConnectionError):
 
 class TooManyFailuresError(ClearsepError, RuntimeError):
     """More queries of a pass failed than ``max_failed_fraction`` allows."""
+
+
+def as_exception(error: BaseException) -> Exception:
+    """The error without its traceback, which keeps its frames in memory; SystemExit and the like as a RuntimeError.
+
+    KeyboardInterrupt is raised again.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    if isinstance(error, Exception):
+        return error.with_traceback(None)
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from engine.passes.shards import damaged_files
 from engine.selection.tracks import read_tracks
 from engine.separators import read_description, require_fingerprint
 from engine.storage.files import read_json
-from engine.storage.paths import Name, location
+from engine.storage.paths import Location, Name, location
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation

@@ -49,6 +49,11 @@ class PassConfig:
     """Separate in 16 bits on a GPU."""
     decode_limit_s: Annotated[Positive, RUNTIME] = 60.0
     """Time limit for decoding ten minutes of audio, in seconds; a file that takes longer is damaged or malicious."""
+    separate_limit_s: Annotated[Positive, Field(le=1e6), RUNTIME] = 1200.0
+    """Time limit for one batch of ``batch_s`` in the separator or tagger, in seconds; more for a clip that is longer.
+
+    A process that takes longer hangs and is replaced; a clip at which that happens again and again fails.
+    """
     max_failed_fraction: Annotated[Fraction, RUNTIME] = 0.5
     """A pass stops early if a larger fraction of its queries fails; 1 allows all of them to fail."""
 

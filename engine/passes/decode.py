@@ -16,12 +16,13 @@ from engine.audio.decoder import Decoder
 from engine.corpus.audioset import located
 from engine.corpus.clips import cut
 from engine.corpus.roots import Root, resolve
-from engine.errors import AudioError, DecodeError
+from engine.errors import AudioError, DecodeError, WorkerDiedError
 from engine.passes.config import PassConfig
 from engine.passes.records import clips_in, done_names, parse_shard_name, shard_name, shard_records
-from engine.passes.tasks import Tasks
+from engine.passes.tasks import TaskRow, Tasks
 from engine.passes.transport import Counts, DecodedShard, pack
 from engine.schema import ClipRow, DecodedClip, FailureRow, clip_columns, failure
+from engine.storage.in_hand import InHand
 from engine.storage.paths import location
 from engine.storage.retry import retried
 
@@ -99,8 +100,11 @@ class Decode:
     since.
     """
 
-    def __init__(self, config: PassConfig, *, root: str, out: str, sample_rate_hz: int) -> None:
+    def __init__(
+        self, config: PassConfig, *, root: str, out: str, sample_rate_hz: int, hand: InHand | None = None
+    ) -> None:
         self.config, self.root, self.out, self.sample_rate_hz = config, root, out, sample_rate_hz
+        self.hand = hand or InHand()
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         for task in batch.to_pylist():
@@ -111,6 +115,7 @@ class Decode:
         """The missing shards of a task; ``done`` are the names of the others."""
         started, config = time.perf_counter(), self.config
         decoder = _decoder(config.decode_limit_s)
+        self.hand.begin(f"decode-{task:06d}")
         rows, failures = self._missing_clips(task, done, decoder)
         size = config.clips_per_shard
         groups = [rows[i : i + size] for i in range(0, len(rows), size)] or [[]]
@@ -120,9 +125,7 @@ class Decode:
         taken = {parse_shard_name(name)[1] for name in done}
         numbers = (number for number in itertools.count() if number not in taken)
         for number, group in zip(numbers, groups, strict=False):
-            clips, failed = decode_rows(
-                group, root=self.root, sample_rate_hz=self.sample_rate_hz, clip_s=config.clip_s, decoder=decoder
-            )
+            clips, failed = self._decode_group(group, decoder)
             num_queries = [*(len(row["labels"]) for row in group), *(row["num_queries"] for row in failures)]
             counts: Counts = {
                 "num_shards": len(done) + len(groups),
@@ -135,6 +138,24 @@ class Decode:
             failures = []  # the first shard has those of cutting
             started = time.perf_counter()
 
+    def _decode_group(self, group: Sequence[ClipRow], decoder: Decoder) -> tuple[list[DecodedClip], list[FailureRow]]:
+        clips: list[DecodedClip] = []
+        failures: list[FailureRow] = []
+        for part in self.hand.parts("decode", [(row["clip_id"], row["path"]) for row in group]):
+            rows = [group[position] for position in part.positions]
+            if part.error is not None:
+                failures += [failure(row, step="decode", error=part.error) for row in rows]
+                continue
+            decoded, failed = decode_rows(
+                rows,
+                root=self.root,
+                sample_rate_hz=self.sample_rate_hz,
+                clip_s=self.config.clip_s,
+                decoder=decoder,
+            )
+            clips, failures = clips + decoded, failures + failed
+        return clips, failures
+
     def _missing_clips(
         self, task: int, done: Sequence[str], decoder: Decoder
     ) -> tuple[list[ClipRow], list[FailureRow]]:
@@ -143,8 +164,10 @@ class Decode:
         held = clips_in(out, done)
         clips: list[ClipRow] = []
         failures: list[FailureRow] = []
-        for row in Tasks(out / "corpus").rows(task):
-            if row["clip_id"] in held:
+        missing = [row for row in Tasks(out / "corpus").rows(task) if row["clip_id"] not in held]
+        for row, error in self._openable(missing):
+            if error is not None:
+                failures.append(failure(row, step="decode", error=error, is_cut=row["is_cut"]))
                 continue
             pieces, failed = cut_rows(
                 [row], root=self.root, clip_s=config.clip_s, min_clip_s=config.min_clip_s, decoder=decoder
@@ -156,6 +179,11 @@ class Decode:
             clips += [piece for piece in pieces if piece["clip_id"] not in before]
             failures += failed
         return clips, failures
+
+    def _openable(self, rows: Sequence[TaskRow]) -> Iterator[tuple[TaskRow, WorkerDiedError | None]]:
+        """Rows to cut, each with the error if opening its file has ended too many workers."""
+        for part in self.hand.parts("open", [(row["clip_id"], row["path"]) for row in rows]):
+            yield from ((rows[position], part.error) for position in part.positions)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,7 +1,7 @@
 """Metrics of passes and runs for Ray's dashboard, for Prometheus and for the Grafana board.
 
 The process of the command records them from the reports of its workers, so the steps themselves do not depend on Ray.
-Without a connection to Ray nothing is recorded.
+Without a connection to Ray nothing is recorded. Also a count that Ray keeps of its workers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import functools
 from typing import Any
 
 import ray
+import ray._private.state
 import ray.util.metrics
+from ray.core.generated import common_pb2, gcs_pb2
 
 from engine.passes.records import STEPS
 from engine.passes.transport import ShardReport
@@ -79,3 +81,10 @@ def record_validation(iteration: int, sdri_db: float) -> None:
     """Record the validation result of an iteration's separator."""
     if ray.is_initialized():
         _gauge("clearsep_sdri_db").set(sdri_db, tags={"iteration": str(iteration)})
+
+
+def num_ended_for_memory() -> int:
+    """Workers that Ray's memory monitor has ended so far; the public API for that needs Ray's dashboard."""
+    table = ray._private.state.state._connect_and_get_accessor().get_worker_table()
+    kind = common_pb2.WorkerExitType.NODE_OUT_OF_MEMORY
+    return sum(gcs_pb2.WorkerTableData.FromString(worker).exit_type == kind for worker in table)

@@ -241,14 +241,17 @@ def claim_files(out: Location, corpus: Corpus, *, min_labels: int, retry_failed:
 
 
 def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
-    names, column = done_names(out), pa.schema([CLIPS.field("path")])
+    column = pa.schema([CLIPS.field("path")])
 
-    def found(name: str) -> tuple[set[str], set[str]]:
+    def found(shard: tuple[str, ShardRecord]) -> tuple[set[str], set[str]]:
+        name, record = shard
         stems = read_parquet(out / "stems" / f"{name}.parquet", schema=column)["path"].to_pylist()
-        return paths.intersection(stems), paths.intersection(row["path"] for row in _failures_in(out, name))
+        failures = _failures_in(out, name, record)
+        return paths.intersection(stems), paths.intersection(row["path"] for row in failures)
 
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        separated, failed = (set().union(*some) for some in zip((set(), set()), *pool.map(found, names), strict=True))
+    separated, failed = (
+        set().union(*some) for some in zip((set(), set()), *in_threads(found, list(shard_records(out))), strict=True)
+    )
     return (paths if retry_failed else failed) - separated
 
 

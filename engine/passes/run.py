@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import logging
 import re
+import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, NamedTuple, cast
 
 import ray
@@ -14,9 +18,11 @@ import ray.data
 import ray.exceptions
 
 from engine.corpus.table import Corpus
+from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
+from engine.passes.ray_metrics import num_ended_for_memory
 from engine.passes.records import (
     PendingTask,
     claim_files,
@@ -31,17 +37,26 @@ from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
-from engine.separators import Separator, SeparatorFactory, SeparatorSource, find_separator
+from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
-from engine.storage.files import remove_leftovers, write_json
+from engine.storage.factories import Model, ModelSource
+from engine.storage.files import remove_leftovers, remove_tree, write_json
 from engine.storage.fingerprints import claim, write_sealed
+from engine.storage.in_hand import MAX_DEATHS, InHand
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from engine.taggers import Tagger, TaggerSource, find_tagger
+from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
 _BY_SHARD = ("shards", "footer_sha256")  # of the manifest: not in the summary
 _MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
+_IN_HAND = "in-hand"  # folder of the marks of work in hand
+_STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
+_MEMORY_FULL = (
+    f"cannot finish the pass (in {_STALL_S:g} s no shard was done: the memory of the machine is full, above "
+    "RAY_memory_usage_threshold, by default 0.95 of it, and Ray ended worker after worker); end what else needs memory "
+    "there, take a machine with more, or lower batch_s and max_actors, then start the same command again to resume"
+)
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
@@ -78,13 +93,17 @@ def run_pass(
         claim(out / "stems" / "pass.json", identity, what="a pass")
         for name in ("stems", "failures", "corpus"):
             remove_leftovers(out / name)
+        remove_tree(out / _IN_HAND)
         done = reopen_damaged(out)
         claim_files(out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
-            write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
+            try:
+                write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
+            finally:
+                remove_tree(out / _IN_HAND)
         summary = {key: value for key, value in read_manifest(out / "stems").items() if key not in _BY_SHARD}
         write_json(out / "summary.json", summary)
     return cast(PassSummary, summary)
@@ -102,9 +121,12 @@ def _run_missing_tasks(
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
-    rate_hz, models = separator.sample_rate_hz, (separator.open, tagger.open if tagger is not None else None)
-    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz)
-    steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz))
+    rate_hz, hand = separator.sample_rate_hz, InHand(out / _IN_HAND / uuid.uuid4().hex)  # marks of this start alone
+    models = tuple(
+        functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
+    )
+    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
+    steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz, hand), hand)
     totals = before
     for number in range(_MAX_TURNS):
         if not (missing := missing_tasks(out, totals)):
@@ -175,8 +197,27 @@ class _Steps(NamedTuple):
 
     config: PassConfig
     decode: Decode
-    models: tuple[Callable[[str], Separator], Callable[[str], Tagger] | None]
+    models: tuple[Any, ...]
+    """What opens the separator and the tagger, or None, on a device."""
     write: ScoreAndWrite
+    hand: InHand
+
+
+def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
+    """Open a model in an actor, whose constructor Ray repeats without end if its process dies."""
+    mark = f"open-{ray.get_runtime_context().get_actor_id()}"
+    deaths = hand.begin(mark)
+    if deaths >= MAX_DEATHS:
+        what = f"cannot open {model.name} in a worker"
+        raise hand.error(what, deaths, "repair it, or give the machine more memory")
+    try:
+        opened = model.open(device)
+    except BaseException as error:  # noqa: BLE001 - whatever a model raises is the reason
+        cause = as_exception(error)
+        message = f"cannot open {model.name} in a worker ({type(cause).__name__}: {cause}); correct it"
+        raise RuntimeError(message) from None
+    hand.end(mark, deaths)
+    return opened
 
 
 def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> None:
@@ -189,7 +230,7 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
     context.raise_original_map_exception = True  # the worker's own error, for `_reason`
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # the pass has a display of its own
     try:
-        with progress.shown():
+        with progress.shown(), _memory_watched(progress):
             for start in range(0, len(tasks), _TASKS_AT_ONCE):
                 placement = choose_placement(steps.config)  # nodes may have joined
                 if placement.waits:
@@ -198,9 +239,43 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
                 with closing(reports):  # ends the execution, whose threads must not outlive the connection to Ray
                     for report in reports:
                         progress.add(unpack(report))
+    except _MemoryFullError:
+        raise RuntimeError(_MEMORY_FULL) from None
     except ray.exceptions.RayError as error:
         reason = _reason(error)
         raise RuntimeError(f"cannot finish the pass ({reason}); start the same command again to resume") from error
+
+
+class _MemoryFullError(BaseException):
+    """Ray's memory monitor ends worker after worker."""
+
+
+@contextmanager
+def _memory_watched(progress: PassProgress) -> Iterator[None]:
+    """End the block if no shard is done because Ray ends worker after worker for lack of memory, which it repeats.
+
+    A clip that takes too much memory ends fewer before it fails. Ray Data itself may wait for such a worker, so the
+    error is raised in this thread from outside, as an interrupt is.
+    """
+    thread, over = ctypes.c_ulong(threading.get_ident()), threading.Event()
+
+    def watch() -> None:
+        last = (progress.clips_done, time.monotonic(), num_ended_for_memory())
+        while not over.wait(_STALL_S / 12):
+            clips, since, ended = last
+            if progress.clips_done != clips:
+                last = (progress.clips_done, time.monotonic(), num_ended_for_memory())
+            elif time.monotonic() - since > _STALL_S and num_ended_for_memory() - ended >= _STALL_DEATHS:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_MemoryFullError))
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True, name="memory of the workers")
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> ray.data.Dataset:
@@ -217,7 +292,7 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
         return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
-    arguments = (*steps.models, steps.config, True)
+    arguments = (*steps.models, steps.config, True, steps.hand)
     separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
 

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
+from engine.errors import as_exception
 from engine.passes.config import PassConfig
 from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
 from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
+from engine.scoring.scores import Scores
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, Query
+from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
 from engine.taggers import Tagger
+
+_LOST_GPU = re.compile(
+    "AcceleratorError|(CUDA|HIP|cuDNN|cuFFT) error|device-side assert|illegal memory access|(CUDNN|CUBLAS)_STATUS"
+)
 
 
 def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple[list[SeparatedClip], list[FailureRow]]:
@@ -66,7 +76,45 @@ def unknown_labels(labels: Iterable[str], separator: Separator) -> dict[str, Val
                 separator.separate(silence, [label])
             except ValueError as error:
                 errors[label] = error
+            except BaseException as error:  # noqa: BLE001 - it may only refuse to separate nothing: the clip will tell
+                as_exception(error)
     return errors
+
+
+class _Guarded:
+    """A separator or a tagger whose calls end this process if they hang or have lost the GPU."""
+
+    def __init__(self, model: Any, hand: InHand, config: PassConfig) -> None:  # noqa: ANN401 - one or the other
+        self.sample_rate_hz: int = model.sample_rate_hz
+        self.labels: tuple[str, ...] = model.labels
+        self.fingerprint: str = getattr(model, "fingerprint", "")
+        self._model, self._hand, self._config = model, hand, config
+
+    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+        """See the protocol; the stems are in CPU memory."""
+        return self._call("separator", mix_BT, queries, lengths=lengths)
+
+    def tag(self, audio_BT: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
+        """See the protocol; the tags are in CPU memory."""
+        return self._call("tagger", audio_BT, lengths=lengths)
+
+    def _call(self, what: str, audio_BT: Tensor, *arguments: Sequence[str], lengths: Sequence[int] | None) -> Tensor:
+        audio_s = audio_BT.numel() / self.sample_rate_hz
+        limit_s = self._config.separate_limit_s * max(1.0, audio_s / self._config.batch_s)
+        call = self._model.separate if what == "separator" else self._model.tag
+        with self._hand.limit(limit_s, f"the {what}"):
+            try:
+                result = call(audio_BT, *arguments, lengths=lengths)
+                return result.cpu() if isinstance(result, Tensor) else result  # where CUDA's late errors are raised
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
+                    self._hand.die("WorkerDied", text.splitlines()[0])  # every later call in this process would fail
+                raise
+
+
+def _piece(clip: DecodedClip) -> tuple[str, str]:
+    return clip.row["clip_id"], clip.row["path"]
 
 
 class Separate:
@@ -78,36 +126,71 @@ class Separate:
         open_tagger: Callable[[str], Tagger] | None,
         config: PassConfig,
         on_gpu: bool = False,
+        hand: InHand | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(config.num_cpus_per_actor)))
-        self.device = "cuda" if on_gpu else "cpu"
+        self.device, self.hand = "cuda" if on_gpu else "cpu", hand or InHand()
         batched = BatchedSeparator(
-            separator=open_separator(self.device),
+            separator=_Guarded(open_separator(self.device), self.hand, config),
             batch_s=config.batch_s,
             device=self.device,
             autocast=config.autocast and on_gpu,
         )
-        tagger = open_tagger(self.device) if open_tagger is not None else None
+        tagger = _Guarded(open_tagger(self.device), self.hand, config) if open_tagger is not None else None
         self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pack(self.separate(unpack(batch)))
+        shard = unpack(batch)
+        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
+        return pack(self.separate(shard))
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard, and the scores that need a separator or a tagger."""
         started = time.perf_counter()
-        separated, failures = separate_clips(shard.clips, self.scorer.batched)
+        separated: list[SeparatedClip] = []
+        failures = list(shard.failures)
+        for part in self.hand.parts("separate", [_piece(clip) for clip in shard.clips]):
+            clips = [shard.clips[position] for position in part.positions]
+            if part.error is None:
+                done, failed = separate_clips(clips, self.scorer.batched)
+                separated, failures = separated + done, failures + failed
+            else:
+                failures += [_failure(clip, part.error) for clip in clips]
         separate_s = time.perf_counter() - started
         started = time.perf_counter()
-        extra = self.scorer.model_scores(separated)
+        assessed, failed = self._assess(separated)
         assess_s = time.perf_counter() - started
         return SeparatedShard(
             name=shard.name,
-            clips=[replace(item, extra=rows) for item, rows in zip(separated, extra, strict=True)],
-            failures=shard.failures + failures,
+            clips=assessed,
+            failures=failures + failed,
             counts=shard.counts | {"separate_s": separate_s, "assess_s": assess_s},
             use=self._use(shard.clips),
         )
+
+    def _assess(self, items: list[SeparatedClip]) -> tuple[list[SeparatedClip], list[FailureRow]]:
+        """The clips with the scores that need a separator or a tagger, and those where that fails."""
+        assessed: list[SeparatedClip] = []
+        failures: list[FailureRow] = []
+        for part in self.hand.parts("assess", [_piece(item.clip) for item in items]):
+            scores = self._model_scores(items, part.positions) if part.error is None else [part.error]
+            for position, rows in zip(part.positions, scores, strict=True):
+                item = items[position]
+                if isinstance(rows, Exception):
+                    failures.append(failure(item.clip.row, step="score", error=rows, num_queries=len(item.labels)))
+                else:
+                    assessed.append(replace(item, extra=rows))
+        return assessed, failures
+
+    def _model_scores(self, items: list[SeparatedClip], positions: Sequence[int]) -> list[list[Scores] | Exception]:
+        """The scores of the clips at some positions; if that fails, of each alone, or the exception."""
+        try:
+            return [*self.scorer.model_scores(items, positions)]
+        except BaseException as error:  # noqa: BLE001 - whatever a tagger raises costs this clip
+            if len(positions) == 1:
+                return [as_exception(error)]
+            as_exception(error)
+        return [self._model_scores(items, [position])[0] for position in positions]
 
     def _use(self, clips: list[DecodedClip]) -> WorkerUse:
         device, vram_bytes = "cpu", 0

@@ -21,6 +21,7 @@ from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
 from engine.schema import SeparatedClip, failure
 from engine.scoring.scores import score_clip
 from engine.separators import Separator
+from engine.storage.in_hand import InHand
 from engine.storage.paths import location
 from engine.storage.retry import retried
 from engine.taggers import Tagger
@@ -29,27 +30,33 @@ from engine.taggers import Tagger
 class ScoreAndWrite:
     """Ray Data task: writes separated shards; the record comes last, so a shard counts as a whole or not at all."""
 
-    def __init__(self, out: str, sample_rate_hz: int) -> None:
-        self.out, self.sample_rate_hz = location(out), sample_rate_hz
+    def __init__(self, out: str, sample_rate_hz: int, hand: InHand | None = None) -> None:
+        self.out, self.sample_rate_hz, self.hand = location(out), sample_rate_hz, hand or InHand()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
-        return pack(self.write(unpack(batch)))
+        shard = unpack(batch)
+        self.hand.begin(f"write-{shard.name}", len(shard.clips))
+        return pack(self.write(shard))
 
     def write(self, shard: SeparatedShard) -> ShardReport:
         """Score and write a shard."""
         started, score_s = time.perf_counter(), 0.0
         stems: list[dict[str, object]] = []  # the stems of a clip are consecutive
         failures = list(shard.failures)
-        for item in shard.clips:
-            try:
-                audio = self._encode(item)
-                encoded = time.perf_counter()
-                stems.extend(self._score(item, audio))
-                score_s += time.perf_counter() - encoded
-            except (ValueError, RuntimeError) as error:
-                num_queries = len(item.labels)
-                failures.append(failure(item.clip.row, step="score", error=error, num_queries=num_queries))
+        pieces = [(item.clip.row["clip_id"], item.clip.row["path"]) for item in shard.clips]
+        for part in self.hand.parts("score", pieces):
+            for item in (shard.clips[position] for position in part.positions):
+                try:
+                    if part.error is not None:
+                        raise part.error
+                    audio = self._encode(item)
+                    encoded = time.perf_counter()
+                    stems.extend(self._score(item, audio))
+                    score_s += time.perf_counter() - encoded
+                except Exception as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
+                    num_queries = len(item.labels)
+                    failures.append(failure(item.clip.row, step="score", error=error, num_queries=num_queries))
         written = retried(functools.partial(write_shard, self.out, shard.name, stems=stems, failures=failures))
         times = {"score_s": score_s, "write_s": time.perf_counter() - started - score_s}
         record = cast(ShardRecord, shard.counts | times | written)
@@ -95,8 +102,10 @@ class SeparateScoreAndWrite(Separate):
         open_tagger: Callable[[str], Tagger] | None,
         config: PassConfig,
     ) -> None:
-        super().__init__(open_separator, open_tagger, config)
+        super().__init__(open_separator, open_tagger, config, hand=write.hand)
         self.write = write
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return pack(self.write.write(self.separate(unpack(batch))))
+        shard = unpack(batch)
+        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
+        return pack(self.write.write(self.separate(shard)))

@@ -35,13 +35,20 @@ class Scorer:
         """Rate of the clips and stems."""
         return self.batched.separator.sample_rate_hz
 
-    def model_scores(self, clips: Sequence[SeparatedClip]) -> list[list[Scores]]:
-        """For every stem of every clip the scores that need a model; only those that are switched on."""
-        rows: list[list[Scores]] = [[{} for _ in item.labels] for item in clips]
-        parts = [reseparate(clips, self.batched, seed=self.seed)] if self.reseparate else []
+    def model_scores(
+        self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None
+    ) -> list[list[Scores]]:
+        """For every stem of every clip the scores that need a model; only those that are switched on.
+
+        With ``positions`` only for the clips there; the others are what their stems may be remixed with.
+        """
+        positions = range(len(clips)) if positions is None else positions
+        some = [clips[number] for number in positions]
+        rows: list[list[Scores]] = [[{} for _ in item.labels] for item in some]
+        parts = [reseparate(clips, self.batched, seed=self.seed, positions=positions)] if self.reseparate else []
         if self.tagger is not None:
             rate, batch_s = self.sample_rate_hz, self.batched.batch_s
-            parts.append(tagger_margins(clips, self.tagger, sample_rate_hz=rate, batch_s=batch_s))
+            parts.append(tagger_margins(some, self.tagger, sample_rate_hz=rate, batch_s=batch_s))
         for part in parts:
             for row, scores in zip(chain(*rows), chain(*part), strict=True):
                 row.update(scores)

@@ -24,8 +24,14 @@ from engine.separators.batching import BatchedSeparator, Query
 _GAIN_DB = 5.0
 
 
-def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, seed: int = 0) -> list[list[Scores]]:
-    """``cycle_si_sdr_db`` and ``rival_leak_db`` of every stem of every clip, in order.
+def reseparate(
+    clips: Sequence[SeparatedClip],
+    batched: BatchedSeparator,
+    *,
+    seed: int = 0,
+    positions: Sequence[int] | None = None,
+) -> list[list[Scores]]:
+    """``cycle_si_sdr_db`` and ``rival_leak_db`` of every stem of every clip, in order; or of those at ``positions``.
 
     *Cycle*: a stem is remixed with a stem of another of these clips that has none of its labels, at equal energy and a
     random gain of up to 5 dB up or down, and separated by its own query; the score is the SI-SDR of the result against
@@ -35,10 +41,12 @@ def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, see
     """
     queries: list[Query] = []
     targets: list[tuple[int, int, str]] = []  # clip, stem and column of each query
-    rows: list[list[Scores]] = [
-        [{"cycle_si_sdr_db": None, "rival_leak_db": None} for _ in item.labels] for item in clips
-    ]
-    for number, item in enumerate(clips):
+    positions = range(len(clips)) if positions is None else positions
+    rows: dict[int, list[Scores]] = {
+        number: [{"cycle_si_sdr_db": None, "rival_leak_db": None} for _ in clips[number].labels] for number in positions
+    }
+    for number in positions:
+        item = clips[number]
         for stem, (label, stem_T) in enumerate(zip(item.labels, item.stems_ST, strict=True)):
             if not np.any(stem_T):
                 rows[number][stem] = {"cycle_si_sdr_db": -MAX_DB, "rival_leak_db": -MAX_DB}
@@ -51,7 +59,7 @@ def reseparate(clips: Sequence[SeparatedClip], batched: BatchedSeparator, *, see
     for (number, stem, column), again_T in zip(targets, batched.separate(queries), strict=True):
         if not isinstance(again_T, Exception):
             rows[number][stem][column] = _score(column, again_T, clips[number].stems_ST[stem])
-    return rows
+    return list(rows.values())
 
 
 def _queries(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.errors import as_exception
 from engine.separators.base import Separator
 from engine.storage.retry import ATTEMPTS, is_transient, retried
 
@@ -86,8 +87,8 @@ class BatchedSeparator:
 
         try:
             return retried(again, attempts=ATTEMPTS - 1)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            return error.with_traceback(None)
+        except BaseException as error:  # noqa: BLE001 - whatever a separator raises costs this query
+            return as_exception(error)
 
     def _attempt(self, batch: list[Query]) -> list[np.ndarray] | Exception:
         """Stems of a batch, or the error without its traceback, which would keep the batch in memory."""
@@ -95,9 +96,9 @@ class BatchedSeparator:
         try:
             with torch.autocast(self.device, enabled=self.autocast):
                 stems_BT = self.separator.separate(_stack(batch), [query.label for query in batch], lengths=lengths)
-            stems = stems_BT.float().cpu().numpy()
-        except (RuntimeError, ValueError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
-            return error.with_traceback(None)
+            stems = _checked(stems_BT, batch)
+        except BaseException as error:  # noqa: BLE001 - whatever a separator raises costs its queries
+            return as_exception(error)
         return [stem_T[:length] for stem_T, length in zip(stems, lengths, strict=True)]
 
 
@@ -113,6 +114,23 @@ def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int
         batch.append(i)
     if batch:
         yield batch
+
+
+def _checked(stems_BT: object, batch: list[Query]) -> np.ndarray:
+    """The result of a separator as float32 in memory; raises for anything but finite samples for every query."""
+    if not isinstance(stems_BT, Tensor) or not stems_BT.is_floating_point():
+        got = stems_BT.dtype if isinstance(stems_BT, Tensor) else type(stems_BT).__name__
+        raise TypeError(f"a separator must return a tensor of floating-point stems, got {got}; correct the separator")
+    shape = (len(batch), max(len(query.samples_T) for query in batch))
+    if tuple(stems_BT.shape) != shape:
+        raise ValueError(
+            f"stems of a separator must have shape [B, T] = {shape}, got {tuple(stems_BT.shape)}; correct the separator"
+        )
+    stems: np.ndarray = stems_BT.detach().float().cpu().numpy()
+    for stem_T, query in zip(stems, batch, strict=True):
+        if not np.isfinite(stem_T[: len(query.samples_T)]).all():
+            raise ValueError(f"a stem must be finite, got NaN or infinite samples for {query.label!r}; drop the clip")
+    return stems
 
 
 def _stack(batch: list[Query]) -> Tensor:

@@ -59,8 +59,8 @@ def read_parquet(path: Location, *, schema: pa.Schema | None = None, sha256: str
 def atomic_path(path: Name) -> Iterator[Path]:
     """Give a temporary local path to write to; the file replaces ``path`` if the block ends without an error.
 
-    Afterwards the file and its name are on the disk, so that a power cut leaves the old file or the new one. What killed
-    writers have left in a folder is deleted after a process has first written there.
+    Afterwards the file and its name are on the disk, so that a power cut leaves the old file or the new one. What
+    killed writers have left in a folder is deleted after a process has first written there.
     """
     target = location(path)
     if isinstance(target, Path):
@@ -142,6 +142,10 @@ def _locked(path: Path) -> Iterator[bool]:
         is_held = False
     try:
         yield is_held
+    finally:
+        os.close(handle)
+
+
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, so that they are there after a power cut too."""
     if not folder.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
@@ -168,6 +169,34 @@ def test_with_gpus_stems_are_scored_in_other_processes_and_come_out_the_same(ray
     assert sum(len(pq.read_table(shard)) for shard in shards) == 12
     for shard in shards:
         assert shard.read_bytes() == (tmp_path / "gpu" / "stems" / shard.name).read_bytes()
+
+
+def test_clips_that_end_or_stop_the_worker_fail_alone_and_the_pass_ends(ray_session: None, tmp_path: Path) -> None:
+    clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) for number in range(8)}
+    clips |= {"ends.wav": signals.marked(mixture(RATE_HZ, seed=8)), "hangs.wav": signals.marked(mixture(RATE_HZ + 800))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", clips))
+    config = PassConfig(num_gpus_per_actor=0.0, separate_limit_s=3.0, shard_s=100.0)
+    separator = SeparatorSource.from_factory(signals.open_ending)
+    summary = run_pass(corpus, tmp_path / "out", separator=separator, config=config)
+    assert (summary["num_queries"], summary["num_stems"], summary["num_failed"]) == (20, 16, 4)
+    rows = {row["path"]: (row["error_class"], row["attempts"]) for row in read_failures(tmp_path / "out").to_pylist()}
+    assert rows == {"ends.wav": ("WorkerDied", 3), "hangs.wav": ("WorkerTimeout", 3)}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == [
+        "corpus",
+        "failures",
+        "stems",
+    ]
+
+
+@pytest.mark.parametrize(("end", "reason"), [("die", "3 workers ended"), ("raise", r"KeyError: 'weights'")])
+def test_a_separator_that_no_worker_can_open_ends_the_pass(
+    ray_session: None, tmp_path: Path, end: str, reason: str
+) -> None:
+    corpus = read_corpus(write_clips(tmp_path / "corpus", {"0.wav": mixture(RATE_HZ)}))
+    separator = SeparatorSource.from_factory(functools.partial(signals.open_here_alone, os.getpid(), end))
+    config = PassConfig(num_gpus_per_actor=0.0)
+    with pytest.raises(RuntimeError, match=f"cannot open .*open_here_alone in a worker .*{reason}"):
+        run_pass(corpus, tmp_path / "out", separator=separator, config=config)
 
 
 @pytest.mark.parametrize(("setting", "share"), [("num_cpus_per_actor", 2.0), ("num_gpus_per_actor", 2.0)])
