@@ -157,6 +157,20 @@ def test_inner_mappings_are_merged_and_all_else_replaced() -> None:
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
+    _refused_file(text, message, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["root: x: notforyou", "notforyou: [1", "notforyou: 'x", "\tnotforyou", "- notforyou\n]"]
+)
+def test_a_message_shows_nothing_of_a_file_that_is_no_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot read .*run.yaml as YAML \(.* in line \d+, column \d+\)") as refused:
+        read_yaml(tmp_path / "run.yaml", "corpus: clips.csv")
+    assert "notforyou" not in str(refused.value)
+
+
+def _refused_file(text: str | None, message: str, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     if text is not None:
         path.write_text(text)
