@@ -157,7 +157,11 @@ def test_inner_mappings_are_merged_and_all_else_replaced() -> None:
     ],
 )
 def test_a_file_that_is_no_mapping_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
-    _refused_file(text, message, tmp_path)
+    path = tmp_path / "run.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path, "corpus: clips.csv")
 
 
 @pytest.mark.parametrize(
@@ -168,14 +172,6 @@ def test_a_message_shows_nothing_of_a_file_that_is_no_yaml(text: str, tmp_path: 
     with pytest.raises(ValueError, match=r"cannot read .*run.yaml as YAML \(.* in line \d+, column \d+\)") as refused:
         read_yaml(tmp_path / "run.yaml", "corpus: clips.csv")
     assert "notforyou" not in str(refused.value)
-
-
-def _refused_file(text: str | None, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_yaml(path, "corpus: clips.csv")
 
 
 def test_every_setting_is_described() -> None:
