@@ -39,6 +39,8 @@ def read_corpus(
         raise ValueError(f"a corpus must be a file or folder, got {str(path)!r} which does not exist; check the path")
     is_folder = path.is_dir()
     is_manifest = class_map is None and not is_folder
+    if columns and not is_manifest:
+        raise ValueError(f"columns must be those of a manifest, got {columns!r} for a list without; leave them out")
     # Files that were found by listing a folder are where its owner put them, also behind links.
     root = Root(
         str(find(audio_root) if audio_root is not None else path if is_folder else path.parent),

@@ -164,6 +164,16 @@ def test_a_file_that_is_no_mapping_is_refused(text: str | None, message: str, tm
         read_yaml(path, "corpus: clips.csv")
 
 
+@pytest.mark.parametrize(
+    "text", ["root: x: notforyou", "notforyou: [1", "notforyou: 'x", "\tnotforyou", "- notforyou\n]"]
+)
+def test_a_message_shows_nothing_of_a_file_that_is_no_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"cannot read .*run.yaml as YAML \(.* in line \d+, column \d+\)") as refused:
+        read_yaml(tmp_path / "run.yaml", "corpus: clips.csv")
+    assert "notforyou" not in str(refused.value)
+
+
 def test_every_setting_is_described() -> None:
     found = {setting.name: setting for setting in describe_settings(Training)}
     assert list(found) == [

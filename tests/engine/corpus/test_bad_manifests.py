@@ -98,6 +98,10 @@ REFUSED = {
     "utf16": ((HEADER + "a.wav,dog,,\n").encode("utf-16"), "UTF-8 text"),
     "latin1": (HEADER.encode() + b"a\xe9.wav,dog,,\n", "UTF-8 text"),
     "open_quote": (HEADER.encode() + b'a.wav,"dog,,\n' + b"b.wav,dog,,\n" * 9, "check its quotes"),
+    "no_list": (
+        b"root:$6$notforyou:19000:0:99999:7:::\n",
+        r"must have a column path, got \[\]; rename one, or name it",
+    ),
     "only_a_header": (HEADER.encode(), "at least one row"),
     "nothing": (b"", "must have a column path"),
 }

@@ -195,6 +195,13 @@ def test_columns_that_cannot_be_are_refused(tmp_path: Path, columns: str, reason
         read_corpus(written(tmp_path, "path,labels\na.wav,dog\n"), columns=columns)
 
 
+def test_columns_are_those_of_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "a.wav").touch()
+    with pytest.raises(ValueError, match="columns must be those of a manifest"):
+        read_corpus(tmp_path, columns="path=p")
+
+
 @pytest.mark.parametrize(("cell", "fold"), [("1", 1), ("1.0", 1), (" 2 ", 2), ("", 0), ("-1", -1), ("1e1", 10)])
 def test_a_fold_is_a_whole_number(tmp_path: Path, cell: str, fold: int) -> None:
     sources = read_sources(written(tmp_path, f"path,label,fold\na.wav,dog,{cell}\n"))
