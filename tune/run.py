@@ -42,8 +42,8 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
     lists them), which may name its ``recipe``. Ray must be connected (:func:`connect`). Every step leaves its result on
     disk; the same call again resumes after the last finished step. With ``retry_failed`` the failed clips of the
     current iteration are tried again. Raises ``ValueError`` for inputs that cannot work, and if ``out`` is in use,
-    holds a run with other settings (a schedule may only grow at its end), or has finished all iterations while
-    ``retry_failed`` is set.
+    holds a run with other settings (a schedule may only grow at its end) or of other audio (its folders may move), or
+    has finished all iterations while ``retry_failed`` is set.
 
     >>> settings = {"recipe": "clearsep", "corpus": "natural.csv", "separator": "separator", "clean": "clips.csv"}
     >>> settings |= {"schedule": [{"min_re_sdr_db": -100}], "distil": {"steps": 2, "mix": {"batch_size": 2}}}

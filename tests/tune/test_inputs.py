@@ -1,6 +1,7 @@
 """The inputs of a run or search: what their names stand for is kept, and others of the same names are refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from train.task import training_identity
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import claim_inputs, contents_only, resolve
+from tune.iteration import Work, iterate
 from tune.run import run
 
 LISTS = ("clean", "validation", "training_validation")
@@ -158,3 +160,25 @@ def test_a_training_and_a_shared_artifact_are_those_of_the_contents_of_their_inp
         found["pass"].append(Artifacts(out=tmp_path, shared=True).path_for("passes", 1, {"contents": contents}))
     for kind, (first, again, replaced) in found.items():
         assert first == again != replaced, kind
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_folder_of_a_shared_pass_is_that_of_its_contents(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    class StoppedError(Exception):
+        """Stops the iteration before its pass."""
+
+    def run_pass(corpus: Any, folder: Path, **_: Any) -> None:
+        raise StoppedError(folder.name)
+
+    monkeypatch.setattr("tune.iteration.run_pass", run_pass)
+    inputs, artifacts = resolve(config(one)), Artifacts(out=tmp_path / "out", shared=shared)
+    assert inputs.separator is not None
+    work = Work(config=config(one), inputs=inputs, artifacts=artifacts, seed=inputs.separator)
+    found = []
+    for contents in ("one", "one", "other"):
+        with pytest.raises(StoppedError) as stopped:
+            iterate(replace(work, contents=contents), 1, Thresholds(), inputs.separator)
+        found.append(str(stopped.value))
+    assert found[0] == found[1] and (found[2] != found[0]) == shared

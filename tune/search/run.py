@@ -42,7 +42,8 @@ def search(
     ``config`` is a YAML file, or a mapping of settings as such a file has them (``clearsep settings`` lists them). Ray
     must be connected (:func:`connect`). The same call again resumes the search: finished trials stay, others use the
     artifacts that are there. After ``max_hours`` no trial begins another iteration, and the best so far are confirmed.
-    Raises ``ValueError`` for settings that cannot work, and if ``out`` is in use or holds another search.
+    Raises ``ValueError`` for settings that cannot work, and if ``out`` is in use or holds a search of other settings or
+    audio.
 
     >>> settings = {"run": "run.yaml", "iterations": 1, "schedule": {"min_re_sdr_db": {"between": [-100, -90]}}}
     >>> with cs.connect():
