@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.storage.files import folder_for_block
 from engine.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ def logged_progress(work: Location) -> Iterator[Path]:
 
     It is in the working folder, or in a temporary folder of this machine if the working folder is in S3.
     """
-    with tempfile.TemporaryDirectory(prefix="clearsep-training-") as folder:
-        file = (work if isinstance(work, Path) else Path(folder)) / "progress.jsonl"
+    with folder_for_block("clearsep-training-") as folder:
+        file = (work if isinstance(work, Path) else folder) / "progress.jsonl"
         file.touch()
         done = threading.Event()
         follower = threading.Thread(target=_follow, args=(file, done), daemon=True)
