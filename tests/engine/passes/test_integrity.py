@@ -219,6 +219,24 @@ def test_a_pass_that_is_started_again_makes_damaged_files_again(start, stream, t
     assert damaged_files(out) == [] and read_totals(out).num_queries == 26
 
 
+def test_a_pass_of_an_older_version_has_fewer_checksums_and_is_read_and_resumed(start, stream, tmp_path):
+    out, new = tmp_path / "out", {"footer_sha256", "etag", "failures_sha256", "checksum"}
+    start()
+    before = start(retry_failed=True)
+    for path in (*out.glob("stems/*.json"), out / "corpus" / "tasks.json"):
+        if path.name != "pass.json":
+            dropped = new | ({"sha256"} if path.name == "tasks.json" else set())
+            write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key not in dropped})
+    turns = len(stream.turns)
+    assert counts(start()) == counts(before) and len(stream.turns) == turns
+    assert select_tracks(out, tmp_path / "tracks", Thresholds())["num_stems"] == before["num_stems"]
+    shard = stem_shards(out / "stems")[0]
+    flip(shard)
+    with pytest.raises(DamagedError, match="cannot use"):
+        select_tracks(out, tmp_path / "tracks", Thresholds())
+    assert counts(start()) == counts(before) and len(stream.turns) == turns + 1
+
+
 def test_a_pass_whose_shards_come_out_different_makes_its_selection_stale(start, tmp_path, caplog):
     out = tmp_path / "out"
     start()
