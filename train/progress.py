@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from engine.storage.files import write_bytes
+from engine.storage.files import folder_for_block, write_bytes
 from engine.storage.paths import Location
 from train.student import StudentState
 
@@ -84,8 +83,8 @@ def logged_progress(work: Location) -> Iterator[Path]:
 
     It is in the working folder, or in a temporary folder of this machine if the working folder is in S3.
     """
-    with tempfile.TemporaryDirectory(prefix="clearsep-training-") as folder:
-        file = (work if isinstance(work, Path) else Path(folder)) / "progress.jsonl"
+    with folder_for_block("clearsep-training-") as folder:
+        file = (work if isinstance(work, Path) else folder) / "progress.jsonl"
         file.touch()
         done = threading.Event()
         follower = threading.Thread(target=_follow, args=(file, done), daemon=True)

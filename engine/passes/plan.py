@@ -7,11 +7,9 @@ import itertools
 import math
 import os
 import random
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -25,6 +23,7 @@ from engine.passes.tasks import Tasks
 from engine.passes.write import ScoreAndWrite
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
+from engine.storage.files import folder_for_block
 from engine.taggers import TaggerSource
 
 _MODEL_STEPS = ("separate", "assess")  # on the GPU if there is one
@@ -173,13 +172,12 @@ def _measure(
 ) -> _Sample:
     """Take rows through the steps of a pass, in small shards and in a temporary folder."""
     config, threads = replace(config, shard_s=max(config.clip_s, config.batch_s)), torch.get_num_threads()
-    with tempfile.TemporaryDirectory(prefix="clearsep-plan-") as folder:
-        out = Path(folder)
+    with folder_for_block("clearsep-plan-") as out:
         try:
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))
-            decode = Decode(config, root=root, out=folder, sample_rate_hz=separator.sample_rate_hz)
+            decode = Decode(config, root=root, out=str(out), sample_rate_hz=separator.sample_rate_hz)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = ScoreAndWrite(folder, separator.sample_rate_hz)
+            write = ScoreAndWrite(str(out), separator.sample_rate_hz)
             for shard in decode.decode(task=0):
                 started = time.perf_counter()
                 separated = separate.separate(shard)

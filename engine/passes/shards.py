@@ -50,6 +50,7 @@ from engine.storage.fingerprints import fingerprint, read_sealed
 from engine.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
+_MANY = 100  # shards of which a second and more is needed to compare checksums
 _NAMES = ["clip_id", "label"]
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
 
@@ -183,6 +184,8 @@ def damaged_files(out: Location) -> list[str]:
     Every shard is read once; an object in S3 only if its tag is another.
     """
     names = done_names(out)
+    if len(names) >= _MANY:
+        _LOGGER.info("comparing the checksums of %d shards of %s", len(names), out)
     found = [file for files in in_threads(functools.partial(_damaged_in, out), names) for file in files]
     return found + [f"corpus/{name}" for name in Tasks(out / "corpus").damaged() if names]
 

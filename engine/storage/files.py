@@ -96,10 +96,24 @@ def _temporary_file(folder: Path, prefix: str) -> tuple[int, Path]:
 
 
 def temporary_folder(prefix: str, *, owner: object) -> Path:
-    """A new folder in TMPDIR that is deleted together with its owner; those of killed processes are deleted now.
+    """A new folder in TMPDIR that is deleted together with its owner; those of killed processes are deleted now."""
+    folder, handle = _new_folder(prefix)
+    weakref.finalize(owner, _remove_locked, folder, handle)
+    return folder
 
-    A living process holds a lock on its folders.
-    """
+
+@contextmanager
+def folder_for_block(prefix: str) -> Iterator[Path]:
+    """The same for the length of a ``with`` block."""
+    folder, handle = _new_folder(prefix)
+    try:
+        yield folder
+    finally:
+        _remove_locked(folder, handle)
+
+
+def _new_folder(prefix: str) -> tuple[Path, int]:
+    """A new folder in TMPDIR with the handle that holds its lock, which a living process has on all of its folders."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}????????"):
         with _locked(left) as is_left:
             if is_left:
@@ -110,10 +124,8 @@ def temporary_folder(prefix: str, *, owner: object) -> Path:
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if folder.is_dir():  # another process may have taken it for a leftover before it was locked
-            break
+            return folder, handle
         os.close(handle)
-    weakref.finalize(owner, _remove_locked, folder, handle)
-    return folder
 
 
 def _remove_locked(folder: Path, handle: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.corpus.read import read_corpus
 from engine.errors import DamagedError
-from engine.passes import run
+from engine.passes import run, shards
 from engine.passes.config import PassConfig
 from engine.passes.records import failure_rows, read_totals, shard_records, write_record
 from engine.passes.separate import Separate
@@ -22,10 +22,13 @@ from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks, select_tracks
 from engine.storage.files import write_json
 from engine.storage.fingerprints import read_sealed, write_sealed
+from engine.storage.paths import location
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
 from train.data.config import MixConfig
 from train.data.items import pair_items, track_items
 from train.data.pools import Pool
+
+pytest_plugins = ["tests.support.s3_server"]
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
 FILES = {f"{name}.wav": mixture(RATE_HZ, seed=number) for number, name in enumerate("abcdefgh")}
@@ -216,6 +219,24 @@ def test_a_pass_that_is_started_again_makes_damaged_files_again(start, stream, t
     assert damaged_files(out) == [] and read_totals(out).num_queries == 26
 
 
+def test_a_pass_of_an_older_version_has_fewer_checksums_and_is_read_and_resumed(start, stream, tmp_path):
+    out, new = tmp_path / "out", {"footer_sha256", "etag", "failures_sha256", "checksum"}
+    start()
+    before = start(retry_failed=True)
+    for path in (*out.glob("stems/*.json"), out / "corpus" / "tasks.json"):
+        if path.name != "pass.json":
+            dropped = new | ({"sha256"} if path.name == "tasks.json" else set())
+            write_json(path, {key: value for key, value in json.loads(path.read_text()).items() if key not in dropped})
+    turns = len(stream.turns)
+    assert counts(start()) == counts(before) and len(stream.turns) == turns
+    assert select_tracks(out, tmp_path / "tracks", Thresholds())["num_stems"] == before["num_stems"]
+    shard = stem_shards(out / "stems")[0]
+    flip(shard)
+    with pytest.raises(DamagedError, match="cannot use"):
+        select_tracks(out, tmp_path / "tracks", Thresholds())
+    assert counts(start()) == counts(before) and len(stream.turns) == turns + 1
+
+
 def test_a_pass_whose_shards_come_out_different_makes_its_selection_stale(start, tmp_path, caplog):
     out = tmp_path / "out"
     start()
@@ -355,6 +376,29 @@ def test_inspect_fails_for_a_damaged_pass_and_names_the_file(cli, write_pass, pa
         assert outcome.code == 1 and name.rpartition("/")[2] in outcome.err and "; start the command" in outcome.err
     if part not in ("manifest", "record", "failures"):
         assert json.loads(outcome.out)["damaged_shards"] == ["shard-000000-0000.parquet"]
+
+
+def test_a_damaged_object_in_s3_is_noticed_and_a_good_one_is_not_read_for_it(s3, selected, tmp_path, monkeypatch):
+    """Its tag is compared, which the server derives from its bytes; the bytes only if the tag is another."""
+    out = location(f"{s3.root}/pass")
+    rows = pq.read_table(stem_shards(selected / "stems")[0]).to_pylist()
+    record = write_shard(out, "shard-000000-0000", stems=rows, failures=[])
+    write_record(out, "shard-000000-0000", record)
+    manifest = {"num_stems": 16, "separator_fingerprint": "s", "config_fingerprint": "c", "fingerprint": "f"}
+    manifest |= {"shards": {"shard-000000-0000": record["sha256"]}}
+    write_sealed(out / "stems" / "manifest.json", manifest | {"footer_sha256": {}})
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "sha256_file", None)  # it is not called
+        assert record["etag"] and damaged_files(out) == []
+    shard = out / "stems" / "shard-000000-0000.parquet"
+    good = shard.read_bytes()
+    shard.write_bytes(good[:3000] + bytes([good[3000] ^ 1]) + good[3001:])
+    assert damaged_files(out) == ["stems/shard-000000-0000.parquet"]
+    with pytest.raises(DamagedError, match=r"cannot use s3://.*/shard-000000-0000\.parquet"):
+        select_tracks(out, tmp_path / "tracks-of-s3", Thresholds())
+    write_record(out, "shard-000000-0000", record | {"etag": "of a copy in another bucket"})
+    shard.write_bytes(good)
+    assert damaged_files(out) == []
 
 
 # ---- what mutations of the code would change
