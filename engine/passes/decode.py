@@ -52,7 +52,7 @@ def cut_rows(
                 if isinstance(root, Root) and root.is_audioset:
                     clip = located(clip, duration_s=duration_s)
                 clips += cut(clip, duration_s=duration_s, clip_s=clip_s, min_clip_s=min_clip_s)
-        except AudioError as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong with a file costs this file
             failures.append(failure(row, step="decode", error=error, is_cut=is_cut))
     return clips, failures
 
@@ -86,7 +86,7 @@ def decode_rows(
             if path in slow:
                 raise slow[path]
             clips.append(DecodedClip(row=row, samples_T=retried(decode)))
-        except AudioError as error:
+        except Exception as error:  # noqa: BLE001 - whatever goes wrong with a file costs this file
             failures.append(failure(row, step="decode", error=error))
             if isinstance(error, DecodeError) and error.error_class == "DecoderTimeout":
                 slow[path] = error

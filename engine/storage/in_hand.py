@@ -53,7 +53,8 @@ class InHand:
         self._work, deaths = work, self._mark(work)
         self._in_parts = deaths >= MAX_DEATHS
         if num_pieces is not None and deaths >= MAX_DEATHS * (num_pieces + 2):
-            raise self.error(f"{work}: cannot finish it", deaths, "give the machine more memory")
+            what = f"{work}: cannot finish it"
+            raise self.error(what, deaths, "give the machine more memory")
         return deaths
 
     def parts(self, step: str, pieces: Sequence[tuple[str, str]]) -> Iterator[Part]:
@@ -87,10 +88,9 @@ class InHand:
         if self.folder is not None and (path := self.folder / f"{self._marked}.cause").is_file():
             note = read_json(path)
         if not note and _memory_is_full():  # then not this work is at fault
-            raise MemoryError(
-                f"{what} (the memory of the machine is full, and {deaths} workers ended); end what else "
-                "needs memory there, or take a machine with more"
-            )
+            cause = f"the memory of the machine is full, and {deaths} workers ended"
+            message = f"{what} ({cause}); end what else needs memory there, or take a machine with more"
+            raise MemoryError(message)
         cause = note.get("cause", "it crashed or was killed, as for lack of memory")
         message = f"{what} ({deaths} workers ended with it alone in hand: {cause}); {remedy}"
         return WorkerDiedError(message, note.get("error_class", "WorkerDied"), attempts=deaths)

@@ -16,6 +16,7 @@ import torch
 
 import engine.passes.decode
 import engine.passes.write
+from engine.audio.decoder import Decoder
 from engine.corpus.read import read_corpus
 from engine.errors import WorkerDiedError
 from engine.passes import run
@@ -274,6 +275,21 @@ def test_a_file_that_ends_the_worker_of_decoding_fails_alone(tmp_path, monkeypat
 
     assert work_until_done(act) == 2 * MAX_DEATHS
     assert kept.read_text() == f"clip-2.wav decode WorkerDied {MAX_DEATHS}"
+
+
+@pytest.mark.parametrize("way", ["decode", "probe"])
+def test_whatever_decoding_raises_costs_that_file_alone(tmp_path, monkeypatch, way):
+    corpus = read_corpus(write_clips(tmp_path / "corpus", {path: mixture(800) for path in PATHS}))
+    Tasks(tmp_path / "corpus").write_rows(corpus.clips.to_pylist(), rows_per_task=9)
+    call = getattr(Decoder, way)
+
+    def raising(self, source, **arguments):
+        return {}["x"] if source.endswith("clip-2.wav") else call(self, source, **arguments)
+
+    monkeypatch.setattr(Decoder, way, raising)
+    (shard,) = Decode(CONFIG, root=corpus.root, out=str(tmp_path), sample_rate_hz=RATE_HZ).decode(task=0)
+    assert [(row["path"], row["error_class"]) for row in shard.failures] == [("clip-2.wav", "KeyError")]
+    assert len(shard.clips) == 5
 
 
 def test_marks_of_another_start_do_not_count(tmp_path):
