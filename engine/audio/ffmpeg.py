@@ -132,7 +132,7 @@ class AvReader:
             yield from (frame for frame in frames if frame.samples)
         if container.format.name == "aac":  # without positions, but all of the file is packets
             lost = max(0, self._num_bytes - good)
-        if lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
+        if good and lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
             cause = f"it is damaged: {lost} of {good + lost} bytes cannot be decoded"
             raise AudioError(f"cannot use it ({cause}); fetch it again")
 
@@ -192,7 +192,10 @@ def _mp3_samples(head: bytes) -> int | None:
         at = head.find(name)
         if at >= 0 and (name == b"VBRI" or head[at + 7] & 1):
             is_mpeg_1 = head[1] & 0x18 == 0x18
-            return int.from_bytes(head[at + offset : at + offset + 4], "big") * (1152 if is_mpeg_1 else 576)
+            num_frames = int.from_bytes(head[at + offset : at + offset + 4], "big")
+            has_encoder = name != b"VBRI" and head[at + 120 : at + 124].isalnum()  # LAME, or Lavc of FFmpeg
+            delay, padding = divmod(int.from_bytes(head[at + 141 : at + 144], "big"), 4096) if has_encoder else (0, 0)
+            return num_frames * (1152 if is_mpeg_1 else 576) - delay - padding
     return None
 
 
