@@ -18,12 +18,13 @@ from engine.audio.sndfile import AudioSource, Samples, opened_bytes
 from engine.errors import AudioError
 
 _PADDING_SAMPLES = 4096  # an encoder's last frames may exceed the length in the header by this much
-_ROUNDING_S = 0.25  # lengths in headers may be greater by this much; in AVI they count blocks
+_ROUNDING_S = 0.5  # lengths in headers may be greater by this much; in WMA they include a lead
 _BLOCK_SAMPLES = 16384
 _MAX_LOST_FRACTION = 0.05  # of the bytes, in places that cannot be decoded
 _MIN_LOST_BYTES = 2048
+_MAX_TAG_BYTES = 1 << 20
 _TAGS = (b"ID3", b"APETAGEX", b"METADATA_BLOCK_PICTURE", b"fLaC", b"vorbis")
-_UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg"})  # FFmpeg guesses the length of these
+_UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg", "avi"})  # a guess, or blocks with gaps
 _GAPLESS = frozenset({"mp3", "flac", "wav", "aiff", "au", "caf", "w64", "ape", "wv"})  # time stamps are counted samples
 _SPLIT = "split it, or encode it again"
 _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3,eac3"
@@ -114,7 +115,7 @@ class AvReader:
     def _frames(self, container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
         """Audio frames to the end; what cannot be decoded is left out, as FFmpeg's command leaves it out."""
         stream = container.streams.audio[0]
-        is_in_order = len(container.streams) == 1 and not container.format.name.startswith("mov")
+        is_in_order = len(container.streams) == 1 and not container.format.name.startswith(("mov", "avi"))
         lost = good = begin = end = 0
         for packet in _packets(container, stream):
             if is_in_order and packet.pos is not None and packet.pos != begin:
@@ -142,9 +143,9 @@ class AvReader:
             return 0
         if isinstance(self._source, (str, os.PathLike)):
             with opened_bytes(self._source) as file:
-                data = _read(file, begin, end - begin)
+                data = _read(file, begin, min(end - begin, _MAX_TAG_BYTES))
         else:
-            data = _read(self._source, begin, end - begin)
+            data = _read(self._source, begin, min(end - begin, _MAX_TAG_BYTES))
         return end - begin if _is_audio(data) else 0
 
     def _promised_samples(self, container: av.container.InputContainer) -> int | None:
