@@ -18,12 +18,13 @@ from engine.audio.sndfile import AudioSource, Samples, opened_bytes
 from engine.errors import AudioError
 
 _PADDING_SAMPLES = 4096  # an encoder's last frames may exceed the length in the header by this much
-_ROUNDING_S = 0.25  # lengths in headers may be greater by this much; in AVI they count blocks
+_ROUNDING_S = 0.5  # lengths in headers may be greater by this much; in WMA they include a lead
 _BLOCK_SAMPLES = 16384
 _MAX_LOST_FRACTION = 0.05  # of the bytes, in places that cannot be decoded
 _MIN_LOST_BYTES = 2048
+_MAX_TAG_BYTES = 1 << 20
 _TAGS = (b"ID3", b"APETAGEX", b"METADATA_BLOCK_PICTURE", b"fLaC", b"vorbis")
-_UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg"})  # FFmpeg guesses the length of these
+_UNTIMED = frozenset({"aac", "ac3", "eac3", "amr", "mpegts", "mpeg", "avi"})  # a guess, or blocks with gaps
 _GAPLESS = frozenset({"mp3", "flac", "wav", "aiff", "au", "caf", "w64", "ape", "wv"})  # time stamps are counted samples
 _SPLIT = "split it, or encode it again"
 _FORMATS = "mov,matroska,ogg,aac,mp3,flac,wav,w64,aiff,au,caf,asf,avi,flv,mpegts,mpeg,amr,ape,wv,ac3,eac3"
@@ -114,7 +115,7 @@ class AvReader:
     def _frames(self, container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
         """Audio frames to the end; what cannot be decoded is left out, as FFmpeg's command leaves it out."""
         stream = container.streams.audio[0]
-        is_in_order = len(container.streams) == 1 and not container.format.name.startswith("mov")
+        is_in_order = len(container.streams) == 1 and not container.format.name.startswith(("mov", "avi"))
         lost = good = begin = end = 0
         for packet in _packets(container, stream):
             if is_in_order and packet.pos is not None and packet.pos != begin:
@@ -132,7 +133,7 @@ class AvReader:
             yield from (frame for frame in frames if frame.samples)
         if container.format.name == "aac":  # without positions, but all of the file is packets
             lost = max(0, self._num_bytes - good)
-        if lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
+        if good and lost > _MAX_LOST_FRACTION * (good + lost) + _MIN_LOST_BYTES:
             cause = f"it is damaged: {lost} of {good + lost} bytes cannot be decoded"
             raise AudioError(f"cannot use it ({cause}); fetch it again")
 
@@ -142,9 +143,9 @@ class AvReader:
             return 0
         if isinstance(self._source, (str, os.PathLike)):
             with opened_bytes(self._source) as file:
-                data = _read(file, begin, end - begin)
+                data = _read(file, begin, min(end - begin, _MAX_TAG_BYTES))
         else:
-            data = _read(self._source, begin, end - begin)
+            data = _read(self._source, begin, min(end - begin, _MAX_TAG_BYTES))
         return end - begin if _is_audio(data) else 0
 
     def _promised_samples(self, container: av.container.InputContainer) -> int | None:
@@ -192,7 +193,10 @@ def _mp3_samples(head: bytes) -> int | None:
         at = head.find(name)
         if at >= 0 and (name == b"VBRI" or head[at + 7] & 1):
             is_mpeg_1 = head[1] & 0x18 == 0x18
-            return int.from_bytes(head[at + offset : at + offset + 4], "big") * (1152 if is_mpeg_1 else 576)
+            num_frames = int.from_bytes(head[at + offset : at + offset + 4], "big")
+            has_encoder = name != b"VBRI" and head[at + 120 : at + 124].isalnum()  # LAME, or Lavc of FFmpeg
+            delay, padding = divmod(int.from_bytes(head[at + 141 : at + 144], "big"), 4096) if has_encoder else (0, 0)
+            return num_frames * (1152 if is_mpeg_1 else 576) - delay - padding
     return None
 
 

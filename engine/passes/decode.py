@@ -1,6 +1,6 @@
 """Step 1 of a pass: cut the recordings of a task into clips and decode them, one shard at a time.
 
-Headers alone decide how a recording is cut, so memory stays bounded by one shard of samples.
+Lengths alone decide how a recording is cut, so memory stays bounded by one shard of samples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ROUNDING_S = 1e-6
 def cut_rows(
     rows: Sequence[Mapping[str, object]], *, root: str, clip_s: float, min_clip_s: float, decoder: Decoder
 ) -> tuple[list[ClipRow], list[FailureRow]]:
-    """Cut rows into clips no longer than ``clip_s``, from the headers of their files; unreadable files are failures.
+    """Cut rows into clips no longer than ``clip_s``, by the lengths of their files; unreadable files are failures.
 
     A row whose ``is_cut`` is true is a clip of an earlier cut: it stays as it is, and fails if its file has become
     shorter.
@@ -164,8 +164,10 @@ class Decode:
         held = clips_in(out, done)
         clips: list[ClipRow] = []
         failures: list[FailureRow] = []
-        missing = [row for row in Tasks(out / "corpus").rows(task) if row["clip_id"] not in held]
-        for row, error in self._openable(missing):
+        missing = (row for row in Tasks(out / "corpus").rows(task) if row["clip_id"] not in held)
+        # In the order of a file's samples, each of them is decoded once.
+        in_order = sorted(missing, key=lambda row: (row["path"], row["start_s"] or 0.0))
+        for row, error in self._openable(in_order):
             if error is not None:
                 failures.append(failure(row, step="decode", error=error, is_cut=row["is_cut"]))
                 continue

@@ -138,6 +138,11 @@ KINDS = {
     "avi_mp3": Kind("avi", "libmp3lame"),
     "avi_pcm": Kind("avi", "pcm_s16le"),
     "avi_ac3": Kind("avi", "ac3"),
+    "avi_late": Kind("avi", "libmp3lame", **LATE),
+    "avi_gap": Kind("avi", "libmp3lame", **GAP),
+    "opus_gap": Kind("ogg", **OPUS, **GAP),
+    "wma_gap": Kind("asf", "wmav2", **GAP),
+    "flv_aac_gap": Kind("flv", "aac", **GAP),
     "wavpack": Kind("wv", "wavpack"),
     "wav_adpcm": Kind("wav", "adpcm_ms"),
     "wav_mp3": Kind("wav", "libmp3lame"),
@@ -166,3 +171,41 @@ def test_a_segment_is_that_part_of_the_complete_decode_to_the_sample(tmp_path, n
             part_T = decode(path, sample_rate_hz=kind.rate_hz, start_s=start_s, duration_s=0.9, recordings=recordings)
             assert np.array_equal(part_T, whole_T[begin:end][: len(part_T)]) and abs(len(part_T) - (end - begin)) <= 1
     assert probe(path, recordings=kept) == info
+
+
+@pytest.fixture
+def num_opened(monkeypatch):
+    """A list that grows whenever FFmpeg opens a file."""
+    opened, real = [], av.open
+    monkeypatch.setattr(av, "open", lambda *args, **kwargs: opened.append(args) or real(*args, **kwargs))
+    return opened
+
+
+@pytest.mark.parametrize(("max_kept_s", "times"), [(30, 1), (2, 2)])
+def test_the_length_and_the_segments_of_a_file_in_order_take_one_decode_or_two(tmp_path, num_opened, max_kept_s, times):
+    path, recordings = tmp_path / "a.aac", Recordings(max_kept=max_kept_s * 44100)
+    path.write_bytes(muxed(KINDS["aac"], ladder(12)))
+    num_opened.clear()
+    for _ in range(2):
+        assert probe(path, recordings=recordings).duration_s == pytest.approx(12, abs=0.1)
+    for start_s in range(0, 12, 2):
+        segment = {"start_s": float(start_s), "duration_s": 2.0}
+        samples_T = decode(path, sample_rate_hz=32000, recordings=recordings, **segment)
+        assert heard(samples_T, 32000) == [start_s, start_s + 1]
+    assert len(num_opened) == times
+
+
+def test_a_file_that_was_replaced_is_another_recording(tmp_path):
+    path, recordings = tmp_path / "a.mp3", Recordings(max_kept=1 << 20)
+    for first in (0, 4):
+        (tmp_path / "new").write_bytes(muxed(KINDS["mp3"], ladder(4, first=first)))
+        (tmp_path / "new").replace(path)
+        assert heard(decode(path, sample_rate_hz=44100, recordings=recordings), 44100) == list(range(first, first + 4))
+
+
+def test_recordings_keep_no_more_samples_than_they_may(tmp_path):
+    recordings = Recordings(max_kept=10 * 44100)
+    for number in range(8):
+        (tmp_path / f"{number}.flac").write_bytes(muxed(KINDS["flac"], ladder(4)))
+        decode(tmp_path / f"{number}.flac", sample_rate_hz=44100, recordings=recordings)
+        assert sum(one.num_kept for one in recordings._kept.values()) <= 10 * 44100

@@ -178,6 +178,24 @@ def test_a_hang_costs_one_request_and_its_time(wav, endless):
     slow.close()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+def test_the_time_limit_is_one_for_ten_minutes_of_audio(tmp_path):
+    path = tmp_path / "long.aac"
+    with av.open(str(path), "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=RATE_HZ, layout="mono")
+        for i in range(100):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), "f4"), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = RATE_HZ, 1024 * i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    path.write_bytes(2000 * path.read_bytes())
+    begin, decoder = time.monotonic(), Decoder(time_limit_s=1.0)
+    assert decoder.probe(str(path)).duration_s > 7 * 3600
+    assert time.monotonic() - begin > 1.5
+    decoder.close()
+
+
 @pytest.mark.timeout(60)
 def test_the_time_limit_of_a_file_that_hangs_is_waited_for_once(wav, endless):
     slow = Decoder(time_limit_s=1.5)
