@@ -148,10 +148,11 @@ def own_ray(**options: Any) -> Iterator[None]:  # noqa: ANN401 - arguments of ra
         yield
 
 
-def _start(folder: Path, **options: Any) -> None:  # noqa: ANN401 - arguments of ray.init
+def _start(folder: Path, *, runtime_env: dict[str, Any], **options: Any) -> None:  # noqa: ANN401 - arguments of ray.init
     """Start Ray; if that fails or is interrupted, leave none of its processes behind."""
     try:
-        ray.init("local", _temp_dir=str(folder), include_dashboard=False, **options)
+        environment = dict(runtime_env)  # Ray changes what it is given
+        ray.init("local", _temp_dir=str(folder), include_dashboard=False, runtime_env=environment, **options)
     except BaseException:
         ray.shutdown()
         for child in psutil.Process().children(recursive=True):
