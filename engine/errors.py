@@ -27,7 +27,7 @@ class DecodeError(AudioError):
     def __init__(self, message: str, error_class: str = "DecodeError", transient: bool = False) -> None:
         super().__init__(message)
         self.error_class = error_class
-        """Class of the exception in the decoder process, or DecoderCrash, DecoderTimeout or DecoderStart."""
+        """Class of the exception in the decoder process, or Decoder with Crash, Killed, Timeout or Start."""
         self.transient = transient
         """The cause may pass by itself, so another attempt is worth its time."""
 

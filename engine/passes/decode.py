@@ -5,14 +5,13 @@ Headers alone decide how a recording is cut, so memory stays bounded by one shar
 
 from __future__ import annotations
 
-import functools
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from engine.audio.decoder import Decoder
+from engine.audio.decoder import Decoder, shared_decoder
 from engine.corpus.clips import cut, resolve
 from engine.errors import AudioError, DecodeError
 from engine.passes.config import PassConfig
@@ -21,7 +20,6 @@ from engine.passes.tasks import Tasks
 from engine.passes.transport import Counts, DecodedShard, pack
 from engine.schema import ClipRow, DecodedClip, FailureRow, clip_columns, failure
 from engine.storage.paths import location
-from engine.storage.retry import retried
 
 _ROUNDING_S = 1e-6
 
@@ -39,7 +37,7 @@ def cut_rows(
     for row in rows:
         is_cut = bool(row.get("is_cut"))
         try:
-            duration_s = retried(functools.partial(decoder.probe, resolve(root, str(row["path"])))).duration_s
+            duration_s = decoder.probe(resolve(root, str(row["path"]))).duration_s
             clip = clip_columns(row)
             if is_cut:
                 _require_same_length(clip, duration_s)
@@ -72,13 +70,11 @@ def decode_rows(
     for row in rows:
         path, start_s = resolve(root, row["path"]), row["start_s"] or 0.0
         duration_s = clip_s if row["end_s"] is None else min(row["end_s"] - start_s, clip_s)
-        decode = functools.partial(
-            decoder.decode, path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
-        )
         try:
             if path in slow:
                 raise slow[path]
-            clips.append(DecodedClip(row=row, samples_T=retried(decode)))
+            samples_T = decoder.decode(path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s)
+            clips.append(DecodedClip(row=row, samples_T=samples_T))
         except AudioError as error:
             failures.append(failure(row, step="decode", error=error))
             if isinstance(error, DecodeError) and error.error_class == "DecoderTimeout":
@@ -104,7 +100,7 @@ class Decode:
     def decode(self, task: int, done: Sequence[str] = ()) -> Iterator[DecodedShard]:
         """The missing shards of a task; ``done`` are the names of the others."""
         started, config = time.perf_counter(), self.config
-        decoder = _decoder(config.decode_limit_s)
+        decoder = shared_decoder(config.decode_limit_s)
         rows, failures = self._missing_clips(task, done, decoder)
         size = config.clips_per_shard
         groups = [rows[i : i + size] for i in range(0, len(rows), size)] or [[]]
@@ -150,9 +146,3 @@ class Decode:
             clips += [piece for piece in pieces if piece["clip_id"] not in before]
             failures += failed
         return clips, failures
-
-
-@functools.lru_cache(maxsize=1)
-def _decoder(limit_s: float) -> Decoder:
-    """The decoder of this process."""
-    return Decoder(time_limit_s=limit_s)

@@ -3,8 +3,9 @@
     python -m tests.support.chaos --points 50 --seed 0 [--report benchmarks/chaos.md]
 
 A *point* is an iteration, a step of it, a delay and a victim: the command itself (SIGINT, SIGTERM or SIGKILL), or by
-SIGKILL a separator actor, a Ray task, the training worker or the raylet of the second node. Whenever the command ends
-early it is started again; when it is done, its stems, failures, tracks and weights are compared byte for byte.
+SIGKILL a separator actor, a Ray task, a decoder, the training worker or the raylet of the second node. Whenever the
+command ends early it is started again; when it is done, its stems, failures, tracks and weights are compared byte for
+byte.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ from tune.demo.corpus import write_natural
 NUM_ITERATIONS = 2
 STEPS = ("separate", "write", "filter", "distil", "evaluate")
 DRIVER = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM, "SIGKILL": signal.SIGKILL}
-WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": "ray::RayTrainWorker"}
+DECODER = f"{sys.executable} -P -m engine.audio.worker"
+WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": "ray::RayTrainWorker", "decoder": DECODER}
 VICTIMS = {  # processes that exist during each step
-    "separate": (*DRIVER, "actor", "task", "raylet"),
+    "separate": (*DRIVER, "actor", "task", "decoder", "raylet"),
     "write": (*DRIVER, "actor", "raylet"),
     "filter": (*DRIVER,),
-    "distil": (*DRIVER, "trainer", "raylet"),
+    "distil": (*DRIVER, "trainer", "decoder", "raylet"),
     "evaluate": (*DRIVER,),
 }
 _LIMIT_S = 300.0  # time for one start of the command; after that it hangs
@@ -83,7 +85,7 @@ def draw_points(number: int, seed: int) -> list[list[Point]]:
     chosen = [every[i % len(every)] for i in range(number)]
     draw.shuffle(chosen)
     longest_s = {"separate": 4.0, "write": 2.0, "filter": 0.05, "distil": 12.0, "evaluate": 0.2}
-    longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0}
+    longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0, "decoder": 0.1}
     points = [
         Point(
             iteration=draw.randint(1, NUM_ITERATIONS),
@@ -306,7 +308,7 @@ def contents(out: Path) -> dict[str, object]:
         tables = [pq.read_table(shard, columns=["clip_id", "label"]) for shard in stem_shards(folder / "stems")]
         ids = [tuple(row.values()) for table in tables for row in table.to_pylist()]
         assert len(set(ids)) == len(ids), f"iteration {number} has a stem twice"
-        results[f"{number} failures"] = read_failures(folder).to_pylist()
+        results[f"{number} failures"] = read_failures(folder).drop_columns("attempts").to_pylist()
         for name in ("kept", "rejected"):
             results[f"{number} {name}"] = sha256_file(folder / "tracks" / f"{name}.parquet")
     return results
