@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 
+from engine.audio.channels import Downmix
 from engine.audio.sndfile import AudioSource, Samples
 from engine.errors import AudioError
 
@@ -42,6 +43,8 @@ class AvReader:
             if not head:
                 raise AudioError("cannot decode any of its audio (FFmpeg finds no frame); replace the file")
             self.rate_hz, self.num_channels = int(head[0].sample_rate), int(head[0].layout.nb_channels)
+            lfe = [number for number, one in enumerate(head[0].layout.channels) if one.name.startswith("LFE")]
+            self._downmix = Downmix(rate_hz=self.rate_hz, num_channels=self.num_channels, lfe=lfe)
             self.promised_samples = _promised_samples(container, self.rate_hz)
             self._has_times = container.format.name not in _UNTIMED and all(f.pts is not None for f in head)
         self._origin_s = _pts_s(head[0]) if self._has_times else 0.0
@@ -65,6 +68,8 @@ class AvReader:
         seek_s = start_samples / self.rate_hz - _PREROLL_S
         if self._has_times and seek_s > _PREROLL_S:
             with self._opened() as container:
+                self._downmix.decide(self._checked(_frames(container)))
+            with self._opened() as container:
                 frames = _frames(container, seek_s=self._origin_s + seek_s)
                 next(frames, None)  # Opus cuts the first frame after a seek and changes its time stamp
                 first = next(frames, None)
@@ -79,13 +84,17 @@ class AvReader:
         return round((_pts_s(frame) - self._origin_s) * self.rate_hz)
 
     def _blocks(self, frames: Iterator[av.AudioFrame], position: int, start_samples: int) -> Iterator[Samples]:
+        for block_T in self._downmix.mixed(self._checked(frames)):
+            if position + len(block_T) > start_samples:
+                yield block_T[max(0, start_samples - position) :]
+            position += len(block_T)
+
+    def _checked(self, frames: Iterator[av.AudioFrame]) -> Iterator[Samples]:
         for frame in frames:
             if frame.sample_rate != self.rate_hz:
                 rates = f"{self.rate_hz} and {frame.sample_rate} Hz"
                 raise AudioError(f"its rate must stay the same, got {rates}; encode it again with one rate")
-            if position + frame.samples > start_samples:
-                yield _mono(frame)[max(0, start_samples - position) :]
-            position += frame.samples
+            yield _channels(frame)
 
     def close(self) -> None:
         if self._is_path:
@@ -94,7 +103,7 @@ class AvReader:
 
 def _frames(container: av.container.InputContainer, *, seek_s: float | None = None) -> Iterator[av.AudioFrame]:
     """Audio frames to the end or the first damage, from before ``seek_s`` on if the file's index allows it."""
-    stream = container.streams.audio[0]
+    stream = _track(container)
     try:
         if seek_s is not None:
             container.seek(int(seek_s / stream.time_base), stream=stream)
@@ -106,7 +115,7 @@ def _frames(container: av.container.InputContainer, *, seek_s: float | None = No
 
 def _promised_samples(container: av.container.InputContainer, rate_hz: int) -> int | None:
     """The audio track's length according to the header; None if the header does not state it."""
-    stream = container.streams.audio[0]
+    stream = _track(container)
     if container.format.name in _UNTIMED:
         return None
     if stream.duration and stream.duration > 0:
@@ -120,10 +129,17 @@ def _pts_s(frame: av.AudioFrame) -> float:
     return float(frame.pts * frame.time_base)
 
 
-def _mono(frame: av.AudioFrame) -> Samples:
+def _track(container: av.container.InputContainer) -> av.audio.AudioStream:
+    """The audio track that a player takes: the first one that is marked as the default, else the first."""
+    tracks = container.streams.audio
+    return next((track for track in tracks if track.disposition & av.stream.Disposition.default), tracks[0])
+
+
+def _channels(frame: av.AudioFrame) -> Samples:
+    """The samples ``[T, C]`` of a frame."""
     data = frame.to_ndarray()
-    data_CT = data if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels).T
-    mono_T: Samples = data_CT.mean(axis=0, dtype=np.float64).astype(np.float32)
+    data_TC = data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels)
+    samples_TC: Samples = data_TC.astype(np.float32)
     if data.dtype == np.uint8:
-        return (mono_T - 128) / np.float32(128)
-    return mono_T if data.dtype.kind == "f" else mono_T / np.float32(2 ** (8 * data.dtype.itemsize - 1))
+        return (samples_TC - 128) / np.float32(128)
+    return samples_TC if data.dtype.kind == "f" else samples_TC / np.float32(2 ** (8 * data.dtype.itemsize - 1))

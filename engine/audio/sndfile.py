@@ -6,6 +6,7 @@ Shape legend: ``T`` samples, ``C`` channels.
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
+
+from engine.audio.channels import Downmix
 
 Samples = NDArray[np.float32]
 AudioSource = str | os.PathLike[str] | BinaryIO
@@ -41,6 +44,7 @@ class SndfileReader:
         self.rate_hz, self.num_channels = int(self._file.samplerate), int(self._file.channels)
         self.promised_samples: int | None = round(self._file.frames * ratio) if self._file.frames < 2**62 else None
         """Length according to the header; None if it states none."""
+        self._downmix = Downmix(rate_hz=self.rate_hz, num_channels=self.num_channels, lfe=_lfe(self._file))
 
     def _safe_start(self, start_samples: int) -> int:
         """The sample to seek to: in Ogg before the last page, where a seek is inexact; in MP3 a second earlier.
@@ -56,18 +60,29 @@ class SndfileReader:
 
     def blocks(self, start_samples: int) -> Iterator[Samples]:
         """Mono blocks from ``start_samples`` to the end or the first damage; none if it starts after the end."""
-        position = self._safe_start(start_samples)
+        if position := self._safe_start(start_samples):
+            self._downmix.decide(self._blocks_TC(0))
+        for block_T in self._downmix.mixed(self._blocks_TC(position)):
+            if position + len(block_T) > start_samples:
+                yield block_T[max(0, start_samples - position) :]
+            position += len(block_T)
+
+    def _blocks_TC(self, position: int) -> Iterator[Samples]:
         with suppress(sf.LibsndfileError):
             if position:
                 self._file.seek(position)
             while len(block_TC := self._file.read(_BLOCK_SAMPLES, dtype="float32", always_2d=True)):
-                block_T = block_TC[:, 0] if self.num_channels == 1 else block_TC.mean(axis=1, dtype=np.float32)
-                if position + len(block_T) > start_samples:
-                    yield block_T[max(0, start_samples - position) :]
-                position += len(block_T)
+                yield block_TC
 
     def close(self) -> None:
         self._file.close()
+
+
+def _lfe(file: sf.SoundFile) -> tuple[int, ...]:
+    """The number of the channel for low-frequency effects: of FLAC by its definition, else by a WAV's channel mask."""
+    mask = re.search(r"Channel Mask *: 0x([0-9A-F]+)", file.extra_info)
+    speakers = int(mask[1], 16) if mask else 0x3F if file.format == "FLAC" and file.channels >= 6 else 0
+    return ((speakers & 0x7).bit_count(),) if speakers & 0x8 else ()
 
 
 @contextmanager
