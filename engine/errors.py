@@ -21,6 +21,14 @@ class AudioError(ClearsepError, ValueError):
     """A file or segment cannot be used."""
 
 
+class SilentError(AudioError):
+    """A clip has no sound."""
+
+
+class TooShortError(AudioError):
+    """A clip is shorter than ``min_clip_s``."""
+
+
 class DecodeError(AudioError):
     """The decoder process could not decode a file."""
 

@@ -88,7 +88,7 @@ class Downmix:
         with np.errstate(all="ignore"):  # a decoder of a damaged file gives any value; NaN is below nothing
             spectra_CWF = [_spectra(one_T, size) for one_T in samples_TC.T]
             energies_CWB = np.stack([_band_energies(one_WF, starts) for one_WF in spectra_CWF])
-            mean_WB = _band_energies(np.mean(spectra_CWF, axis=0), starts)
+            mean_WB = _band_energies(np.mean(spectra_CWF, axis=0, dtype=np.complex64), starts)
             total_WB = energies_CWB.sum(axis=0)
             expected_WB = total_WB / len(spectra_CWF) ** 2
             cancelled_WB = mean_WB < expected_WB * 10 ** (_CANCELLATION_DB / 10)
@@ -103,14 +103,13 @@ class Downmix:
 def _spectra(samples_T: Samples, size: int) -> NDArray[np.complex64]:
     windows_WT = samples_T[: len(samples_T) // size * size].reshape(-1, size)
     hann_T = np.hanning(size + 1)[:size].astype(np.float32)
-    spectra_WF: NDArray[np.complex64] = np.fft.rfft((windows_WT - windows_WT.mean(axis=1, keepdims=True)) * hann_T)
-    return spectra_WF
+    return np.fft.rfft((windows_WT - windows_WT.mean(axis=1, keepdims=True)) * hann_T).astype(np.complex64, copy=False)
 
 
 def _band_energies(spectra_WF: NDArray[np.complex64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Energy in each band ``[W, B]``."""
-    squares_WF = np.square(spectra_WF.real, dtype=np.float64) + np.square(spectra_WF.imag, dtype=np.float64)
-    energies_WB: NDArray[np.float64] = np.add.reduceat(squares_WF, starts, axis=1)
+    squares_WF = np.square(spectra_WF.real) + np.square(spectra_WF.imag)
+    energies_WB: NDArray[np.float64] = np.add.reduceat(squares_WF, starts, axis=1, dtype=np.float64)
     return energies_WB
 
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import pyarrow as pa
 
 from engine.audio.decoder import Decoder, shared_decoder
+from engine.audio.levels import SILENCE_DBFS, is_silent
+from engine.audio.sndfile import Samples
 from engine.corpus.clips import cut, resolve
-from engine.errors import AudioError, DecodeError
+from engine.errors import AudioError, DecodeError, SilentError
 from engine.passes.config import PassConfig
 from engine.passes.records import clips_in, done_names, parse_shard_name, shard_name, shard_records
 from engine.passes.tasks import Tasks
@@ -60,7 +62,7 @@ def _require_same_length(clip: ClipRow, duration_s: float) -> None:
 def decode_rows(
     rows: Sequence[ClipRow], *, root: str, sample_rate_hz: int, clip_s: float, decoder: Decoder
 ) -> tuple[list[DecodedClip], list[FailureRow]]:
-    """Decode clips to mono; a clip that cannot be decoded is a failure.
+    """Decode clips to mono; a clip that cannot be decoded or is silent is a failure.
 
     A file that takes too long is tried once: its other clips among ``rows`` fail with the same error.
     """
@@ -74,12 +76,23 @@ def decode_rows(
             if path in slow:
                 raise slow[path]
             samples_T = decoder.decode(path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s)
+            _require_sound(row, samples_T, sample_rate_hz)
             clips.append(DecodedClip(row=row, samples_T=samples_T))
         except AudioError as error:
             failures.append(failure(row, step="decode", error=error))
             if isinstance(error, DecodeError) and error.error_class == "DecoderTimeout":
                 slow[path] = error
     return clips, failures
+
+
+def _require_sound(clip: ClipRow, samples_T: Samples, sample_rate_hz: int) -> None:
+    """Raise SilentError for a clip without sound: whatever a separator returned, its scores would say nothing."""
+    if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
+        end_s = (clip["start_s"] or 0.0) + len(samples_T) / sample_rate_hz
+        raise SilentError(
+            f"a clip must have sound above {SILENCE_DBFS:g} dBFS, got silence from {clip['start_s'] or 0.0:g} to "
+            f"{end_s:g} s of {clip['path']!r}; remove it, or name a part with sound"
+        )
 
 
 class Decode:
