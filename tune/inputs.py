@@ -9,11 +9,13 @@ from typing import Any
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
+from engine.passes.config import PassConfig
 from engine.passes.tasks import require_clips
 from engine.schema import ESTIMATES, plain_label
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.selection.thresholds import required_scores
 from engine.separators import SeparatorSource, find_separator
+from engine.settings import named_in
 from engine.storage.paths import Name, location
 from engine.taggers import TaggerSource, find_tagger
 from train.evaluation.mixtures import ValidationSet, resolve_validation
@@ -66,7 +68,8 @@ def resolve(config: RunConfig) -> Inputs:
         validation=resolve_validation(config.validation) if config.validation else None,
         training_validation=resolve_validation(config.training_validation) if config.training_validation else None,
     )
-    require_clips(inputs.corpus, config.engine)
+    with named_in("engine", PassConfig):
+        require_clips(inputs.corpus, config.engine)
     require_judges(config)
     _require_one_rate(config, inputs.separator)
     for name in ("validation", "training_validation"):

@@ -11,7 +11,7 @@ Shape suffix: N stems.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -45,17 +45,17 @@ _REASONS = (*RULES, "label_cap_ratio")
 _PAIRED = ("coherence_fraction", "contested_db")  # scores that are undefined for the only stem of a clip
 _REQUIRED = ("re_sdr_db",)  # scores that fail their rule if they are undefined: the clip is too short to be judged
 _REMEDIES = {
-    "cycle_si_sdr_db": "make the pass again with re-separation on",
-    "rival_leak_db": "make the pass again with re-separation on",
-    "tagger_margin_db": "make the pass again with a tagger",
+    "cycle_si_sdr_db": "make the pass again with re-separation on (`--set reseparate=true`)",
+    "rival_leak_db": "make the pass again with re-separation on (`--set reseparate=true`)",
+    "tagger_margin_db": "make the pass again with a tagger (`--tagger DIR`)",
     **dict.fromkeys(ESTIMATES.names, "give an estimator (`clearsep filter --estimator DIR`)"),
 }
 
 
-def require_scores(scores: pa.Table, thresholds: Thresholds) -> None:
+def require_scores(scores: pa.Table, thresholds: Thresholds, remedies: Mapping[str, str] = _REMEDIES) -> None:
     """Raise ``ValueError`` if the thresholds need a score that no stem of the pass has, although some could.
 
-    ``scores`` has all stems of a pass, with the column ``num_stems`` of their clips.
+    ``scores`` has all stems of a pass, with the column ``num_stems`` of their clips, ``remedies`` what gives a score.
     """
     for column, setting in required_scores(thresholds).items():
         stems = scores
@@ -63,11 +63,11 @@ def require_scores(scores: pa.Table, thresholds: Thresholds) -> None:
             stems = scores.filter(pc.greater(scores["num_stems"], 1))
         is_known = column in stems.column_names and (column in _REQUIRED or stems[column].null_count < len(stems))
         if len(stems) and not is_known:
-            raise ValueError(_undefined(column, setting))
+            raise ValueError(_undefined(column, setting, remedies))
 
 
-def _undefined(column: str, setting: str) -> str:
-    remedy = _REMEDIES.get(column, f"make the pass again with a separator and settings that give {column}")
+def _undefined(column: str, setting: str, remedies: Mapping[str, str] = _REMEDIES) -> str:
+    remedy = remedies.get(column, f"make the pass again with a separator and settings that give {column}")
     instead = "choose another rank_by" if setting == "rank_by" else f"remove {setting}"
     return f"cannot apply {setting} (no stem has {column}); {remedy}, or {instead}"
 

@@ -358,7 +358,7 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
 
     assert chosen(2) == rows_of(corpus)
     assert (paths(1), paths(2), paths(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
-    with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*set min_labels"):
+    with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*`--set min_labels=1`"):
         require_clips(corpus, PassConfig(min_labels=4))
     given = {"separator": "bands", "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
     manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)

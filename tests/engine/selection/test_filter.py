@@ -12,6 +12,7 @@ from engine.selection.filter import VERDICT, judge, require_scores
 from engine.selection.thresholds import RULES, Quantile, Thresholds
 
 NAN = float("nan")
+SIGNS = {"min": 1, "max": -1}
 
 
 def scores(**columns):
@@ -124,7 +125,7 @@ def test_every_stem_is_kept_or_rejected_as_plain_python_would():
         failed = [
             (rule, row[rule[4:]], limit)
             for rule, limit in rules.items()
-            if row[rule[4:]] is not None and (row[rule[4:]] < limit if rule[:3] == "min" else row[rule[4:]] > limit)
+            if (rule == "min_re_sdr_db" if row[rule[4:]] is None else (row[rule[4:]] - limit) * SIGNS[rule[:3]] < 0)
         ]
         assert verdict["kept"] == (not failed)
         expected = failed[0] if failed else (None, None, None)
