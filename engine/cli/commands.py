@@ -134,7 +134,7 @@ def score(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score the stems of a mixture and apply thresholds: --set min_re_sdr_db=10 and so on, else the default ones."""
+    """Score the stems of a mixture and apply thresholds to them: --set min_re_sdr_db=10 and so on, else the default."""
     from engine.cli.tables import scores_table
     from engine.selection.score_files import score_files
     from engine.selection.thresholds import Thresholds

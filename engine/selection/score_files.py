@@ -115,8 +115,8 @@ def _with_defaults(thresholds: Thresholds, scores: pa.Table) -> tuple[Thresholds
     if any(active_rules(thresholds)):
         return thresholds, []
     known = [name for name in scores.column_names if scores[name].null_count < len(scores)]
-    judged: dict[str, Any] = {rule: limit for rule, limit in DEFAULT_THRESHOLDS.items() if score_of(rule) in known}
-    return replace(thresholds, **judged), [rule for rule in DEFAULT_THRESHOLDS if rule not in judged]
+    judged = {rule: limit for rule, limit in DEFAULT_THRESHOLDS.items() if score_of(rule) in known}
+    return replace(thresholds, **cast(Any, judged)), [rule for rule in DEFAULT_THRESHOLDS if rule not in judged]
 
 
 def _read_clip(mixture: str | Path, stems: Mapping[str, str | Path], rate: int) -> SeparatedClip:
