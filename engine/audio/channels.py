@@ -12,12 +12,13 @@ Shape legend: ``T`` samples, ``C`` channels, ``W`` windows, ``F`` frequencies, `
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.errors import AudioError
 
 if TYPE_CHECKING:
     from engine.audio.sndfile import Samples
@@ -51,8 +52,11 @@ class Downmix:
         """Mix the blocks of a complete recording; decides on the way, unless that was done before."""
         blocks = iter(blocks_TC)
         yield from self._leading_silence(blocks)
-        held = self._decide(blocks)
-        yield from map(self.mono, itertools.chain(held, blocks))
+        held, error = self._decide(blocks)
+        yield from map(self.mono, held)
+        if error is not None:
+            raise error
+        yield from map(self.mono, blocks)
 
     def decide(self, blocks_TC: Iterable[Samples]) -> None:
         """Decide by a recording's first blocks; takes no more of them than it needs, and none if it has decided."""
@@ -67,19 +71,22 @@ class Downmix:
                 break
             yield self.mono(block_TC)
 
-    def _decide(self, blocks: Iterator[Samples]) -> list[Samples]:
-        """Decide by the next blocks, which are returned."""
-        held = self._first
+    def _decide(self, blocks: Iterator[Samples]) -> tuple[list[Samples], AudioError | None]:
+        """Decide by the next blocks, which are returned with the error that followed them."""
+        held, error = self._first, None
         if self.is_decided or not held:
-            return held
+            return held, error
         missing = round(_DECIDING_S * self._rate_hz) - len(held[0])
-        while missing > 0 and (block_TC := next(blocks, None)) is not None:
-            held.append(block_TC)
-            missing -= len(block_TC)
+        try:
+            while missing > 0 and (block_TC := next(blocks, None)) is not None:
+                held.append(block_TC)
+                missing -= len(block_TC)
+        except AudioError as caught:  # it must not cost the samples before it
+            error = caught
         self.is_decided = True
         regular = [block_TC for block_TC in held if block_TC.shape[1] == self._num_channels]
         self._used = self._chosen(np.concatenate(regular)[:, self._used])
-        return held
+        return held, error
 
     def _chosen(self, samples_TC: Samples) -> list[int]:
         """Numbers of the channels to be used."""

@@ -10,6 +10,7 @@ import soundfile as sf
 from engine.audio.channels import Downmix
 from engine.audio.decode import decode
 from engine.audio.levels import is_silent
+from engine.errors import AudioError
 
 RATE_HZ = 16000
 KINDS = ("wav", "flac", "ogg", "mp3", "m4a", "webm")
@@ -150,6 +151,17 @@ def test_a_decision_takes_one_minute_of_sound_and_no_more():
 
     Downmix(rate_hz=RATE_HZ, num_channels=2).decide(endless())
     assert 14 <= len(taken) <= 17
+
+
+def test_an_error_does_not_cost_the_samples_before_it():
+    def damaged():
+        yield np.stack([A_T, -A_T], 1)
+        raise AudioError("why")
+
+    blocks = Downmix(rate_hz=RATE_HZ, num_channels=2).mixed(damaged())
+    np.testing.assert_array_equal(next(blocks), A_T)
+    with pytest.raises(AudioError, match="why"):
+        next(blocks)
 
 
 def test_a_block_with_another_number_of_channels_is_mixed_by_its_mean():
