@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine.audio.sndfile import Samples
 
 _DECIDING_S = 60.0
+_MOST_VALUES = 2**26  # in memory: of more than 20 channels at 48 kHz, less than a minute decides
 _CANCELLATION_DB = -15.0
 _MIN_CANCELLED_FRACTION = 0.1  # of a window's energy, and of the windows
 _WINDOW_S = 0.5
@@ -76,7 +77,8 @@ class Downmix:
         held, error = self._first, None
         if self.is_decided or not held:
             return held, error
-        missing = round(_DECIDING_S * self._rate_hz) - len(held[0])
+        most = min(round(_DECIDING_S * self._rate_hz), _MOST_VALUES // self._num_channels)
+        missing = most - len(held[0])
         try:
             while missing > 0 and (block_TC := next(blocks, None)) is not None:
                 held.append(block_TC)

@@ -153,6 +153,14 @@ def test_a_decision_takes_one_minute_of_sound_and_no_more():
     assert 14 <= len(taken) <= 17
 
 
+def test_of_many_channels_less_is_held_in_memory(monkeypatch):
+    monkeypatch.setattr("engine.audio.channels._MOST_VALUES", 2**20)
+    block_TC = np.random.default_rng(0).normal(0, 0.1, (8192, 16)).astype("f4")
+    taken = []
+    Downmix(rate_hz=48000, num_channels=16).decide(taken.append(1) or block_TC for _ in range(100))
+    assert len(taken) == 8
+
+
 def test_an_error_does_not_cost_the_samples_before_it():
     def damaged():
         yield np.stack([A_T, -A_T], 1)
