@@ -23,13 +23,21 @@ class AudioError(ClearsepError, ValueError):
     """A file or segment cannot be used."""
 
 
+class SilentError(AudioError):
+    """A clip has no sound."""
+
+
+class TooShortError(AudioError):
+    """A clip is shorter than ``min_clip_s``."""
+
+
 class DecodeError(AudioError):
     """The decoder process could not decode a file."""
 
     def __init__(self, message: str, error_class: str = "DecodeError", transient: bool = False) -> None:
         super().__init__(message)
         self.error_class = error_class
-        """Class of the exception in the decoder process, or DecoderCrash, DecoderTimeout or DecoderStart."""
+        """Class of the exception in the decoder process, or Decoder with Crash, Killed, Timeout or Start."""
         self.transient = transient
         """The cause may pass by itself, so another attempt is worth its time."""
 

@@ -34,7 +34,7 @@ SCORES_VERSION = 2
 
 SCORES = pa.schema(
     [
-        pa.field("re_sdr_db", pa.float32()),  # per clip, repeated on each of its stems
+        pa.field("re_sdr_db", pa.float32()),  # per clip, on each of its stems; null below 512 samples
         pa.field("re_si_sdr_db", pa.float32()),  # per clip
         pa.field("remix_snr_db", pa.float32()),  # per clip
         pa.field("stem_level_db", pa.float32()),  # stem energy relative to the mixture's

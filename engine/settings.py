@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -200,6 +202,21 @@ def config_class(annotation: Any) -> type | None:  # noqa: ANN401 - any type ann
     inside = [one for one in typing.get_args(annotation) if one is not type(None)]
     kind = inside[0] if len(inside) == 1 and typing.get_origin(annotation) is not tuple else annotation
     return kind if isinstance(kind, type) and fields_of(kind) else None
+
+
+@contextmanager
+def named_in(section: str, kind: type) -> Iterator[None]:
+    """Errors of a ``with`` block name the settings of a config class as the settings around it do.
+
+    In a run, whose ``section`` "engine" has them, ``min_labels=1`` becomes ``engine.min_labels=1``.
+    """
+    words = [name if "_" in name else rf"{name}(?=[.=]\w)" for name in fields_of(kind)]  # "engine" may be plain English
+    setting = re.compile(rf"(?<![\w./-])({'|'.join(words)})\b")
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        error.args = tuple(setting.sub(rf"{section}.\1", one) if isinstance(one, str) else one for one in error.args)
+        raise
 
 
 def _explain(kind: type, error: pydantic.ValidationError) -> str:

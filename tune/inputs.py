@@ -10,12 +10,13 @@ from typing import Any
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
+from engine.passes.config import PassConfig
 from engine.passes.tasks import require_clips
 from engine.schema import ESTIMATES, plain_label
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.selection.thresholds import required_scores
 from engine.separators import SeparatorSource, find_separator
-from engine.settings import Tree, deciding
+from engine.settings import Tree, deciding, named_in
 from engine.storage.fingerprints import claim
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
@@ -78,7 +79,8 @@ def resolve(config: RunConfig) -> Inputs:
         validation=validated(config.validation) if config.validation else None,
         training_validation=validated(config.training_validation) if config.training_validation else None,
     )
-    require_clips(inputs.corpus, config.engine)
+    with named_in("engine", PassConfig):
+        require_clips(inputs.corpus, config.engine)
     require_judges(config)
     _require_one_rate(config, inputs.separator)
     for name in ("validation", "training_validation"):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from engine.passes.config import pass_identity
+from engine.passes.config import PassConfig, pass_identity
 from engine.passes.ray_metrics import record_kept, record_validation
 from engine.passes.run import run_pass
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
 from engine.separators import SeparatorSource, find_separator
+from engine.settings import named_in
 from engine.storage.files import read_json, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
@@ -149,7 +150,10 @@ def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed
     # A pass uses the whole cluster: two at a time would starve each other.
     with work.artifacts.building(folder, one_at_a_time="passes"):
         _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
-        summary = run_pass(corpus, folder, separator=teacher, tagger=tagger, config=config, retry_failed=retry_failed)
+        with named_in("engine", PassConfig):
+            summary = run_pass(
+                corpus, folder, separator=teacher, tagger=tagger, config=config, retry_failed=retry_failed
+            )
         steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
         _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
     return folder, summary

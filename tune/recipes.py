@@ -7,25 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import nearest
+from engine.selection.thresholds import DEFAULT_THRESHOLDS
 from engine.settings import Tree, build, merged, override, plain, read_yaml
 from engine.storage.paths import Name
 from tune.config import RunConfig
 
-THRESHOLDS: Tree = {
-    "min_remix_snr_db": 7.0,
-    "min_stem_level_db": -20.0,
-    "max_mixture_coherence_fraction": 0.9995,
-    "min_mask_snr_db": 2.0,
-    "min_share_si_sdr_db": 4.0,
-    "min_tagger_margin_db": 0.0,
-    "min_estimated_si_sdr_db": 3.0,
-    "label_floor_fraction": 0.5,
-}
-"""Default thresholds: rules against stems that are no separation at all, then estimated SI-SDR, with a label floor.
-
-The limits were chosen on mixtures of ESC-10's fold 1 and on adversarial stems made of them (``benchmarks/fooling.py``
-measures them on other folds). Scores that added nothing to these rules, such as those of re-separation, have no rule.
-"""
+THRESHOLDS: Tree = dict(DEFAULT_THRESHOLDS)
+"""Default thresholds of later iterations."""
 
 FIRST_THRESHOLDS: Tree = THRESHOLDS | {
     "min_remix_snr_db": 3.0,

@@ -70,7 +70,7 @@ def decode(
     max_duration_s: float = MAX_DURATION_S,
     recordings: Recordings | None = None,
 ) -> Samples:
-    """One segment ``[T]``, the mean over channels, resampled; the same samples as in a decode of the complete file.
+    """One segment ``[T]``, mixed to mono and resampled; the same samples as in a decode of the complete file.
 
     It ends at the end of the file. Of a damaged segment, 95 % of what the header promises are enough. With
     ``recordings``, the decoding of a file that was opened there before continues.

@@ -1,8 +1,14 @@
-"""Decoding in a child process, so that a decoder that crashes, hangs or takes too much memory costs one file."""
+"""Decoding in a child process, so that a decoder that crashes, hangs or takes too much memory costs one file.
+
+Every reader of a user's audio uses it. What may pass by itself is tried again in a fresh child: a network error, a
+child that something else has killed (the kernel, when memory runs out), and the first crash at a file. A crash at the
+same file again is the file's fault.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -18,10 +24,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.audio.decode import AudioInfo
+from engine.audio.decode import MAX_DURATION_S, AudioInfo
 from engine.audio.sndfile import Samples
 from engine.audio.worker import Answer, Request, Segment, pack
 from engine.errors import AudioError, DecodeError
+from engine.storage.retry import retried
 
 MEMORY_BYTES = 4 << 30
 """Address space for one request. The longest segment, ten minutes, takes a third of it at 192 kHz.
@@ -32,6 +39,8 @@ _START_LIMIT_S = 120.0  # the imports take a second, longer on a machine that st
 _GRACE_S = 5.0  # after the time limit, the child ends itself if its parent has not killed it
 _MAX_PATH_BYTES = 4096  # PATH_MAX; the request fits into a pipe, so that sending it never blocks
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+_CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP})
+"""Signals by which a faulty decoder ends itself; any other that ends it comes from outside."""
 _Child = subprocess.Popen[bytes]
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -49,6 +58,8 @@ class Decoder:
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._owner = os.getpid()
+        self._crashed_at: str | None = None
+        """The file of the last request, if the child crashed."""
 
     @property
     def pid(self) -> int | None:
@@ -61,10 +72,21 @@ class Decoder:
         return AudioInfo(**answer["info"])
 
     def decode(
-        self, source: str, *, sample_rate_hz: int, start_s: float = 0.0, duration_s: float | None = None
+        self,
+        source: str,
+        *,
+        sample_rate_hz: int,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+        max_duration_s: float = MAX_DURATION_S,
     ) -> Samples:
         """Return :func:`engine.audio.decode.decode` of a path or an ``s3://`` address; raises DecodeError."""
-        segment: Segment = {"sample_rate_hz": sample_rate_hz, "start_s": start_s, "duration_s": duration_s}
+        segment: Segment = {
+            "sample_rate_hz": sample_rate_hz,
+            "start_s": start_s,
+            "duration_s": duration_s,
+            "max_duration_s": max_duration_s,
+        }
         _, data = self._request({"call": "decode", "source": source, "arguments": segment})
         return np.frombuffer(data, np.float32)
 
@@ -79,21 +101,42 @@ class Decoder:
         if num_bytes > _MAX_PATH_BYTES:
             message = f"a path must have at most {_MAX_PATH_BYTES} bytes, got {num_bytes}; correct {source[:80]!r}..."
             raise DecodeError(message, AudioError.__name__)
+        return retried(functools.partial(self._answered, request))
+
+    def _answered(self, request: Request) -> tuple[Answer, bytearray]:
+        """One attempt; a DecodeError says whether another is worth its time."""
+        source = request["source"]
         with self._lock:
             child = self._running_child(source)
             try:
                 answer, data = self._send(child, request)
             except (EOFError, BrokenPipeError):
-                raise _refused(source, f"its decoder crashed: {_exit_reason(child)}", "DecoderCrash") from None
+                raise self._died(source, _exit_status(child)) from None
             except TimeoutError:
-                # In an object store the network may be the reason, which can pass.
-                cause, transient = f"it takes longer than {self.time_limit_s:g} s", source.startswith("s3://")
-                raise _refused(source, cause, "DecoderTimeout", transient=transient) from None
+                raise self._too_slow(source) from None
+            self._crashed_at = None
             if answer.get("error_class") == MemoryError.__name__:  # the rest of its memory may be fragmented
                 self._drop()
         if "error_class" in answer:
             raise DecodeError(answer["message"], answer["error_class"], answer["transient"])
         return answer, data
+
+    def _died(self, source: str, status: int | None) -> DecodeError:
+        """The error of a child that ended before its answer."""
+        if status == -signal.SIGALRM:  # its own time limit: this process was stopped for longer than that
+            return self._too_slow(source)
+        name = _description(status)
+        if status is not None and status < 0 and -status not in _CRASHES:
+            cause = f"its decoder was killed from outside by {name}, as when memory runs out"
+            message = f"{source!r}: cannot decode it now ({cause}); free memory and try again, the file may be good"
+            return DecodeError(message, "DecoderKilled", transient=True)
+        is_first, self._crashed_at = self._crashed_at != source, source
+        return _refused(source, f"its decoder crashed: {name}", "DecoderCrash", transient=is_first)
+
+    def _too_slow(self, source: str) -> DecodeError:
+        # In an object store the network may be the reason, which can pass.
+        cause, transient = f"it takes longer than {self.time_limit_s:g} s", source.startswith("s3://")
+        return _refused(source, cause, "DecoderTimeout", transient=transient)
 
     def _send(self, child: _Child, request: Request) -> tuple[Answer, bytearray]:
         assert child.stdin is not None
@@ -153,12 +196,21 @@ def _kill(child: _Child, owner: int) -> None:
             child.wait(timeout=2.0)
 
 
-def _exit_reason(child: _Child) -> str:
+def _exit_status(child: _Child) -> int | None:
+    """The exit status of a child that has closed its pipe, minus the number of a signal; None if it is still there."""
     try:
-        status = child.wait(timeout=2.0)
+        return child.wait(timeout=2.0)
     except subprocess.TimeoutExpired:
+        return None
+
+
+def _description(status: int | None) -> str:
+    if status is None:
         return "it closed its pipe"
-    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    if status >= 0:
+        return f"exit status {status}"
+    is_named = -status in set(signal.Signals)  # most real-time signals have no name
+    return signal.Signals(-status).name if is_named else f"signal {-status}"
 
 
 def _read_answer(child: _Child, deadline_s: float) -> Answer:
@@ -181,3 +233,9 @@ def _read(child: _Child, num_bytes: int, deadline_s: float) -> bytearray:
             raise EOFError
         position += count
     return data
+
+
+@functools.lru_cache(maxsize=1)
+def shared_decoder(time_limit_s: float = 60.0) -> Decoder:
+    """The decoder of this process, so that it keeps one child."""
+    return Decoder(time_limit_s=time_limit_s)

@@ -45,6 +45,8 @@ class AvReader:
         self._num_bytes, head = _first_bytes(source)
         self._mp3_samples = _mp3_samples(head)
         self.rate_hz = self.num_channels = 0
+        self.lfe: tuple[int, ...] = ()
+        """Numbers of channels for low-frequency effects."""
         self.num_samples: int | None = None
         """Length of the file: what can be decoded, and what its header promises beyond; known after the last block."""
         self._blocks = self._decoded()
@@ -101,6 +103,8 @@ class AvReader:
             kind = (int(frame.sample_rate), int(frame.layout.nb_channels))
             if not self.rate_hz:
                 self.rate_hz, self.num_channels = kind
+                names = [channel.name for channel in frame.layout.channels]
+                self.lfe = tuple(number for number, name in enumerate(names) if name.startswith("LFE"))
             if kind != (self.rate_hz, self.num_channels):
                 kinds = f"{self.rate_hz} Hz with {self.num_channels} and {kind[0]} Hz with {kind[1]}"
                 raise AudioError(f"its rate and number of channels must stay the same, got {kinds}; {_SPLIT}")
@@ -114,7 +118,7 @@ class AvReader:
 
     def _frames(self, container: av.container.InputContainer) -> Iterator[av.AudioFrame]:
         """Audio frames to the end; what cannot be decoded is left out, as FFmpeg's command leaves it out."""
-        stream = container.streams.audio[0]
+        stream = _track(container)
         is_in_order = len(container.streams) == 1 and not container.format.name.startswith(("mov", "avi"))
         lost = good = begin = end = 0
         for packet in _packets(container, stream):
@@ -150,7 +154,7 @@ class AvReader:
 
     def _promised_samples(self, container: av.container.InputContainer) -> int | None:
         """The audio track's length according to the header; None if the header does not state it."""
-        stream, name = container.streams.audio[0], container.format.name
+        stream, name = _track(container), container.format.name
         if name == "mp3":
             return self._mp3_samples
         if name in _UNTIMED:
@@ -212,6 +216,12 @@ def _read(file: BinaryIO, begin: int, num_bytes: int) -> bytes:
 def _is_audio(data: bytes) -> bool:
     """False for bytes with a tag or a picture, as they stand between files that were joined."""
     return not any(name in data for name in _TAGS)
+
+
+def _track(container: av.container.InputContainer) -> av.audio.AudioStream:
+    """The audio track that a player takes: the first one that is marked as the default, else the first."""
+    tracks = container.streams.audio
+    return next((track for track in tracks if track.disposition & av.stream.Disposition.default), tracks[0])
 
 
 def _pts_s(frame: av.AudioFrame) -> float:

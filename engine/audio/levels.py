@@ -2,17 +2,46 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.audio.sndfile import Samples
+if TYPE_CHECKING:
+    from engine.audio.sndfile import Samples
 
 _WINDOW_S = 0.1
 _FLOOR_DB = -40.0
+_EDGE_S = 0.01
+SILENCE_DBFS = -90.0
+"""A clip is silent if no window of 0.1 s has more than this, RMS: the last bit of 16 has -96 with dither."""
 
 
 def _window_starts(num_samples: int, sample_rate_hz: int, window_s: float) -> NDArray[np.int64]:
     return np.arange(0, num_samples, max(1, round(window_s * sample_rate_hz)))
+
+
+def window_energies(samples_T: Samples, *, sample_rate_hz: int) -> NDArray[np.float64]:
+    """Energy of each window of 0.1 s around its mean, so that a constant offset has none."""
+    starts = _window_starts(len(samples_T), sample_rate_hz, _WINDOW_S)
+    if not len(starts):
+        return np.zeros(0)
+    lengths = np.diff(starts, append=len(samples_T))
+    means = np.add.reduceat(samples_T, starts, dtype=np.float64) / lengths
+    energies: NDArray[np.float64] = np.add.reduceat(np.square(samples_T - np.repeat(means, lengths)), starts)
+    return energies
+
+
+def is_silent(samples_T: Samples, *, sample_rate_hz: int) -> bool:
+    """True for digital silence, a constant offset, and what stays below ``SILENCE_DBFS``.
+
+    The first and last 10 ms do not count: a constant offset rings there if it was resampled.
+    """
+    edge = round(_EDGE_S * sample_rate_hz)
+    samples_T = samples_T[edge : len(samples_T) - edge] if len(samples_T) > 4 * edge else samples_T
+    starts = _window_starts(len(samples_T), sample_rate_hz, _WINDOW_S)
+    powers = window_energies(samples_T, sample_rate_hz=sample_rate_hz) / np.diff(starts, append=len(samples_T))
+    return bool(powers.max(initial=0.0) < 10 ** (SILENCE_DBFS / 10))
 
 
 def active_mask(samples_T: Samples, *, sample_rate_hz: int, window_s: float = _WINDOW_S) -> NDArray[np.bool_]:

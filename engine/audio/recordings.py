@@ -17,6 +17,7 @@ import av
 import numpy as np
 import soundfile as sf
 
+from engine.audio.channels import Downmix
 from engine.audio.ffmpeg import AvReader
 from engine.audio.sndfile import AudioSource, Samples, SndfileReader, opened_bytes
 from engine.errors import AudioError
@@ -25,18 +26,24 @@ from engine.storage.ranges import RangeFile
 Reader: TypeAlias = "SndfileReader | AvReader"
 _RATES_HZ = (100, 1_000_000)
 _MAX_DURATION_S = 360_000.0  # of a compressed recording, which has to be decoded to its end
-_MAX_OPEN = 32
+_MAX_OPEN, _MAX_DECIDED = 32, 1024
 
 
 class Recording:
     """A file that is being read; reads that follow one another decode each of its samples once.
 
     The time base of every read is that of a complete decode: uncompressed formats are sought, which is exact, and all
-    others are decoded from their start.
+    others are decoded from their start. The channels are mixed as ``downmix`` has decided for an earlier recording of
+    the same file.
     """
 
     def __init__(
-        self, source: AudioSource, *, max_kept: int = 0, on_decoded: Callable[[float], None] = lambda duration_s: None
+        self,
+        source: AudioSource,
+        *,
+        max_kept: int = 0,
+        on_decoded: Callable[[float], None] = lambda duration_s: None,
+        downmix: Downmix | None = None,
     ) -> None:
         self.source, self.num_bytes, self.max_kept, self._on_decoded = source, _num_bytes(source), max_kept, on_decoded
         self._blocks: Iterator[Samples] | None = None
@@ -48,6 +55,8 @@ class Recording:
         self.seeks = self._reader.seeks
         """Each read costs what it returns; otherwise all from the start to its end, except for what is kept."""
         self.rate_hz, self.num_channels = self._reader.rate_hz, self._reader.num_channels
+        self.downmix = downmix or Downmix(rate_hz=self.rate_hz, num_channels=self.num_channels, lfe=self._reader.lfe)
+        """How the channels are mixed."""
         self.num_samples = self._reader.num_samples if self.seeks else None
         """Length: what can be decoded, and what the header promises beyond; None if the end has not been reached."""
         if not _RATES_HZ[0] <= self.rate_hz <= _RATES_HZ[1]:
@@ -70,7 +79,8 @@ class Recording:
     def read(self, first: int, stop: int) -> Samples:
         """Samples from ``first`` to ``stop`` or the end; the last ``max_kept`` stay in memory."""
         if self.seeks:
-            return _between(map(_mono, self._reader.blocks(first)), first, first=first, stop=stop)
+            self.downmix.decide(self._reader.blocks(0))
+            return _between(map(self.downmix.mono, self._reader.blocks(first)), first, first=first, stop=stop)
         if first < self._begin:  # decode it again from its start
             self.close()
             self._reader, self._blocks, self._error = _reader(self.source, self.num_bytes), None, None
@@ -88,7 +98,7 @@ class Recording:
         if self._error is not None:
             raise self._error
         if self._blocks is None:
-            self._blocks = map(_mono, self._reader.blocks())
+            self._blocks = self.downmix.mixed(self._reader.blocks())
         try:
             block_T = next(self._blocks, None)
             if self.end > _MAX_DURATION_S * self.rate_hz:
@@ -115,11 +125,6 @@ class Recording:
         self._kept.clear()
 
 
-def _mono(block_TC: Samples) -> Samples:
-    mono_T: Samples = block_TC[:, 0].copy() if block_TC.shape[1] == 1 else block_TC.mean(axis=1, dtype=np.float32)
-    return mono_T
-
-
 def _between(blocks: Iterable[Samples], position: int, *, first: int, stop: int) -> Samples:
     """The samples from ``first`` to ``stop`` of blocks that begin at ``position``."""
     parts = [np.zeros(0, np.float32)]
@@ -141,6 +146,7 @@ class Recordings:
         self._max_kept, self._on_decoded = max_kept, on_decoded
         self._kept: dict[object, Recording] = {}
         """By name and version, the last used one at the end."""
+        self._downmixes: dict[object, Downmix] = {}
 
     @contextmanager
     def open(self, source: AudioSource) -> Iterator[Recording]:
@@ -154,7 +160,12 @@ class Recordings:
         try:
             with _named(local):
                 if recording is None:
-                    recording = Recording(local, max_kept=self._max_kept, on_decoded=self._on_decoded)
+                    recording = Recording(
+                        local,
+                        max_kept=self._max_kept,
+                        on_decoded=self._on_decoded,
+                        downmix=self._downmixes.get(version),
+                    )
                 try:
                     yield recording
                     is_usable = True
@@ -171,6 +182,10 @@ class Recordings:
 
     def _keep(self, version: object, recording: Recording) -> None:
         """Keep a recording of a version for the next request, and close what is too much."""
+        if version is not None and self._max_kept and recording.downmix.is_decided:
+            self._downmixes[version] = recording.downmix
+            if len(self._downmixes) > _MAX_DECIDED:
+                del self._downmixes[next(iter(self._downmixes))]
         if version is None or not self._max_kept or recording.seeks:
             recording.close()
             return

@@ -6,6 +6,7 @@ Shape legend: ``T`` samples, ``C`` channels.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import BinaryIO
@@ -59,6 +60,8 @@ class SndfileReader:
         self._file = _Sequential(os.fsencode(source) if isinstance(source, (str, os.PathLike)) else source)
         self._opened.callback(self._file.close)
         self.rate_hz, self.num_channels = int(self._file.samplerate), int(self._file.channels)
+        self.lfe = _lfe(self._file)
+        """Numbers of channels for low-frequency effects."""
         self.num_samples: int | None = int(self._file.frames)
         """Length of the file, or what its header promises if it was cut off."""
         self.seeks = self._file.subtype in _SAMPLE_BYTES
@@ -109,6 +112,13 @@ class SndfileReader:
     def close(self) -> None:
         """Close the file."""
         self._opened.close()
+
+
+def _lfe(file: sf.SoundFile) -> tuple[int, ...]:
+    """The number of the channel for low-frequency effects, by a WAV's channel mask."""
+    mask = re.search(r"Channel Mask *: 0x([0-9A-F]+)", file.extra_info)
+    speakers = int(mask[1], 16) if mask else 0
+    return ((speakers & 0x7).bit_count(),) if speakers & 0x8 else ()
 
 
 @contextmanager

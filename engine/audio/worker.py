@@ -34,6 +34,7 @@ class Segment(TypedDict, total=False):
     sample_rate_hz: int
     start_s: float
     duration_s: float | None
+    max_duration_s: float
 
 
 class Request(TypedDict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,12 @@ Manifest = Annotated[
 ]
 TAGGER_HELP = "Folder of a tagger, which scores how much of its label is in a stem."
 ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
+
+_LOGGER = logging.getLogger(__name__)
+_NOT_JUDGED = (
+    "no rule was given (--set): the default thresholds apply, without %s (--tagger and --estimator give their scores; "
+    "a floor needs the clips of a pass)"
+)
 
 
 def separate_corpus(
@@ -135,7 +142,7 @@ def score(
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Score the stems of a mixture and apply thresholds to them (--set min_re_sdr_db=10 and so on)."""
+    """Score the stems of a mixture and apply thresholds to them: --set min_re_sdr_db=10 and so on, else the default."""
     from engine.cli.tables import scores_table
     from engine.selection.score_files import score_files
     from engine.selection.thresholds import Thresholds
@@ -154,6 +161,8 @@ def score(
         tagger=tagger,
         estimator=estimator,
     )
+    if rules := scored[0]["not_judged"]:
+        _LOGGER.info(_NOT_JUDGED, ", ".join(rules))
     print_result(lambda: [scores_table(scored)], {"stems": scored}, as_json)
 
 

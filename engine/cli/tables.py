@@ -117,5 +117,6 @@ def scores_table(stems: Sequence[StemVerdict]) -> Table:
         [f"rule {name}", *("passes" if stem["rules"][name]["passes"] else "fails" for stem in stems)]
         for name in stems[0]["rules"]
     ]
+    rows += [[f"rule {name}", *("not judged" for _ in stems)] for name in stems[0]["not_judged"]]
     rows += [["kept", *("yes" if stem["kept"] else f"no: {stem['rejected_by']}" for stem in stems)]]
     return Table(title="Scores", columns=["", *(stem["label"] for stem in stems)], rows=rows)

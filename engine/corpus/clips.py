@@ -11,11 +11,12 @@ from collections.abc import Collection
 
 from engine.corpus.labels import MAX_TEXT, labels_of, text_of
 from engine.corpus.roots import resolve as resolve  # noqa: PLC0414 - it is also a step of a row
-from engine.errors import AudioError
+from engine.errors import AudioError, TooShortError
 from engine.schema import ClipRow, FailureRow, failure
 
 CUT_TOLERANCE_S = 0.5
 """A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""
+_ROUNDING_S = 1e-6
 
 ManifestRow = dict[str, object]
 """Cells of a manifest's row by column, not checked; an exception under ``error`` says why the row is unusable."""
@@ -33,7 +34,7 @@ def cut(clip: ClipRow, *, duration_s: float, clip_s: float, min_clip_s: float = 
 
     A clip that is not cut keeps its id even if its end is limited to the file's ``duration_s`` or to ``clip_s``. A last
     clip under ``min_clip_s`` is dropped if there are others. Raises AudioError if the clip starts after the end of the
-    file.
+    file, and TooShortError if all of it is shorter than ``min_clip_s``.
     """
     begin_s = clip["start_s"] or 0.0
     if begin_s >= duration_s:
@@ -41,6 +42,11 @@ def cut(clip: ClipRow, *, duration_s: float, clip_s: float, min_clip_s: float = 
             f"start_s must be before the end of {clip['path']!r} at {duration_s} s, got {begin_s}; correct start_s"
         )
     end_s = duration_s if clip["end_s"] is None else min(clip["end_s"], duration_s)
+    if end_s - begin_s < min_clip_s - _ROUNDING_S:
+        raise TooShortError(
+            f"a clip must last at least min_clip_s={min_clip_s:g} s, got {end_s - begin_s:.6g} s of {clip['path']!r}; "
+            "remove it, or set min_clip_s lower (engine.min_clip_s in a run) in a new folder"
+        )
     if end_s - begin_s <= clip_s + CUT_TOLERANCE_S:
         limited_s = min(end_s, begin_s + clip_s)
         return [{**clip, "end_s": None if clip["end_s"] is None and limited_s == duration_s else limited_s}]

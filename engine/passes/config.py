@@ -23,7 +23,10 @@ class PassConfig:
     clip_s: Annotated[Positive, Field(le=MAX_DURATION_S)] = 10.0
     """Longer recordings are cut into clips of this length, in seconds. Clips are held in memory."""
     min_clip_s: NonNegative = 1.0
-    """When a recording is cut, a remainder shorter than this, in seconds, is dropped."""
+    """A shorter segment or complete file, in seconds, is a failure; a shorter remainder of a cut recording is dropped.
+
+    At most ``clip_s``.
+    """
     min_labels: Count = 2
     """Clips with fewer labels are set aside and counted: there is nothing to separate their sound from."""
     reseparate: bool = False
@@ -58,6 +61,8 @@ class PassConfig:
     """A pass stops early if a larger fraction of its queries fails; 1 allows all of them to fail."""
 
     def __post_init__(self) -> None:
+        if self.min_clip_s > self.clip_s:
+            raise ValueError(f"min_clip_s must be at most clip_s={self.clip_s:g}, got {self.min_clip_s:g}; set both")
         if self.max_actors is not None and self.max_actors < (self.min_actors or 1):
             raise ValueError(
                 f"max_actors must be at least min_actors ({self.min_actors}), got {self.max_actors}; raise max_actors"

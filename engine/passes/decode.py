@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
-from engine.audio.decoder import Decoder
+from engine.audio.decoder import Decoder, shared_decoder
+from engine.audio.levels import SILENCE_DBFS, is_silent
+from engine.audio.sndfile import Samples
 from engine.corpus.audioset import located
 from engine.corpus.clips import cut
 from engine.corpus.roots import Root, resolve
-from engine.errors import AudioError, DecodeError, WorkerDiedError
+from engine.errors import AudioError, DecodeError, SilentError, WorkerDiedError
 from engine.passes.config import PassConfig
 from engine.passes.records import clips_in, done_names, parse_shard_name, shard_name, shard_records
 from engine.passes.tasks import TaskRow, Tasks
@@ -43,7 +45,7 @@ def cut_rows(
         is_cut = bool(row.get("is_cut"))
         try:
             path = retried(functools.partial(resolve, root, str(row["path"])))
-            duration_s = retried(functools.partial(decoder.probe, path)).duration_s
+            duration_s = decoder.probe(path).duration_s
             clip = clip_columns(row)
             if is_cut:
                 _require_same_length(clip, duration_s)
@@ -68,7 +70,7 @@ def _require_same_length(clip: ClipRow, duration_s: float) -> None:
 def decode_rows(
     rows: Sequence[ClipRow], *, root: str, sample_rate_hz: int, clip_s: float, decoder: Decoder
 ) -> tuple[list[DecodedClip], list[FailureRow]]:
-    """Decode clips to mono; a clip that cannot be decoded is a failure.
+    """Decode clips to mono; a clip that cannot be decoded or is silent is a failure.
 
     A file that takes too long is tried once: its other clips among ``rows`` fail with the same error.
     """
@@ -80,17 +82,26 @@ def decode_rows(
         duration_s = clip_s if row["end_s"] is None else min(row["end_s"] - start_s, clip_s)
         try:
             path = retried(functools.partial(resolve, root, row["path"]))
-            decode = functools.partial(
-                decoder.decode, path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s
-            )
             if path in slow:
                 raise slow[path]
-            clips.append(DecodedClip(row=row, samples_T=retried(decode)))
+            samples_T = decoder.decode(path, sample_rate_hz=sample_rate_hz, start_s=start_s, duration_s=duration_s)
+            _require_sound(row, samples_T, sample_rate_hz)
+            clips.append(DecodedClip(row=row, samples_T=samples_T))
         except Exception as error:  # noqa: BLE001 - whatever goes wrong with a file costs this file
             failures.append(failure(row, step="decode", error=error))
             if isinstance(error, DecodeError) and error.error_class == "DecoderTimeout":
                 slow[path] = error
     return clips, failures
+
+
+def _require_sound(clip: ClipRow, samples_T: Samples, sample_rate_hz: int) -> None:
+    """Raise SilentError for a clip without sound: whatever a separator returned, its scores would say nothing."""
+    if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
+        end_s = (clip["start_s"] or 0.0) + len(samples_T) / sample_rate_hz
+        raise SilentError(
+            f"a clip must have sound above {SILENCE_DBFS:g} dBFS, got silence from {clip['start_s'] or 0.0:g} to "
+            f"{end_s:g} s of {clip['path']!r}; remove it, or name a part with sound"
+        )
 
 
 class Decode:
@@ -114,7 +125,7 @@ class Decode:
     def decode(self, task: int, done: Sequence[str] = ()) -> Iterator[DecodedShard]:
         """The missing shards of a task; ``done`` are the names of the others."""
         started, config = time.perf_counter(), self.config
-        decoder = _decoder(config.decode_limit_s)
+        decoder = shared_decoder(config.decode_limit_s)
         self.hand.begin(f"decode-{task:06d}")
         rows, failures = self._missing_clips(task, done, decoder)
         size = config.clips_per_shard
@@ -186,9 +197,3 @@ class Decode:
         """Rows to cut, each with the error if opening its file has ended too many workers."""
         for part in self.hand.parts("open", [(row["clip_id"], row["path"]) for row in rows]):
             yield from ((rows[position], part.error) for position in part.positions)
-
-
-@functools.lru_cache(maxsize=1)
-def _decoder(limit_s: float) -> Decoder:
-    """The decoder of this process."""
-    return Decoder(time_limit_s=limit_s)

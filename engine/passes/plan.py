@@ -19,7 +19,7 @@ from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
 from engine.passes.records import ShardRecord, shard_records
 from engine.passes.separate import Separate
-from engine.passes.tasks import Tasks
+from engine.passes.tasks import Tasks, require_clips
 from engine.passes.write import ScoreAndWrite
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
@@ -101,6 +101,7 @@ def plan_pass(
     row of the sample could be separated.
     """
     config, on_gpu = config or PassConfig(), torch.cuda.is_available()
+    require_clips(corpus, config)
     rows, num_eligible = _draw(corpus, config.min_labels, num_rows, seed)
     sample = _measure(rows, num_eligible, corpus.root, config, separator, tagger, on_gpu)
     if not sample.total("audio_s"):
@@ -156,8 +157,6 @@ def _draw(corpus: Corpus, min_labels: int, num_rows: int, seed: int) -> tuple[li
     draw, numbers = random.Random(seed), itertools.count()
     keyed = ((draw.random(), next(numbers), row) for row in corpus.sorted_clips(min_labels=min_labels))
     rows = [row for _, _, row in heapq.nsmallest(num_rows, keyed)]
-    if not rows:
-        raise ValueError(f"at least one clip must have {min_labels} or more labels, got none; set min_labels to 1")
     return rows, next(numbers)
 
 

@@ -225,7 +225,7 @@ def require_clips(corpus: Corpus, config: PassConfig) -> None:
     if corpus.num_clips:
         raise ValueError(
             f"at least one clip must have {config.min_labels} or more labels, got none of {corpus.num_clips} clips; "
-            "give clips that name several sounds, or set min_labels to 1 (engine.min_labels in a run)"
+            "give clips that name several sounds, or set min_labels to 1 (`--set min_labels=1`)"
         )
     first = next(corpus.failure_tables()).to_pylist()[0]
     example = f"{first['path']!r}: {first['message']}"

@@ -28,8 +28,9 @@ def score_batch(*, mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) 
     """Scores of clips of one length: for each clip a list of its stems' scores, with every name in `schema.SCORES`.
 
     Values are rounded to float32 like the columns, so that thresholds decide the same before and after a write.
-    Coherence and contested energy are None for the only stem of a clip; scores that need a separator or a tagger are
-    None. Raises ValueError if shapes differ or are empty, or if a sample is not finite.
+    Coherence and contested energy are None for the only stem of a clip, Re-SDR is None for a clip with fewer samples
+    than its filter has taps, and scores that need a separator or a tagger are None. Raises ValueError if shapes differ
+    or are empty, or if a sample is not finite.
     """
     _check_shapes(mixtures_BT, stems_BST)
     _check_finite(mixtures_BT, stems_BST)
@@ -44,8 +45,9 @@ def score_batch(*, mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) 
 def _scored(mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> list[list[Scores]]:
     clips = spectra.Spectra.of(stems_BST=stems_BST, mixture_BT=mixtures_BT, sample_rate_hz=sample_rate_hz)
     re_sdr_db, re_si_sdr_db, remix_snr_db = metrics.remix_scores_db(stems_BST=stems_BST, mixture_BT=mixtures_BT)
+    has_re_sdr = mixtures_BT.shape[-1] >= metrics.FILTER_LENGTH  # the filter makes anything of fewer samples
     columns: dict[str, Tensor | None] = {
-        "re_sdr_db": re_sdr_db,
+        "re_sdr_db": re_sdr_db if has_re_sdr else None,
         "re_si_sdr_db": re_si_sdr_db,
         "remix_snr_db": remix_snr_db,
         "stem_level_db": metrics.level_db(signal=stems_BST, reference=mixtures_BT[:, None]),

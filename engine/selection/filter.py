@@ -2,7 +2,8 @@
 
 The order is: rules with a number for a limit; rules with a quantile, which is taken over the stems that are left; the
 floor of each label, which readmits stems that only rules on the rank rejected; the cap. A score that is undefined (such
-as the coherence of an only stem) passes its rule; NaN fails it. Verdicts do not depend on the order of the rows.
+as the coherence of an only stem) passes its rule; NaN fails it, and so does a Re-SDR that is undefined because the clip
+is too short for it. Verdicts do not depend on the order of the rows.
 
 Shape suffix: N stems.
 """
@@ -10,7 +11,7 @@ Shape suffix: N stems.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -33,7 +34,7 @@ VERDICT = pa.schema(
     [
         pa.field("kept", pa.bool_(), nullable=False),
         pa.field("rejected_by", pa.string()),  # the first rule that failed, or label_cap_ratio
-        pa.field("rejected_value", pa.float32()),  # the stem's score in that rule; null: NaN
+        pa.field("rejected_value", pa.float32()),  # the stem's score in that rule; null: NaN or undefined
         pa.field("rejected_limit", pa.float32()),  # the rule's limit; for the cap: the score of the last stem it kept
         pa.field("kept_by_floor", pa.bool_(), nullable=False),  # rejected by a rule on rank_by, kept by the floor
     ]
@@ -42,29 +43,31 @@ VERDICT = pa.schema(
 
 _REASONS = (*RULES, "label_cap_ratio")
 _PAIRED = ("coherence_fraction", "contested_db")  # scores that are undefined for the only stem of a clip
+_REQUIRED = ("re_sdr_db",)  # scores that fail their rule if they are undefined: the clip is too short to be judged
 _REMEDIES = {
-    "cycle_si_sdr_db": "make the pass again with re-separation on",
-    "rival_leak_db": "make the pass again with re-separation on",
-    "tagger_margin_db": "make the pass again with a tagger",
+    "cycle_si_sdr_db": "make the pass again with re-separation on (`--set reseparate=true`)",
+    "rival_leak_db": "make the pass again with re-separation on (`--set reseparate=true`)",
+    "tagger_margin_db": "make the pass again with a tagger (`--tagger DIR`)",
     **dict.fromkeys(ESTIMATES.names, "give an estimator (`clearsep filter --estimator DIR`)"),
 }
 
 
-def require_scores(scores: pa.Table, thresholds: Thresholds) -> None:
+def require_scores(scores: pa.Table, thresholds: Thresholds, remedies: Mapping[str, str] = _REMEDIES) -> None:
     """Raise ``ValueError`` if the thresholds need a score that no stem of the pass has, although some could.
 
-    ``scores`` has all stems of a pass, with the column ``num_stems`` of their clips.
+    ``scores`` has all stems of a pass, with the column ``num_stems`` of their clips, ``remedies`` what gives a score.
     """
     for column, setting in required_scores(thresholds).items():
         stems = scores
         if column in _PAIRED and "num_stems" in scores.column_names:
             stems = scores.filter(pc.greater(scores["num_stems"], 1))
-        if len(stems) and (column not in stems.column_names or stems[column].null_count == len(stems)):
-            raise ValueError(_undefined(column, setting))
+        is_known = column in stems.column_names and (column in _REQUIRED or stems[column].null_count < len(stems))
+        if len(stems) and not is_known:
+            raise ValueError(_undefined(column, setting, remedies))
 
 
-def _undefined(column: str, setting: str) -> str:
-    remedy = _REMEDIES.get(column, f"make the pass again with a separator and settings that give {column}")
+def _undefined(column: str, setting: str, remedies: Mapping[str, str] = _REMEDIES) -> str:
+    remedy = remedies.get(column, f"make the pass again with a separator and settings that give {column}")
     instead = "choose another rank_by" if setting == "rank_by" else f"remove {setting}"
     return f"cannot apply {setting} (no stem has {column}); {remedy}, or {instead}"
 
@@ -115,7 +118,8 @@ def _score(scores: pa.Table, rule: str, thresholds: Thresholds) -> _Score:
         errors = pc.multiply(_column(scores, "estimated_error_db", "estimate_confidence"), pa.scalar(sigmas))
         bounded = pc.subtract(_column(scores, column, rule), errors)
         return _defined(bounded.cast(pa.float32()))
-    return _defined(_column(scores, column, rule))
+    values = _column(scores, column, rule)
+    return _defined(pc.fill_null(values, math.nan) if column in _REQUIRED else values)
 
 
 def _column(scores: pa.Table, name: str, setting: str) -> pa.ChunkedArray:

@@ -6,7 +6,7 @@ to add a rule, add a field. Its limit is a number, a ``Quantile`` of the pass, o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Annotated
 
@@ -101,6 +101,22 @@ class Thresholds:
                 f"rank_by must be the name of a score, got {self.rank_by!r}; {nearest(self.rank_by, known)}"
             )
 
+
+DEFAULT_THRESHOLDS: Mapping[str, float] = {
+    "min_remix_snr_db": 7.0,
+    "min_stem_level_db": -20.0,
+    "max_mixture_coherence_fraction": 0.9995,
+    "min_mask_snr_db": 2.0,
+    "min_share_si_sdr_db": 4.0,
+    "min_tagger_margin_db": 0.0,
+    "min_estimated_si_sdr_db": 3.0,
+    "label_floor_fraction": 0.5,
+}
+"""Default thresholds: rules against stems that are no separation at all, then estimated SI-SDR, with a label floor.
+
+The limits were chosen on mixtures of ESC-10's fold 1 and on adversarial stems made of them (``benchmarks/fooling.py``
+measures them on other folds). Scores that added nothing to these rules, such as those of re-separation, have no rule.
+"""
 
 RULES = tuple(field.name for field in fields(Thresholds) if field.name.startswith(("min_", "max_")))
 """Names of all rules, in order."""

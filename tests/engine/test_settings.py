@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from engine.cli.describe_settings import describe_settings
+from engine.errors import TooManyFailuresError
+from engine.passes.config import PassConfig
 from engine.settings import (
     RUNTIME,
     Count,
@@ -18,10 +20,12 @@ from engine.settings import (
     config,
     deciding,
     merged,
+    named_in,
     override,
     plain,
     read_yaml,
 )
+from tune.config import RunConfig
 
 
 @config
@@ -113,6 +117,19 @@ def test_settings_that_do_not_decide_a_result_are_left_out() -> None:
     assert "num_threads" not in deciding(training)
     assert deciding(training) == deciding(Training(out="x", num_threads=1)) != deciding(Training(out="x", steps=5))
     assert deciding(plain(training), Training) == deciding(training)
+
+
+@pytest.mark.parametrize("kind", [ValueError, TooManyFailuresError])
+def test_an_error_names_a_setting_as_the_settings_around_it_do(kind: type[Exception]) -> None:
+    message = (
+        "set clip_s to 5 (`--set clip_s=5`), not engine.min_clip_s, /clip_s/ or reseparate; the engine reseparates"
+    )
+    with pytest.raises(kind) as caught, named_in("set", RunConfig), named_in("engine", PassConfig):
+        raise kind(message)
+    assert str(caught.value) == (
+        "set set.engine.clip_s to 5 (`--set set.engine.clip_s=5`), not set.engine.min_clip_s, /clip_s/ or reseparate; "
+        "the engine reseparates"
+    )
 
 
 def test_overrides_are_yaml_at_any_depth() -> None:

@@ -39,7 +39,8 @@ SIGNATURES = {
     "run_pass": "(corpus: 'Corpus', out: 'Name', *, separator: 'SeparatorSource | SeparatorFactory | Name',"
     " tagger: 'TaggerSource | Name | None' = None, config: 'PassConfig | Mapping[str, Any] | None' = None,"
     " retry_failed: 'bool' = False) -> 'PassSummary'",
-    "score_files": "(mixture: 'str | Path', stems: 'Mapping[str, str | Path]', thresholds: 'Thresholds', *,"
+    "score_files": "(mixture: 'str | Path', stems: 'Mapping[str, str | Path]',"
+    " thresholds: 'Thresholds | None' = None, *,"
     " separator: 'Separator | None' = None, tagger: 'Tagger | str | os.PathLike[str] | None' = None,"
     " estimator: 'SiSdrEstimator | str | os.PathLike[str] | None' = None) -> 'list[StemVerdict]'",
     "search": "(config: 'SearchConfig | Mapping[str, Any] | Name', out: 'Name', *, max_hours: 'float | None' = None)"

@@ -360,7 +360,9 @@ def test_filter_of_what_is_no_pass(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_score_of_the_true_stems(cli: Cli, mixed: tuple[Path, ...]) -> None:
-    stems = cli("score", *mixed, "--json").document()["stems"]
+    outcome = cli("score", *mixed, "--json")
+    assert "the default thresholds apply, without min_tagger_margin_db, min_estimated_si_sdr_db" in outcome.err
+    stems = outcome.document()["stems"]
     assert [stem["label"] for stem in stems] == ["dog", "rain"]
     for stem, level_db in zip(stems, (-0.458, -10.0), strict=True):
         assert set(stem) >= {"label", "kept", "rejected_by", "scores"}

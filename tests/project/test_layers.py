@@ -140,6 +140,17 @@ def test_private_parts_of_ray_stay_in_files_that_say_so(path):
     assert not names or path.name.startswith("ray_")
 
 
+@per_file([path for path in SOURCES if not name_of(path).startswith("engine/audio/")])
+def test_a_users_audio_is_decoded_by_the_decoder_process_alone(path):
+    """Another process has no limits of memory and time: one file could end it, or hold it up for ever."""
+    found = set(imports(parsed(path)))
+    assert found & {"av", "engine.audio.recordings", "engine.audio.worker", "torchaudio.io", "librosa"} == set()
+    assert "soundfile" not in found or name_of(path).startswith("tune/demo/"), "the demonstration writes files"
+    nodes = [one for one in ast.walk(parsed(path)) if isinstance(one, ast.ImportFrom)]
+    names = {alias.name for node in nodes if node.module == "engine.audio.decode" for alias in node.names}
+    assert names <= {"MAX_DURATION_S", "AudioInfo"}
+
+
 @per_file([*SOURCES, *BESIDES, *TESTS])
 def test_ray_is_imported_as_a_whole(path):
     """``from ray import train`` would bind a name that a package of ours has."""

@@ -48,7 +48,7 @@ VICTIMS = {  # processes that exist during each step
     "separate": (*DRIVER, "actor", "task", "decoder", "raylet"),
     "write": (*DRIVER, "actor", "listing", "raylet"),
     "filter": (*DRIVER,),
-    "distil": (*DRIVER, "trainer", "raylet"),
+    "distil": (*DRIVER, "trainer", "decoder", "raylet"),
     "evaluate": (*DRIVER,),
 }
 _LIMIT_S = 300.0  # time for one start of the command; after that it hangs
@@ -302,7 +302,7 @@ def contents(out: Path) -> dict[str, object]:
         tables = [pq.read_table(shard, columns=["clip_id", "label"]) for shard in stem_shards(folder / "stems")]
         ids = [tuple(row.values()) for table in tables for row in table.to_pylist()]
         assert len(set(ids)) == len(ids), f"iteration {number} has a stem twice"
-        results[f"{number} failures"] = read_failures(folder).to_pylist()
+        results[f"{number} failures"] = read_failures(folder).drop_columns("attempts").to_pylist()
         for name in ("kept", "rejected"):
             results[f"{number} {name}"] = sha256_file(folder / "tracks" / f"{name}.parquet")
     return results

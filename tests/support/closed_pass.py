@@ -32,7 +32,7 @@ def closed_pass(tmp_path_factory):
     rows = corpus.clips.to_pylist()
     broken = [{**rows[0], "clip_id": "broken", "path": "nowhere.wav"}]
     extra = [{**rows[0], "clip_id": "extra"}]
-    config = PassConfig(rows_per_task=5, shard_s=100.0)
+    config = PassConfig(rows_per_task=5, shard_s=100.0, min_clip_s=DURATION_S)
     out = folder / "pass"
     for number, some in enumerate((rows, broken, extra)):
         run_stages(some, corpus.root, folder / str(number), config=config)

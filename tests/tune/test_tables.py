@@ -192,17 +192,33 @@ def test_an_evaluation_has_all_first_and_then_its_labels() -> None:
 
 def test_scores_show_what_is_undefined_as_empty_what_each_rule_says_and_the_verdict() -> None:
     rules = {"min_re_sdr_db": {"passes": True}, "max_coherence_fraction": {"passes": True}}
+    names = [f"rule {name}" for name in rules]
     failed = rules | {"min_re_sdr_db": {"passes": False}}
     undefined = GOOD | {"coherence_fraction": None}
     stems = [
-        {"label": "dog", "kept": True, "rejected_by": None, "scores": undefined, "rules": rules},
-        {"label": "bell", "kept": False, "rejected_by": "min_re_sdr_db", "scores": GOOD, "rules": failed},
+        {
+            "label": "dog",
+            "kept": True,
+            "rejected_by": None,
+            "scores": undefined,
+            "rules": rules,
+            "not_judged": ["min_tagger_margin_db"],
+        },
+        {
+            "label": "bell",
+            "kept": False,
+            "rejected_by": "min_re_sdr_db",
+            "scores": GOOD,
+            "rules": failed,
+            "not_judged": [],
+        },
     ]
     table = scores_table(stems)
     assert_well_formed(table)
     assert list(table.columns) == ["", "dog", "bell"]
-    assert [name for name, *_ in table.rows] == [*GOOD, "rule min_re_sdr_db", "rule max_coherence_fraction", "kept"]
+    assert [name for name, *_ in table.rows] == [*GOOD, *names, "rule min_tagger_margin_db", "kept"]
     dog, bell = ({name: cells[stem] for name, *cells in table.rows} for stem in (0, 1))
+    assert dog["rule min_tagger_margin_db"] == "not judged"
     assert dog["coherence_fraction"] == ""
     assert (dog["rule min_re_sdr_db"], dog["rule max_coherence_fraction"], dog["kept"]) == ("passes", "passes", "yes")
     assert bell["stem_level_db"] == "-3.25"

@@ -10,9 +10,10 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from engine.audio.decode import decode, probe
+from engine.audio.decoder import shared_decoder
+from engine.audio.levels import is_silent
 from engine.corpus.sources import SourceClips
-from engine.errors import AudioError
+from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
 from engine.selection.tracks import read_tracks
 from engine.storage.paths import Location, Name
@@ -63,13 +64,24 @@ def clean_items(clean: SourceClips, *, sample_rate_hz: int, max_s: float = 30.0)
 
     def item(path: str, label: str) -> Item:
         try:
-            duration_s = min(probe(path).duration_s, max_s)
-        except (AudioError, OSError):
-            duration_s = 0.0
-        load = functools.partial(decode, path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+            duration_s = min(shared_decoder().probe(path).duration_s, max_s)
+            load = functools.partial(_load_clean, path, sample_rate_hz, max_s)
+        except AudioError as error:  # it may have taken the decoder's time limit: once is enough
+            duration_s, load = 0.0, functools.partial(_fail, error)
         return Item(labels=(label,), labels_present=frozenset([label]), clip=path, duration_s=duration_s, load=load)
 
     return [item(path, label) for path, label in zip(clean.table["path"].to_pylist(), clean.labels, strict=True)]
+
+
+def _load_clean(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
+    samples_T = shared_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+    if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
+        raise SilentError(f"{path} must contain sound, got silence; remove it from the single-source clips")
+    return samples_T
+
+
+def _fail(error: AudioError) -> np.ndarray:
+    raise error
 
 
 def track_items(tracks: Name, *, sample_rate_hz: int, share: bool = True) -> list[Item]:

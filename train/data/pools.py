@@ -16,6 +16,7 @@ import torchaudio
 
 from engine.audio.levels import active_mask, active_rms
 from engine.errors import DamagedError
+from engine.storage.retry import is_transient
 from train.data.items import Item
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class Pool:
         self.turn = -1
         self.by_label: dict[str, list[Sound]] = {}
         self.unusable: set[str] = set()
+        self._failed: set[Item] = set()  # each may have taken the decoder's time limit: once is enough
 
     def prepare(self, step: int) -> None:
         """Load the sounds that belong to a step."""
@@ -76,6 +78,8 @@ class Pool:
         return [self.items[i % len(self.items)] for i in range(turn * size, turn * size + min(size, len(self.items)))]
 
     def _add(self, item: Item) -> None:
+        if item in self._failed:
+            return
         try:
             samples_RT = np.atleast_2d(item.load())
         except DamagedError as error:  # no file of the user's: the pass can make it again
@@ -84,8 +88,10 @@ class Pool:
                 f"cannot load {', '.join(map(repr, item.labels))} of clip {item.clip} ({cause}); "
                 "start the command of its pass again, which replaces what is damaged"
             ) from error
-        except (ValueError, OSError):
+        except (ValueError, OSError) as error:
             self.unusable.add(item.clip)
+            if not is_transient(error):
+                self._failed.add(item)
             return
         active = np.flatnonzero(active_mask(samples_RT[0], sample_rate_hz=self.sample_rate_hz, window_s=_WINDOW_S))
         if not len(active):

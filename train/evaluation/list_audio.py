@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import posixpath
 import re
 from collections.abc import Sequence
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.audio.decode import decode
+from engine.audio.decoder import shared_decoder
+from engine.audio.levels import is_silent
 from engine.corpus.roots import resolve
 from train.evaluation.list_formats import ListRow
 from train.evaluation.mixtures import EvaluationMixture
@@ -52,7 +54,7 @@ def load_mixture(row: ListRow, audio: ListAudio) -> EvaluationMixture:
     """The mixture of a row at 32 kHz; raises ``ValueError`` for audio that cannot be used."""
     make = _published if audio.is_published else _mixed
     target_T, rest_T = make(*audio.paths)
-    if not np.any(target_T):
+    if is_silent(target_T, sample_rate_hz=SAMPLE_RATE_HZ):
         raise ValueError(f"{audio.paths[0]} must contain sound, got silence; leave the row out")
     return EvaluationMixture(
         labels=(row.query,),
@@ -63,7 +65,7 @@ def load_mixture(row: ListRow, audio: ListAudio) -> EvaluationMixture:
 
 
 def _published(target: str, mixture: str) -> tuple[np.ndarray, np.ndarray]:
-    target_T, mix_T = (decode(path, sample_rate_hz=SAMPLE_RATE_HZ) for path in (target, mixture))
+    target_T, mix_T = (shared_decoder().decode(path, sample_rate_hz=SAMPLE_RATE_HZ) for path in (target, mixture))
     if len(target_T) != len(mix_T):
         raise ValueError(
             f"a source must be as long as its mixture, got {len(target_T)} samples of {target} and {len(mix_T)} of "
@@ -73,7 +75,8 @@ def _published(target: str, mixture: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixed(target: str, noise: str) -> tuple[np.ndarray, np.ndarray]:
-    clips = (decode(path, sample_rate_hz=SAMPLE_RATE_HZ, duration_s=_LENGTH_S) for path in (target, noise))
+    decode = functools.partial(shared_decoder().decode, sample_rate_hz=SAMPLE_RATE_HZ, duration_s=_LENGTH_S)
+    clips = (decode(path) for path in (target, noise))
     num_samples = round(_LENGTH_S * SAMPLE_RATE_HZ)
     return mix_at_0_db(*(np.pad(clip_T, (0, num_samples - len(clip_T))) for clip_T in clips))
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.audio.decode import decode
-from engine.audio.levels import active_rms
+from engine.audio.decoder import shared_decoder
+from engine.audio.levels import active_rms, is_silent
 from engine.corpus.sources import SourceClips, read_sources
 from engine.settings import Count, Positive, Seed, config, deciding
 
@@ -120,9 +120,9 @@ def draw_mixture(
 
 
 def _levelled(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
-    samples_T = decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+    samples_T = shared_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
     level = active_rms(samples_T, sample_rate_hz=sample_rate_hz)
-    if level == 0.0:
+    if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
         raise ValueError(f"{path} must contain sound, got silence; remove it from the single-source clips")
     scaled: np.ndarray = samples_T * (_LEVEL / level)
     return scaled

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.corpus.contents import claim_contents
 from engine.selection.thresholds import Thresholds
-from engine.settings import Tree, build, merged, plain
+from engine.settings import Tree, build, merged, named_in, plain
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Name, location
@@ -55,7 +55,8 @@ def search(
     space, run_config = read_space(config.schedule, config.iterations), _run_config(config)
     baselines = baseline_schedules(config.iterations, run_config.schedule)
     needs_all = replace(run_config, schedule=_possible_thresholds(config, space, baselines))
-    inputs = resolve(needs_all)
+    with named_in("set", RunConfig):
+        inputs = resolve(needs_all)
     confirmation, artifacts = _confirmation(config, run_config, inputs), out / "artifacts"
     with lock(out, "search"), orphans_removed():
         is_begun = (out / "search.yaml").is_file()

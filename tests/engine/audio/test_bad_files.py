@@ -105,8 +105,11 @@ class Case:
     error_class: str = "AudioError"
 
 
-def fails(content, reason, **changes):
-    return Case(content=content, reason=reason, **changes)
+def fails(content, reason, error_class="AudioError", **changes):
+    return Case(content=content, reason=reason, error_class=error_class, **changes)
+
+
+SILENT = ("must have sound above -90 dBFS, got silence from 0 to 2 s", "SilentError")
 
 
 def decodes(content, check=is_sine, **changes):
@@ -170,12 +173,14 @@ CASES = {
     "beyond_float32.wav": fails(coded(np.full(RATE_HZ, 1e300), subtype="DOUBLE"), "NaN or infinite"),
     "1e30.wav": fails(coded(SINE * 2e30, subtype="FLOAT"), r"must be below 2\*\*40 \(full scale is 1\), got 1e\+30"),
     "int_as_float.wav": decodes(coded(SINE * 32768, subtype="FLOAT"), within(SINE * 32768, 0.01)),
-    "dc.wav": decodes(coded(np.full(NUM_SAMPLES, 0.25), subtype="FLOAT"), within(np.full(NUM_SAMPLES, 0.25), 0)),
-    "dc_44k.wav": decodes(
-        coded(np.full(88200, 0.25), 44100, subtype="FLOAT"),
-        lambda samples_T: within(np.full(NUM_SAMPLES // 2, 0.25), 1e-4)(samples_T[4000:12000]),
-    ),
-    "zeros.wav": decodes(coded(0 * SINE), within(np.zeros(NUM_SAMPLES), 0)),
+    "dc.wav": fails(coded(np.full(NUM_SAMPLES, 0.25), subtype="FLOAT"), *SILENT),
+    "dc_44k.wav": fails(coded(np.full(88200, 0.25), 44100, subtype="FLOAT"), *SILENT),
+    "zeros.wav": fails(coded(0 * SINE), *SILENT),
+    "stereo_zeros.flac": fails(coded(np.zeros((NUM_SAMPLES, 2)), kind="FLAC"), *SILENT),
+    "last_bit.wav": fails(coded(SINE * 2.0**-15), *SILENT),
+    "quiet_24_bit.wav": decodes(coded(SINE * 2.0**-12, subtype="PCM_24"), within(SINE * 2.0**-12, 2**-22)),
+    "antiphase.wav": decodes(coded(np.stack([SINE, -SINE], 1)), within(SINE, 1e-4)),
+    "0.4_s.wav": fails(coded(SINE[:3200]), "at least min_clip_s=0.5 s, got 0.4 s", error_class="TooShortError"),
     "clipped.wav": decodes(coded(np.clip(8 * SINE, -1, 1)), within(np.clip(8 * SINE, -1, 1), 2 / 32768)),
     "8_bit.wav": decodes(coded(subtype="PCM_U8"), within(SINE, 2 / 256)),
     "24_bit.wav": decodes(coded(subtype="PCM_24"), within(SINE, 2**-22)),
@@ -280,9 +285,11 @@ SEGMENTS = {
     "after_the_end": ({"start_s": 5.0}, "end of 'x/float64.wav' at 2.0 s, got 5.0"),
     "at_the_end": ({"start_s": 2.0}, "end of 'x/float64.wav' at 2.0 s"),
     "far_after_the_end": ({"start_s": 1e300, "end_s": 1e301}, "at 2.0 s, got 1e+300"),
-    "shorter_than_a_sample": ({"start_s": 0.0, "end_s": 1e-9}, "must end after its start, got a length of 1e-09 s"),
+    "shorter_than_a_sample": ({"start_s": 0.0, "end_s": 1e-9}, "at least min_clip_s=0.5 s, got 1e-09 s"),
+    "shorter_than_the_shortest_clip": ({"start_s": 0.5, "end_s": 0.9}, "at least min_clip_s=0.5 s, got 0.4 s"),
+    "as_long_as_the_shortest_clip": ({"start_s": 1.5}, None),
     "end_after_the_end": ({"start_s": 1.0, "end_s": 1e300}, None),
-    "the_last_samples": ({"start_s": 1.999}, None),
+    "the_last_samples": ({"start_s": 1.999}, "at least min_clip_s=0.5 s, got 0.001 s"),
 }
 
 

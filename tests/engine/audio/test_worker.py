@@ -142,17 +142,67 @@ def test_only_one_process_is_used(decoder, wav):
     assert decoder.pid == pid
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_crash_costs_one_request(decoder, wav, endless, sent):
+REAL_TIME = signal.SIGRTMIN + 3  # a signal without a name
+
+
+@pytest.fixture
+def struck(decoder, wav, monkeypatch):
+    """Lets the next children get a signal in the middle of their request: ``struck(signal, times)``."""
+    monkeypatch.setattr("engine.storage.retry.time.sleep", lambda seconds: None)
+    send, left = Decoder._send, []
+
+    def send_and_strike(self, child, request):
+        if left:
+            sent = left.pop()
+            os.kill(child.pid, signal.SIGSTOP)
+            strike = threading.Timer(0.1, lambda: [os.kill(child.pid, number) for number in (sent, signal.SIGCONT)])
+            strike.start()
+        return send(self, child, request)
+
+    monkeypatch.setattr(Decoder, "_send", send_and_strike)
     decoder.probe(wav)
-    before = decoder.pid
-    error = started(lambda: decoder.probe(endless))
-    time.sleep(0.5)
-    os.kill(before, sent)
-    assert isinstance(error(), DecodeError) and error().error_class == "DecoderCrash"
-    assert repr(endless) in str(error()) and sent.name in str(error())
-    assert not error().transient and not is_transient(error())
-    assert decoder.probe(wav).duration_s == 2.0 and decoder.pid != before
+    return lambda sent, times: left.extend([sent] * times)
+
+
+def error_of(call):
+    with pytest.raises(DecodeError) as caught:
+        call()
+    return caught.value
+
+
+OUTSIDE = [signal.SIGKILL, signal.SIGTERM, REAL_TIME]
+CRASHES = [signal.SIGSEGV, signal.SIGABRT]
+
+
+@pytest.mark.parametrize("sent", [*OUTSIDE, *CRASHES])
+def test_a_good_file_is_decoded_although_its_decoder_died_once(decoder, wav, tone, struck, sent):
+    struck(sent, 1)
+    assert np.array_equal(decoder.decode(wav, sample_rate_hz=RATE_HZ), tone)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, REAL_TIME])
+def test_a_decoder_that_is_killed_from_outside_again_and_again_is_not_the_fault_of_the_file(decoder, wav, struck, sent):
+    struck(sent, 4)
+    error = error_of(lambda: decoder.probe(wav))
+    assert (error.error_class, error.transient, error.attempts) == ("DecoderKilled", True, 4)
+    assert "the file may be good" in str(error) and "remove" not in str(error) and repr(wav) in str(error)
+    assert decoder.probe(wav).duration_s == 2.0
+
+
+@pytest.mark.parametrize("sent", CRASHES)
+def test_a_crash_that_repeats_is_the_fault_of_the_file_and_costs_that_file_alone(decoder, wav, endless, struck, sent):
+    struck(sent, 3)
+    error = error_of(lambda: decoder.probe(endless))
+    assert (error.error_class, error.transient, error.attempts) == ("DecoderCrash", False, 2)
+    assert repr(endless) in str(error) and sent.name in str(error) and not is_transient(error)
+    assert error_of(lambda: decoder.probe(endless)).attempts == 1, "its next clip is not tried twice"
+    assert decoder.probe(wav).duration_s == 2.0
+
+
+def test_an_alarm_is_the_time_limit(decoder, wav, struck):
+    struck(signal.SIGALRM, 1)
+    error = error_of(lambda: decoder.probe(wav))
+    assert (error.error_class, error.transient) == ("DecoderTimeout", False) and "longer than 30 s" in str(error)
 
 
 def test_a_process_that_ends_between_requests_is_replaced(decoder, wav):
@@ -346,7 +396,7 @@ def test_a_lost_connection_is_not_taken_for_the_end_of_the_file(tmp_path, kind):
 
 @pytest.mark.timeout(120)
 @pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow")
-def test_an_object_store_is_read_by_the_child(s3, tmp_path):
+def test_an_object_store_is_read_by_the_child(s3, tmp_path, monkeypatch):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, 60 * RATE_HZ).astype("f4")
     sf.write(tmp_path / "a.flac", noise, RATE_HZ)
     address = f"{s3.root}/sounds/a b.flac"
@@ -358,7 +408,8 @@ def test_an_object_store_is_read_by_the_child(s3, tmp_path):
     with pytest.raises(DecodeError, match=r"there is no object .*missing\.flac") as caught:
         there.probe(f"{s3.root}/missing.flac")
     assert caught.value.error_class == "FileNotFoundError" and not caught.value.transient
-    there.time_limit_s = 1.0
+    monkeypatch.setattr("engine.storage.retry.time.sleep", lambda seconds: None)
+    there.time_limit_s = 0.5
     s3.proxy.faults.unavailable_until_s = time.monotonic() + 30
     with pytest.raises(DecodeError) as caught:
         there.decode(address, **segment)

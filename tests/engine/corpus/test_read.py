@@ -9,7 +9,7 @@ import pytest
 from engine.corpus.clips import clip_id, cut, resolve
 from engine.corpus.read import read_corpus
 from engine.corpus.sources import read_sources
-from engine.errors import AudioError
+from engine.errors import AudioError, TooShortError
 from engine.schema import CLIPS, FAILURES
 
 ROWS = [
@@ -206,7 +206,10 @@ def spans(pieces):
     [
         (row(), 10.0, [(None, None)]),
         (row(), 10.03, [(None, 10.0)]),
-        (row(), 0.4, [(None, None)]),
+        (row(), 1.0, [(None, None)]),
+        (row(2.0, 3.0), 8.0, [(2.0, 3.0)]),
+        (row(0.1, 1.1), 8.0, [(0.1, 1.1)]),
+        (row(), 20.9, [(0.0, 10.0), (10.0, 20.0)]),
         (row(2.0, 9.0), 20.0, [(2.0, 9.0)]),
         (row(2.0, 99.0), 8.0, [(2.0, 8.0)]),
         (row(), 20.3, [(0.0, 10.0), (10.0, 20.0)]),
@@ -223,6 +226,15 @@ def test_cut(clip, duration_s, expected):
         assert ids == [clip_id("a.wav", ["dog"], *span) for span in expected]
     elif duration_s != 10.6:
         assert pieces[0]["clip_id"] == clip["clip_id"]
+
+
+@pytest.mark.parametrize(
+    ("clip", "duration_s"), [(row(), 0.4), (row(), 0.0001), (row(2.0, 2.9), 8.0), (row(5.0, 10.0), 5.3)]
+)
+def test_a_clip_that_is_too_short_is_refused_be_it_a_complete_file_or_a_segment(clip, duration_s):
+    with pytest.raises(TooShortError, match=r"at least min_clip_s=1 s, got 0\..* s of 'a\.wav'; .*min_clip_s lower"):
+        cut(clip, duration_s=duration_s, clip_s=10.0)
+    assert len(cut(clip, duration_s=duration_s, clip_s=10.0, min_clip_s=0.0)) == 1
 
 
 def test_cut_after_the_end_raises():

@@ -162,7 +162,7 @@ def engine_rows(cost):
         (
             {"a.wav": mixture(RATE_HZ)},
             PassConfig(min_labels=3),
-            "at least one clip must have 3 or more labels, got none; ",
+            "at least one clip must have 3 or more labels, got none of 1 clips; .*--set min_labels=1",
         ),
     ],
 )

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 NUM_CLIPS, NUM_TASKS = 200, 20
 MISSING = [number for number in range(NUM_CLIPS) if number % 5 < 3]  # 60 % of them, in every task
 SETTINGS = (
-    *("rows_per_task=10", "shard_s=15.0", "clip_s=3.0", "num_gpus_per_actor=0"),
+    *("rows_per_task=10", "shard_s=15.0", "clip_s=3.0", "min_clip_s=0.5", "num_gpus_per_actor=0"),
     "batch_s=0.5",  # one clip in a batch: others in the batch change the last bit of its stems
 )
 Files = dict[str, Any]
@@ -132,7 +132,7 @@ def undisturbed(
     """Manifest and pass of the complete corpus."""
     folder = tmp_path_factory.mktemp("undisturbed")
     manifest = write_clips(folder / "corpus", files)
-    config = PassConfig(rows_per_task=10, shard_s=15.0, clip_s=3.0, num_gpus_per_actor=0.0, batch_s=0.5)
+    config = PassConfig(rows_per_task=10, shard_s=15.0, clip_s=3.0, min_clip_s=0.5, num_gpus_per_actor=0.0, batch_s=0.5)
     run_pass(read_corpus(manifest), folder / "out", separator=find_separator(checkpoint), config=config)
     return manifest, folder / "out"
 

@@ -92,6 +92,14 @@ def test_a_single_stem_has_no_coherence_and_nothing_contested() -> None:
     }
 
 
+@pytest.mark.parametrize(("num_samples", "is_defined"), [(1, False), (16, False), (511, False), (512, True)])
+def test_re_sdr_is_undefined_for_fewer_samples_than_its_filter_has_taps(num_samples: int, is_defined: bool) -> None:
+    clip = {"mixture_T": noise(num_samples), "stems_ST": noise(2, num_samples, seed=1)}
+    rows = score.score_clip(**clip, sample_rate_hz=RATE_HZ)
+    assert [row["re_sdr_db"] is not None for row in rows] == [is_defined] * 2
+    assert all(row["remix_snr_db"] is not None for row in rows)
+
+
 @pytest.mark.parametrize("num_samples", [1, 100, 5000])
 @pytest.mark.parametrize("num_stems", [1, 3])
 def test_batched_equals_one_by_one(num_samples: int, num_stems: int) -> None:

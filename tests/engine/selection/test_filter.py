@@ -12,6 +12,7 @@ from engine.selection.filter import VERDICT, judge, require_scores
 from engine.selection.thresholds import RULES, Quantile, Thresholds
 
 NAN = float("nan")
+SIGNS = {"min": 1, "max": -1}
 
 
 def scores(**columns):
@@ -34,6 +35,16 @@ def test_min_rejects_what_is_below_and_max_what_is_above():
     assert kept(table, min_stem_level_db=-30.0) == [False, True, True, True]
     assert kept(table, max_stem_level_db=3.0) == [True, True, True, False]
     assert kept(table, min_stem_level_db=-30.0, max_stem_level_db=3.0) == [False, True, True, False]
+
+
+@pytest.mark.parametrize("limit", [-99.0, Quantile(quantile=0.1)])
+def test_a_clip_that_is_too_short_for_re_sdr_fails_its_rule_and_no_other(limit):
+    table = scores(re_sdr_db=[None, 20.0, 20.0], label=["a"] * 3, clip_id=["1", "2", "3"])
+    verdict = judge(table, Thresholds(min_re_sdr_db=limit, label_floor_fraction=1.0, rank_by="re_sdr_db"))
+    assert verdict["rejected_by"].to_pylist() == ["min_re_sdr_db", None, None]
+    assert verdict["rejected_value"].to_pylist()[0] is None
+    assert kept(table, min_re_si_sdr_db=10.0) == [True] * 3
+    require_scores(table.slice(0, 1), Thresholds(min_re_sdr_db=10.0))
 
 
 @pytest.mark.parametrize("limit", [10.0, 15.0, -30.0, 0.5])
@@ -114,7 +125,7 @@ def test_every_stem_is_kept_or_rejected_as_plain_python_would():
         failed = [
             (rule, row[rule[4:]], limit)
             for rule, limit in rules.items()
-            if row[rule[4:]] is not None and (row[rule[4:]] < limit if rule[:3] == "min" else row[rule[4:]] > limit)
+            if (rule == "min_re_sdr_db" if row[rule[4:]] is None else (row[rule[4:]] - limit) * SIGNS[rule[:3]] < 0)
         ]
         assert verdict["kept"] == (not failed)
         expected = failed[0] if failed else (None, None, None)

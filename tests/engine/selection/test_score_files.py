@@ -87,8 +87,38 @@ def test_a_quantile_is_of_these_stems(scored):
     assert rows[0]["rules"]["min_mask_snr_db"]["limit"] == {"quantile": 0.5, "by_label": False}
 
 
-def test_no_rule_keeps_all(scored):
-    assert [(row["kept"], row["rules"]) for row in scored(0 * LOW_T)] == [(True, {}), (True, {})]
+BY_JUDGES = ["min_tagger_margin_db", "min_estimated_si_sdr_db", "label_floor_fraction"]
+
+
+@pytest.mark.parametrize(
+    ("low_T", "high_T", "rejected_by"),
+    [
+        (LOW_T, HIGH_T, [None, None]),
+        (LOW_T + HIGH_T, 0 * HIGH_T, ["max_mixture_coherence_fraction", "min_stem_level_db"]),
+        (0.5 * (LOW_T + HIGH_T), 0.5 * (LOW_T + HIGH_T), ["max_mixture_coherence_fraction"] * 2),
+        (0.1 * LOW_T, 0.1 * HIGH_T, ["min_remix_snr_db"] * 2),
+    ],
+    ids=["sources", "mixture and silence", "halves", "quiet"],
+)
+def test_without_a_rule_the_default_thresholds_decide(scored, low_T, high_T, rejected_by):
+    rows = scored(low_T, high_T)
+    assert [row["rejected_by"] for row in rows] == rejected_by
+    assert [row["kept"] for row in rows] == [rule is None for rule in rejected_by]
+    assert all(row["not_judged"] == BY_JUDGES and "min_share_si_sdr_db" in row["rules"] for row in rows)
+
+
+def test_a_default_threshold_is_judged_as_soon_as_its_score_is_at_hand(scored):
+    rows = scored(HIGH_T, LOW_T, tagger=BandTagger(), estimator=LEVEL_IS_ESTIMATE)
+    assert [row["not_judged"] for row in rows] == [["label_floor_fraction"]] * 2
+    assert [row["rejected_by"] for row in rows] == ["min_tagger_margin_db"] * 2
+    assert all(not row["rules"]["min_estimated_si_sdr_db"]["passes"] for row in rows), "no floor keeps it"
+    assert scored(thresholds=Thresholds(min_re_sdr_db=10.0))[0]["not_judged"] == []
+
+
+def test_a_clip_that_is_too_short_for_a_rule_is_rejected_by_it(scored):
+    rows = scored(LOW_T[:1], HIGH_T[:1], mix_T=(LOW_T + HIGH_T)[:1], thresholds=Thresholds(min_re_sdr_db=10.0))
+    assert [(row["kept"], row["rejected_by"]) for row in rows] == [(False, "min_re_sdr_db")] * 2
+    assert rows[0]["rules"]["min_re_sdr_db"] == {"passes": False, "value": None, "limit": 10.0}
 
 
 def test_scores_of_a_model_are_undefined_without_it(scored):

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import soundfile
 
+from engine.audio.decoder import Decoder
 from engine.corpus.sources import read_sources
+from engine.errors import DecodeError, SilentError
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
 from tests.support.remixes import KINDS, LABELS, RATE_HZ, SCORES, Natural, Write, exact, kept_tracks, tone
@@ -17,6 +24,42 @@ from train.data.items import Item, clean_items, pair_items, track_items
 from train.data.strategies.absent_labels import absent_items
 from train.data.strategies.estimate_weights import trust
 from train.data.strategies.natural_targets import natural_items
+
+
+@pytest.mark.timeout(30)
+def test_a_clip_that_holds_up_its_decoder_costs_its_time_limit_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = Decoder(time_limit_s=1.0)
+    monkeypatch.setattr("train.data.items.shared_decoder", lambda: decoder)
+    good, held_up = tmp_path / "bell" / "good.wav", tmp_path / "bell" / "held_up.wav"
+    good.parent.mkdir()
+    for path in (good, held_up):
+        soundfile.write(path, tone(440.0), RATE_HZ)
+    send = Decoder._send
+
+    def stop_and_send(self: Decoder, child: Any, request: Any) -> Any:
+        if "held_up" in request["source"]:
+            os.kill(child.pid, signal.SIGSTOP)
+        return send(self, child, request)
+
+    monkeypatch.setattr(Decoder, "_send", stop_and_send)
+    begin = time.monotonic()
+    items = {Path(item.clip).stem: item for item in clean_items(read_sources(tmp_path), sample_rate_hz=RATE_HZ)}
+    for _ in range(3):
+        with pytest.raises(DecodeError, match="takes longer than 1 s"):
+            items["held_up"].load()
+    assert np.abs(items["good"].load()).max() > 0 and time.monotonic() - begin < 5
+    decoder.close()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.25])
+def test_a_clip_without_sound_is_not_learned_from(tmp_path: Path, level: float) -> None:
+    (tmp_path / "bell").mkdir()
+    soundfile.write(tmp_path / "bell" / "a.wav", np.full(RATE_HZ, level), RATE_HZ)
+    (item,) = clean_items(read_sources(tmp_path), sample_rate_hz=RATE_HZ)
+    with pytest.raises(SilentError, match="must contain sound, got silence"):
+        item.load()
 
 
 @pytest.mark.parametrize("share", [False, True])
