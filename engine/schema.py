@@ -163,6 +163,6 @@ def failure(
         "num_queries": max(1, queries if num_queries is None else num_queries),
         "step": step,
         "error_class": getattr(error, "error_class", type(error).__name__),
-        "message": str(error)[:2000],
+        "message": str(error)[:2000].encode("utf-8", "backslashreplace").decode(),
         "attempts": getattr(error, "attempts", 1),
     }

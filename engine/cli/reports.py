@@ -20,7 +20,7 @@ _MAX_FAILURES = 50
 
 def values_report(kind: str, value: Mapping[str, Any]) -> Report:
     """A mapping as a table of two columns."""
-    rows = [[key, json.dumps(item)[:300]] for key, item in value.items()]
+    rows = [[key, json.dumps(item, ensure_ascii=False)] for key, item in value.items()]
     return [Table(title=kind, columns=["", ""], rows=rows)], {"kind": kind, **value}
 
 

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engine.cli.display import console
 from engine.errors import TooManyFailuresError
 from engine.passes.ray_metrics import record_shard
 from engine.passes.records import Totals, failure_reasons
@@ -28,9 +28,9 @@ class PassProgress:
         self.out, self.max_failed_fraction, self.num_clips = out, max_failed_fraction, num_clips
         self.clips_done, self.num_queries, self.num_failed = before.num_clips, before.num_queries, before.num_failed
         self.audio_s, self.started, self.logged_s = 0.0, time.perf_counter(), 0.0
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        screen, description = console(stderr=True), TextColumn("{task.description}", markup=False)
+        columns = (description, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=screen, disable=not screen.is_terminal)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

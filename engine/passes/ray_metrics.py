@@ -12,6 +12,7 @@ from typing import Any
 import ray
 import ray.util.metrics
 
+from engine.cli.display import shown
 from engine.passes.records import STEPS
 from engine.passes.transport import ShardReport
 
@@ -59,7 +60,7 @@ def record_shard(report: ShardReport, *, clips_waiting: int) -> None:
     _count("clearsep_queries", record["num_stems"], outcome="stem")
     _count("clearsep_queries", record["num_failed"], outcome="failed")
     for (step, error_class), num_queries in report.failed.items():
-        _count("clearsep_failures", num_queries, step=step, error_class=error_class)
+        _count("clearsep_failures", num_queries, step=step, error_class=shown(error_class))
     _gauge("clearsep_clips_waiting").set(clips_waiting)
     worker = {"worker": report.use.worker}
     if record["audio_s"]:

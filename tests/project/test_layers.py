@@ -8,7 +8,7 @@ from tests.project.sources import BESIDES, PACKAGES, SOURCES, TESTS, files_of, i
 from tests.support import ROOT
 
 LAYERS = (  # from the bottom up; the rooms of one line do not import each other
-    ("cluster/session.py",),
+    ("cluster/session.py", "engine/cli/display.py"),
     ("engine/schema.py", "engine/errors.py"),
     ("engine/settings.py",),
     ("engine/storage",),
