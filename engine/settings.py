@@ -23,10 +23,10 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic.dataclasses
-import yaml
 from pydantic import BeforeValidator, Field
 
 from engine.errors import nearest
+from engine.storage.documents import MAX_DEPTH, MAX_SETTINGS_BYTES, bounded, parse_yaml
 
 Tree = dict[str, Any]
 """Settings as YAML has them: mappings, lists, text, numbers, true, false and null."""
@@ -129,11 +129,12 @@ def deciding(settings: Any, kind: type | None = None) -> Tree:  # noqa: ANN401 -
 def read_yaml(path: str | Path, example: str) -> Tree:
     """The mapping in a YAML file; ``ValueError`` where it is none, with ``example`` of what it should have."""
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as file:
+            settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); correct it") from None
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as YAML ({error}); correct it") from None
     if not isinstance(settings, dict):
         kind = type(settings).__name__
         raise ValueError(f"{path} must be a mapping of settings, got {kind}; write it like `{example}`")
@@ -156,11 +157,15 @@ def override(settings: Tree, overrides: Iterable[str]) -> Tree:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--set must be key=value, got {text!r}; write it like distil.steps=200")
+        keys = key.strip().split(".")
+        if len(keys) > MAX_DEPTH:
+            raise ValueError(f"--set must have a key of at most {MAX_DEPTH} parts, got {len(keys)}; correct it")
         try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"--set must have a YAML value, got {text!r}; quote it, such as 'key=\"a: b\"'") from None
-        _put(settings, key.strip().split("."), read, text)
+            read = parse_yaml(value)
+        except ValueError as error:
+            remedy = f"quote it, such as 'key=\"a: b\"' ({error})"
+            raise ValueError(f"--set must have a YAML value, got {text!r}; {remedy}") from None
+        _put(settings, keys, read, text)
     return settings
 
 
@@ -213,8 +218,14 @@ def _explain(kind: type, error: pydantic.ValidationError) -> str:
         return f"there is no setting {where}; {nearest(names[-1], known)}"
     if kind_of_error in ("missing", "missing_argument"):
         return f"{where} must be set, got nothing; set {where}"
-    rule = _RULES.get(kind_of_error, worst["msg"][:1].lower() + worst["msg"][1:]).format(**cause)
-    return f"{where} must be {rule}, got {worst['input']!r}; {_remedy(field)}"
+    return f"{where} must be {rule_of(worst)}, got {worst['input']!r}; {_remedy(field)}"
+
+
+def rule_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    """The rule that a value breaks, as the end of "X must be …"."""
+    given = problem["msg"].removeprefix("Input should be ")
+    rule: str = _RULES.get(problem["type"], given[:1].lower() + given[1:])
+    return rule.format(**problem.get("ctx", {}))
 
 
 _RULES = {
@@ -237,6 +248,10 @@ _RULES = {
     "unexpected_positional_argument": "given by name",
     "tuple_type": "a list",
     "dict_type": "a mapping",
+    "list_type": "a list",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_unicode": "text in UTF-8",
 }
 
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 
 from engine.cli.tables import Report, Table, pass_table
 from engine.passes.records import done_names, failure_reasons, failure_rows
-from engine.passes.shards import verify
+from engine.passes.shards import read_summary, verify
 from engine.schema import SCORES
-from engine.storage.files import parquet_file, read_json
+from engine.storage.files import parquet_file
 from engine.storage.paths import Location, Name, location
 
 _MAX_FAILURES = 50
@@ -28,8 +28,7 @@ def pass_report(stems: Location) -> Report:
     """Summary, failures and damaged shards of the pass in a stems folder."""
     if not (stems / "manifest.json").is_file():
         return values_report("unfinished pass", {"num_shards_done": len(done_names(stems.parent))})
-    summary = read_json(stems / "manifest.json")
-    summary.pop("shards")
+    summary = read_summary(stems)
     tables, failed = failures_report(stems.parent)
     value = {"kind": "pass", **summary, "failures": failed["failures"], "damaged_shards": verify(stems)}
     return [pass_table(summary), *tables], value

@@ -11,11 +11,10 @@ import posixpath
 from collections.abc import Collection
 
 from engine.errors import AudioError
-from engine.schema import ClipRow, FailureRow, failure, plain_label
+from engine.schema import MAX_TEXT, ClipRow, FailureRow, failure, plain_label
 
 CUT_TOLERANCE_S = 0.5
 """A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""
-_MAX_TEXT = 4096  # characters of a path or a label; Linux opens no longer path
 
 ManifestRow = dict[str, object]
 """Cells of a manifest's row by column, not checked; an exception under ``error`` says why the row is unusable."""
@@ -81,7 +80,7 @@ def clip_row(row: ManifestRow | Exception) -> ClipRow:
 def failure_row(row: ManifestRow | Exception, number: int, error: Exception) -> FailureRow:
     """The failure of row ``number`` of a manifest; if the row has no path or labels, its id comes from the number."""
     known = {} if isinstance(row, Exception) else row
-    path = str(known.get("path") or "")[:_MAX_TEXT].encode("utf-8", "replace").decode()
+    path = str(known.get("path") or "")[:MAX_TEXT].encode("utf-8", "replace").decode()
     clip: ClipRow = {"clip_id": "", "path": path, "labels": [], "start_s": None, "end_s": None}
     with contextlib.suppress(ValueError):
         clip["labels"] = labels_of(known)
@@ -134,8 +133,8 @@ def text_of(value: object, name: str) -> str:
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {value!r}; correct the row")
     text = value or ""
-    if len(text) > _MAX_TEXT:
-        raise ValueError(f"{name} must have at most {_MAX_TEXT} characters, got {len(text)}; correct the row")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{name} must have at most {MAX_TEXT} characters, got {len(text)}; correct the row")
     if "\0" in text:
         raise ValueError(f"{name} must have no NUL, got {text!r}; correct the row")
     try:

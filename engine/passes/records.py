@@ -11,20 +11,21 @@ A clip of a retry task that is not done is therefore in neither: like any clip o
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.corpus.table import Corpus
 from engine.passes.tasks import TaskRow, Tasks
 from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
-from engine.storage.files import atomic_path, read_json, read_parquet, write_json
+from engine.storage.files import atomic_path, read_parquet, read_record, write_json
 from engine.storage.paths import Location
 
 STEPS = ("decode", "separate", "assess", "score", "write")
@@ -135,12 +136,11 @@ def done_names(out: Location, task: int | None = None) -> list[str]:
 def shard_records(out: Location, names: Sequence[str] | None = None) -> Iterator[tuple[str, ShardRecord]]:
     """Names and records of some shards, by default of all that are done."""
     names = done_names(out) if names is None else names
+    read = functools.partial(read_record, kind=ShardRecord, needs=[])
     with ThreadPoolExecutor(max_workers=16) as pool:  # each file may be a request to a server
         for start in range(0, len(names), 256):
             some = names[start : start + 256]
-            yield from zip(
-                some, pool.map(read_json, [out / "stems" / f"{name}.done.json" for name in some]), strict=True
-            )
+            yield from zip(some, pool.map(read, [out / "stems" / f"{name}.done.json" for name in some]), strict=True)
 
 
 def clips_in(out: Location, names: Sequence[str]) -> set[str]:

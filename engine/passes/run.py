@@ -19,13 +19,13 @@ from engine.passes.decode import Decode
 from engine.passes.progress import PassProgress, require_few_failures
 from engine.passes.records import PendingTask, missing_tasks, plan_retry, read_totals, write_manifest_failures
 from engine.passes.separate import Separate
-from engine.passes.shards import PassManifest, PassSummary, pass_manifest
+from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_summary
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
 from engine.separators import Separator, SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
-from engine.storage.files import read_json, remove_leftovers, write_json
+from engine.storage.files import remove_leftovers, write_json
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
@@ -72,11 +72,9 @@ def run_pass(
         manifest_path = out / "stems" / "manifest.json"
         if not manifest_path.is_file():
             write_json(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config))
-        summary = read_json(manifest_path)
-        del summary["shards"]
+        summary = read_summary(out / "stems")
         write_json(out / "summary.json", summary)
-    result: PassSummary = summary
-    return result
+    return summary
 
 
 def _run_missing_tasks(

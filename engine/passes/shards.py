@@ -9,10 +9,11 @@ failures, and ``stems/<shard>.done.json``, written last, marks both as complete 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import TypedDict
 
 from engine.audio.flac import decode_flac24
 from engine.corpus.table import Corpus
@@ -20,7 +21,7 @@ from engine.passes.config import PassConfig
 from engine.passes.records import Totals, WrittenShard
 from engine.schema import FAILURES, STEMS, FailureRow
 from engine.settings import deciding
-from engine.storage.files import parquet_file, read_json, sha256_file, write_parquet
+from engine.storage.files import parquet_file, read_record, sha256_file, write_parquet
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 
@@ -108,6 +109,17 @@ def pass_manifest(
     }
 
 
+def read_manifest(stems: Location, *needs: str) -> PassManifest:
+    """The manifest of a closed pass; ``ValueError`` unless it has the fields in ``needs``."""
+    return read_record(stems / "manifest.json", PassManifest, needs=needs)
+
+
+def read_summary(stems: Location) -> PassSummary:
+    """The summary of a closed pass, from its manifest."""
+    manifest = read_manifest(stems, *get_type_hints(PassManifest))
+    return cast(PassSummary, {name: value for name, value in manifest.items() if name != "shards"})
+
+
 def stem_shards(stems: Location) -> list[Location]:
     """The stem shards of a closed pass, in order.
 
@@ -117,7 +129,7 @@ def stem_shards(stems: Location) -> list[Location]:
     if not manifest.is_file():
         cause = "the pass is not finished" if (stems / "pass.json").is_file() else "there is no pass"
         raise ValueError(f"cannot find {manifest} ({cause}); give the folder of a pass that separate-corpus finished")
-    shards = [stems / f"{name}.parquet" for name in sorted(read_json(manifest)["shards"])]
+    shards = [stems / f"{name}.parquet" for name in sorted(read_manifest(stems, "shards")["shards"])]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         number = f"{len(missing)} of the shards of {stems} (the first is {missing[0]})"
@@ -128,7 +140,7 @@ def stem_shards(stems: Location) -> list[Location]:
 def verify(stems: Location) -> list[str]:
     """Names of the shards whose bytes differ from those that the manifest recorded."""
     shards = stem_shards(stems)
-    recorded = read_json(stems / "manifest.json")["shards"]
+    recorded = read_manifest(stems, "shards")["shards"]
     return [shard.name for shard in shards if sha256_file(shard) != recorded[shard.stem]]
 
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.corpus.table import Corpus, chunks
 from engine.passes.config import PassConfig
 from engine.schema import CLIPS, ClipRow
-from engine.storage.files import atomic_path, parquet_file, read_json, write_json
+from engine.storage.files import atomic_path, parquet_file, read_record, write_json
 from engine.storage.paths import Location
 
 _TASKS_PER_FILE = 1024
@@ -62,8 +62,7 @@ class Tasks:
             num_tasks, num_clips = self.write_rows(rows, rows_per_task=rows_per_task)
             num_set_aside = corpus.num_clips - num_clips
             write_json(done, TaskCounts(num_tasks=num_tasks, num_clips=num_clips, num_set_aside=num_set_aside))
-        counts: TaskCounts = read_json(done)
-        return counts
+        return read_record(done, TaskCounts)
 
     def write_rows(self, rows: Iterable[ClipRow], *, rows_per_task: int) -> tuple[int, int]:
         """Write clips as the tasks of the first attempt; returns the numbers of tasks and of clips."""

@@ -11,19 +11,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
-from engine.passes.shards import stem_shards
+from engine.passes.shards import read_manifest, stem_shards
 from engine.schema import ESTIMATES
 from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
 from engine.selection.index import INDEX, KEPT, REJECTED, IndexWriter, read_index
 from engine.selection.thresholds import Thresholds, required_columns
-from engine.storage.files import atomic_path, read_json, read_parquet, sha256_file, write_json
+from engine.storage.files import atomic_path, read_parquet, read_record, sha256_file, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location, Name, location, relative_name, resolve_name
 
@@ -106,7 +107,7 @@ def select_tracks(
     (out / "manifest.json").unlink(missing_ok=True)
     verdicts = _judge_pass(shards, thresholds, estimator)
     counts = _write_selection(out, read_index(shards), verdicts)
-    pass_manifest = read_json(stems / "manifest.json")
+    pass_manifest = read_manifest(stems, "fingerprint", "separator_fingerprint", "config_fingerprint")
     estimator_fingerprint = estimator.fingerprint if estimator is not None else None
     kept = [pass_manifest["fingerprint"], estimator_fingerprint, counts["kept_sha256"]]
     selection: dict[str, Any] = {
@@ -223,11 +224,11 @@ def read_absent(tracks: Name) -> tuple[pa.Table, Location]:
 def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"cannot find {tracks / 'manifest.json'} (no finished selection); run `clearsep filter` first")
-    manifest: Selection = read_json(tracks / "manifest.json")
-    if sha256_file(tracks / name) != manifest["sha256"][name]:
+    manifest = read_record(tracks / "manifest.json", Selection, needs=["stems", "sha256", "pass_fingerprint"])
+    if sha256_file(tracks / name) != manifest["sha256"].get(name):
         raise ValueError(f"{tracks / name} must have the checksum in its manifest, got another; run the filter again")
     stems = resolve_name(manifest["stems"], folder=tracks)
     stem_shards(stems)
-    if read_json(stems / "manifest.json")["fingerprint"] != manifest["pass_fingerprint"]:
+    if read_manifest(stems, "fingerprint")["fingerprint"] != manifest["pass_fingerprint"]:
         raise ValueError(f"{tracks} must select from the pass in {stems}, got another pass; run the filter again")
     return read_parquet(tracks / name), stems

@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from engine.storage.files import read_json, write_bytes, write_json
+from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
+from engine.storage.files import open_binary, read_json, write_bytes, write_json
 from engine.storage.paths import Location
 
 
@@ -34,9 +35,12 @@ def claim(
     is_yaml = path.suffix == ".yaml"
     wanted = json.loads(json.dumps(identity, allow_nan=False))
     if path.is_file():
-        found = _read_yaml(path) if is_yaml else read_json(path)
+        found = _read_yaml(path) if is_yaml else read_json(path, remedy="give another folder")
         if found == wanted:
             return
+        if not isinstance(found, dict):
+            kind = type(found).__name__
+            raise ValueError(f"{path} must be a mapping of settings, got {kind}; give another folder")
         compare = comparable or (lambda settings: settings)
         if changed := differences(compare(found), compare(wanted)):
             raise ValueError(
@@ -51,9 +55,10 @@ def claim(
 
 def _read_yaml(path: Location) -> Any:  # noqa: ANN401 - YAML is any shape
     try:
-        return yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({' '.join(str(error).split())}); give another folder") from None
+        with open_binary(path) as file:
+            return parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as YAML ({error}); give another folder") from None
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
