@@ -223,9 +223,10 @@ def _explain(kind: type, error: pydantic.ValidationError) -> str:
 
 def rule_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     """The rule that a value breaks, as the end of "X must be …"."""
-    given = problem["msg"].removeprefix("Input should be ")
-    rule: str = _RULES.get(problem["type"], given[:1].lower() + given[1:])
-    return rule.format(**problem.get("ctx", {}))
+    if (rule := _RULES.get(problem["type"])) is not None:
+        return rule.format(**problem.get("ctx", {}))
+    given = str(problem["msg"]).removeprefix("Input should be ")
+    return given[:1].lower() + given[1:]
 
 
 _RULES = {
@@ -252,6 +253,7 @@ _RULES = {
     "string_too_short": "text of at least {min_length} characters",
     "string_too_long": "text of at most {max_length} characters",
     "string_unicode": "text in UTF-8",
+    "string_pattern_mismatch": "text of the form {pattern}",
 }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection
 
 from engine.errors import AudioError
 from engine.schema import MAX_TEXT, ClipRow, FailureRow, failure, plain_label
+from engine.storage.documents import MAX_DESCRIPTION_BYTES, parse_json
 
 CUT_TOLERANCE_S = 0.5
 """A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""
@@ -123,8 +124,8 @@ def _split(cell: str) -> object:
     if not cell.startswith("["):
         return cell.split(";" if ";" in cell else ",")
     try:
-        return json.loads(cell)
-    except (ValueError, RecursionError) as error:
+        return parse_json(cell, most=MAX_DESCRIPTION_BYTES, any_number=True)
+    except ValueError as error:
         raise ValueError(f"labels in brackets must be a JSON list, got {cell[:80]!r} ({error}); correct it") from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import posixpath
 from collections.abc import Collection, Iterator, Sequence
@@ -13,28 +12,34 @@ from pathlib import Path
 import pyarrow as pa
 
 from engine.corpus.clips import ManifestRow
+from engine.storage.documents import MAX_DESCRIPTION_BYTES, parse_json
 from engine.storage.files import open_binary, parquet_file
 from engine.storage.paths import Location
 
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .mka .mkv .aif .aiff .au .caf .w64 .wma".split()
 )
-_MAX_CELL = 1 << 26  # characters of a CSV cell: enough for any list of labels, and an unclosed quote ends there
+_MAX_LINE = 1 << 26  # characters of a line or a CSV cell: enough for any row, and an unclosed quote ends there
 _CLIP_COLUMNS = (("path",), ("labels", "label"))
 
 
 def _lines(path: Location) -> Iterator[str]:
-    """Lines of a UTF-8 file, with or without a byte order mark."""
+    """Lines of a UTF-8 file, with or without a byte order mark; ValueError for a line that no memory should hold."""
     try:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
-            yield from file
+            while line := file.readline(_MAX_LINE):
+                if len(line) == _MAX_LINE:
+                    raise ValueError(
+                        f"lines of {str(path)!r} must have less than {_MAX_LINE:,} characters, got more; check it"
+                    )
+                yield line
     except UnicodeDecodeError as error:
         raise ValueError(f"cannot read {str(path)!r} as UTF-8 text ({error}); convert it") from error
 
 
 def csv_cells(path: Location, *, skip_spaces: bool = False) -> Iterator[list[str]]:
     """The cells of every line of a CSV file that is not empty."""
-    csv.field_size_limit(_MAX_CELL)
+    csv.field_size_limit(_MAX_LINE)
     reader = csv.reader(_lines(path), skipinitialspace=skip_spaces, strict=True)
     try:
         yield from (cells for cells in reader if cells)
@@ -72,8 +77,8 @@ def _jsonl_rows(path: Location) -> Iterator[ManifestRow | ValueError]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, most=MAX_DESCRIPTION_BYTES, any_number=True)
+        except ValueError as error:
             yield ValueError(f"cannot read line {number} as JSON ({error}); correct it")
             continue
         if isinstance(row, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, BinaryIO
 
 import yaml
@@ -26,13 +27,15 @@ def bounded(file: BinaryIO, most: int) -> bytes:
     return data
 
 
-def parse_json(text: str | bytes) -> Any:  # noqa: ANN401 - JSON is any shape
-    """The value of a JSON text; ``ValueError`` for anything else, NaN and infinity included."""
+def parse_json(text: str | bytes, *, most: int = MAX_BYTES, any_number: bool = False) -> Any:  # noqa: ANN401 - any shape
+    """The value of a JSON text; ``ValueError`` for anything else, and without ``any_number`` for NaN and infinity."""
+    if len(text) > most:
+        raise ValueError(f"it must have at most {most:,} characters, got {len(text):,}")
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=None if any_number else _refuse)
     except RecursionError:
         raise ValueError(f"it must be nested at most {MAX_DEPTH} deep, got more") from None
-    _require_plain(value)
+    _require_plain(value, any_number=any_number)
     return value
 
 
@@ -61,7 +64,7 @@ def parse_yaml(text: str | bytes) -> Any:  # noqa: ANN401 - YAML is any shape
         raise ValueError(f"{error.problem}{where}") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
-    _require_plain(value, finite=False)  # settings say themselves which numbers they take
+    _require_plain(value, is_finite=False)  # settings say themselves which numbers they take
     return value
 
 
@@ -81,7 +84,7 @@ def _expanded(node: yaml.Node, known: dict[int, int]) -> int:
     return size
 
 
-def _require_plain(value: object, *, finite: bool = True) -> None:
+def _require_plain(value: object, *, any_number: bool = False, is_finite: bool = True) -> None:
     """``ValueError`` for types that JSON does not have, for great depth, and for numbers that few programs can hold."""
     level, depth = [value], 0
     while level:
@@ -94,7 +97,8 @@ def _require_plain(value: object, *, finite: bool = True) -> None:
             elif isinstance(one, list):
                 inside += one
             elif isinstance(one, (int, float)):
-                if not -(2**63) <= one < 2**63 and (isinstance(one, int) or (finite and abs(one) == float("inf"))):
+                is_large = one.bit_length() >= 64 if isinstance(one, int) else is_finite and math.isinf(one)
+                if is_large and not any_number:
                     raise ValueError("a number must be of 64 bits, got one that is larger")
             elif one is not None and not isinstance(one, str):
                 raise ValueError(

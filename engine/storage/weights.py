@@ -6,6 +6,7 @@ Nothing is allocated for what a description merely states: its network is first 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Generic, TypeVar
@@ -133,7 +134,10 @@ class Checkpoint(Generic[Network]):
             config = self.config(**description["network"])
             if missing := sorted(set(fields_of(self.config)) - set(description["network"])):
                 raise ValueError(f"{missing[0]} must be set, got nothing")
-            return self.make(config, description["labels"])
+            labels = description["labels"]
+            if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+                raise ValueError(f"labels must differ, got {shown(repr(repeated[0]))} more than once")
+            return self.make(config, labels)
         except ValueError as error:
             cause = f"network or labels of {self.kind}.json: {error}"
             raise ValueError(f"cannot load the {self.kind} in {folder} ({cause}); {_AGAIN}") from None
@@ -158,7 +162,7 @@ class Checkpoint(Generic[Network]):
         stored = network.state_dict()
         unstored = sum(value.nbytes for key, value in network.named_buffers() if key not in stored)
         if unstored > _MAX_UNSTORED_BYTES:
-            cause = f"its network has filters of {unstored:,} bytes, more than {_MAX_UNSTORED_BYTES:,}"
+            cause = f"the network of {self.kind}.json has filters of {unstored:,} bytes, over {_MAX_UNSTORED_BYTES:,}"
             raise ValueError(f"cannot load the {self.kind} in {folder} ({cause}); {_AGAIN}")
         wanted = {key: (_DTYPES.get(one.dtype, str(one.dtype)), list(one.shape)) for key, one in stored.items()}
         try:
