@@ -133,14 +133,16 @@ class Checkpoint(Generic[Network]):
         try:
             config = self.config(**description["network"])
             if missing := sorted(set(fields_of(self.config)) - set(description["network"])):
-                raise ValueError(f"{missing[0]} must be set, got nothing")
+                cause = f"{missing[0]} must be set, got nothing"
+                raise ValueError(cause)
             labels = description["labels"]
             if repeated := [label for label, count in Counter(labels).items() if count > 1]:
-                raise ValueError(f"labels must differ, got {shown(repr(repeated[0]))} more than once")
+                cause = f"labels must differ, got {shown(repr(repeated[0]))} more than once"
+                raise ValueError(cause)
             return self.make(config, labels)
         except ValueError as error:
-            cause = f"network or labels of {self.kind}.json: {error}"
-            raise ValueError(f"cannot load the {self.kind} in {folder} ({cause}); {_AGAIN}") from None
+            why = f"network or labels of {self.kind}.json: {error}"
+            raise ValueError(f"cannot load the {self.kind} in {folder} ({why}); {_AGAIN}") from None
 
     def load(self, folder: Name, *, device: str | torch.device = "cpu") -> Network:
         """Load the network in a folder, in evaluation mode; raises ``ValueError`` if its files do not fit together."""
@@ -188,7 +190,8 @@ def _read_header(weights: Location) -> tuple[dict[str, tuple[str, list[int]]], i
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _MAX_HEADER_BYTES):
-            raise ValueError(f"its header must be in the file and at most {_MAX_HEADER_BYTES:,} bytes, got {length:,}")
+            cause = f"its header must be in the file and at most {_MAX_HEADER_BYTES:,} bytes, got {length:,}"
+            raise ValueError(cause)
         header = parse_json(file.read(length))
     if isinstance(header, dict):
         header.pop("__metadata__", None)
