@@ -307,24 +307,29 @@ def test_networks_that_are_only_stated_take_no_memory(separator: Path, tagger: P
     assert mib < 100
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "name", "text", "most_mib"),
-    [
-        ("run", "run.yaml", BOMB, 50),
-        ("space", "space.yaml", MERGE_BOMB, 50),
-        ("run", "large.yaml", "[" + "[]," * (1 << 24) + "]", 50),
-        ("space", "full.yaml", "a: [" + "[]," * 80_000 + "]", 500),
-        ("corpus", "a.jsonl", '{"path": "a", "labels": ' + "[" * (1 << 23) + "\n", 100),
-        ("corpus", "b.jsonl", '{"path": "a", "labels": [' + "[]," * (1 << 23) + "[]]}\n", 150),
-        ("corpus", "c.csv", "path,labels\na," + '"[' + "[]," * (1 << 23) + '[]]"\n', 250),
-        ("corpus", "d.jsonl", '{"path": "a", "labels": [' + "[]," * (1 << 20) + "[]]}\n", 250),
-        ("list", "e.csv", "idx,caption,src_wav,noise_wav\n" + "," * (1 << 25), 100),
+SMALL = {
+    150: [
+        ("run", "run.yaml", BOMB),
+        ("space", "space.yaml", MERGE_BOMB),
+        ("run", "large.yaml", "[" + "[]," * (1 << 24) + "]"),
+        ("corpus", "a.jsonl", '{"path": "a", "labels": ' + "[" * (1 << 23) + "\n"),
+        ("corpus", "b.jsonl", '{"path": "a", "labels": [' + "[]," * (1 << 23) + "[]]}\n"),
+        ("list", "c.csv", "idx,caption,src_wav,noise_wav\n" + "," * (1 << 25)),
     ],
-)
-def test_a_small_file_takes_little_memory(tmp_path: Path, kind: str, name: str, text: str, most_mib: int) -> None:
-    (tmp_path / name).write_text(text)
-    mib, _ = grown_mib(kind, tmp_path / name)
+    500: [
+        ("space", "full.yaml", "a: [" + "[]," * 80_000 + "]"),
+        ("corpus", "d.csv", "path,labels\na," + '"[' + "[]," * (1 << 23) + '[]]"\n'),
+        ("corpus", "e.jsonl", '{"path": "a", "labels": [' + "[]," * (1 << 20) + "[]]}\n"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("most_mib", SMALL)
+def test_small_files_take_little_memory(tmp_path: Path, most_mib: int) -> None:
+    for _, name, text in SMALL[most_mib]:
+        (tmp_path / name).write_text(text)
+    mib, _ = grown_mib(*(word for kind, name, _ in SMALL[most_mib] for word in (kind, tmp_path / name)))
     assert mib < most_mib
 
 
