@@ -93,9 +93,10 @@ def command_line() -> typer.Typer:
     import engine.cli.commands
     import train.cli
     import tune.cli
-    from engine.cli.console import print_result
+    from engine.cli.console import Commands, print_log, print_result
 
     app = typer.Typer(
+        cls=Commands,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -110,7 +111,7 @@ Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 
     )
     for package in (engine.cli.commands, train.cli, tune.cli):
         package.register(app)
-    cluster.cli.register(app, show=print_result)
+    cluster.cli.register(app, show=print_result, write=print_log)
     return app
 
 

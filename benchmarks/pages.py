@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.cli.display import MAX_MESSAGE, shown
 from engine.storage.files import read_json, write_bytes, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,7 @@ RESULTS = ROOT / "docs" / "results.md"
 
 def log(text: str) -> None:
     """Print a line with the time."""
-    print(f"[{dt.datetime.now():%H:%M:%S}] {text}", flush=True)
+    print(f"[{dt.datetime.now():%H:%M:%S}] {shown(text, most=MAX_MESSAGE)}", flush=True)
 
 
 def parser(documentation: str | None) -> argparse.ArgumentParser:
@@ -30,8 +31,9 @@ def parser(documentation: str | None) -> argparse.ArgumentParser:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [columns, ["---"] * len(columns), *rows])
+    """A Markdown table, whose cells may have other markup."""
+    lines = [[shown(cell).replace("|", "\\|") for cell in cells] for cells in [columns, ["---"] * len(columns), *rows]]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def write_page(path: Path, title: str, *parts: str) -> None:

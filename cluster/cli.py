@@ -27,6 +27,8 @@ Job = Annotated[str, typer.Argument(help="Id of a job, as `clearsep jobs list` s
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Show = Callable[[Callable[[], list[Any]], object, bool], None]
 """Prints tables, or a value as JSON: ``show(tables, value, as_json)``."""
+Write = Callable[[str], None]
+"""Prints a part of a job's log."""
 _NODES = ("node", "cpus", "gpus", "torch sees", "python", "ray", "torch", "disk GiB", "clock s", "out ms", "separator")
 
 
@@ -38,14 +40,14 @@ class ReportTable(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def register(app: typer.Typer, *, show: Show) -> None:
-    """Add this package's commands to the command line; ``show`` prints their results."""
-    _add_submit(app)
+def register(app: typer.Typer, *, show: Show, write: Write) -> None:
+    """Add this package's commands to the command line; ``show`` prints their results and ``write`` logs of jobs."""
+    _add_submit(app, write)
     _add_preflight(app, show)
-    app.add_typer(_jobs(show), name="jobs")
+    app.add_typer(_jobs(show, write), name="jobs")
 
 
-def _add_submit(app: typer.Typer) -> None:
+def _add_submit(app: typer.Typer, write: Write) -> None:
     @app.command(context_settings={"allow_interspersed_args": False})
     def submit(
         command: Annotated[str, typer.Argument(help=f"Command to run on the cluster: {', '.join(COMMANDS)}.")],
@@ -93,18 +95,18 @@ def _add_submit(app: typer.Typer) -> None:
             memory_gib=memory_gib,
             metadata=tuple(_pair(word) for word in metadata or ()),
         )
-        _submit(_server(address), parsed, config, wait=wait)
+        _submit(_server(address), parsed, config, write if wait else None)
 
 
-def _submit(server: JobServer, command: Command, config: JobConfig, *, wait: bool) -> None:
-    """Submit a job, then print its id, or follow it and exit with its exit code."""
+def _submit(server: JobServer, command: Command, config: JobConfig, write: Write | None) -> None:
+    """Submit a job, then print its id, or ``write`` its log as it grows and exit with its exit code."""
     job = submit_job(server, command, config)
-    if not wait:
+    if write is None:
         sys.stdout.write(f"{job}\n")
         return
     _LOGGER.info(f"job {job} (Ctrl-C leaves it running; clearsep jobs stop {job} stops it)")
     with _detachable(job):
-        code = jobs.follow(server, job, _write)
+        code = jobs.follow(server, job, write)
     if code:
         state = jobs.job_state(server, job)
         _LOGGER.info(f"job {job} {state['status'].lower()}{': ' if state['message'] else ''}{state['message']}")
@@ -137,7 +139,7 @@ def _add_preflight(app: typer.Typer, show: Show) -> None:
             raise typer.Exit(1)
 
 
-def _jobs(show: Show) -> typer.Typer:
+def _jobs(show: Show, write: Write) -> typer.Typer:
     group = typer.Typer(no_args_is_help=True, help="List, follow and stop the jobs that `clearsep submit` started.")
 
     @group.command("list")
@@ -164,10 +166,10 @@ def _jobs(show: Show) -> typer.Typer:
         server = _server(address)
         jobs.job_state(server, job)
         if not follow:
-            _write(server.get_job_logs(job))
+            write(server.get_job_logs(job))
             return
         with _detachable(job):
-            raise typer.Exit(jobs.follow(server, job, _write))
+            raise typer.Exit(jobs.follow(server, job, write))
 
     @group.command()
     def stop(job: Job, address: Server = None, as_json: Json = False) -> None:
@@ -210,11 +212,6 @@ def _server(given: str | None) -> JobServer:
     if (warning := jobs.exposure_warning(address)) is not None:
         _LOGGER.warning(warning)
     return jobs.connect_to_server(address)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
 
 
 @contextmanager

@@ -85,6 +85,10 @@ FAILURES = pa.schema(
 )
 
 
+MAX_TEXT = 4096
+"""Characters of a path or a label; Linux opens no longer path."""
+
+
 class ClipRow(TypedDict):
     """One row of ``CLIPS``."""
 

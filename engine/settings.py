@@ -25,10 +25,10 @@ from typing import Annotated, Any, TypeVar
 
 import pydantic
 import pydantic.dataclasses
-import yaml
 from pydantic import BeforeValidator, Field
 
 from engine.errors import nearest
+from engine.storage.documents import MAX_DEPTH, MAX_SETTINGS_BYTES, bounded, parse_yaml
 
 Tree = dict[str, Any]
 """Settings as YAML has them: mappings, lists, text, numbers, true, false and null."""
@@ -131,22 +131,16 @@ def deciding(settings: Any, kind: type | None = None) -> Tree:  # noqa: ANN401 -
 def read_yaml(path: str | Path, example: str) -> Tree:
     """The mapping in a YAML file; ``ValueError`` where it is none, with ``example`` of what it should have."""
     try:
-        settings = yaml.safe_load(Path(path).read_text())
+        with open(path, "rb") as file:
+            settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({yaml_problem(error)}); correct it") from None
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as YAML ({error}); correct it") from None
     if not isinstance(settings, dict):
         kind = type(settings).__name__
         raise ValueError(f"{path} must be a mapping of settings, got {kind}; write it like `{example}`")
     return settings
-
-
-def yaml_problem(error: Exception) -> str:
-    """A parser's complaint and its place, without the lines of the file that YAML's own message shows."""
-    mark = getattr(error, "problem_mark", None)
-    place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
-    return f"{getattr(error, 'problem', None) or type(error).__name__}{place}"
 
 
 def merged(base: Tree, over: Tree) -> Tree:
@@ -165,11 +159,15 @@ def override(settings: Tree, overrides: Iterable[str]) -> Tree:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--set must be key=value, got {text!r}; write it like distil.steps=200")
+        keys = key.strip().split(".")
+        if len(keys) > MAX_DEPTH:
+            raise ValueError(f"--set must have a key of at most {MAX_DEPTH} parts, got {len(keys)}; correct it")
         try:
-            read = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"--set must have a YAML value, got {text!r}; quote it, such as 'key=\"a: b\"'") from None
-        _put(settings, key.strip().split("."), read, text)
+            read = parse_yaml(value)
+        except ValueError as error:
+            remedy = f"quote it, such as 'key=\"a: b\"' ({error})"
+            raise ValueError(f"--set must have a YAML value, got {text!r}; {remedy}") from None
+        _put(settings, keys, read, text)
     return settings
 
 
@@ -237,8 +235,15 @@ def _explain(kind: type, error: pydantic.ValidationError) -> str:
         return f"there is no setting {where}; {nearest(names[-1], known)}"
     if kind_of_error in ("missing", "missing_argument"):
         return f"{where} must be set, got nothing; set {where}"
-    rule = _RULES.get(kind_of_error, worst["msg"][:1].lower() + worst["msg"][1:]).format(**cause)
-    return f"{where} must be {rule}, got {worst['input']!r}; {_remedy(field)}"
+    return f"{where} must be {rule_of(worst)}, got {worst['input']!r}; {_remedy(field)}"
+
+
+def rule_of(problem: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    """The rule that a value breaks, as the end of "X must be …"."""
+    if (rule := _RULES.get(problem["type"])) is not None:
+        return rule.format(**problem.get("ctx", {}))
+    given = str(problem["msg"]).removeprefix("Input should be ")
+    return given[:1].lower() + given[1:]
 
 
 _RULES = {
@@ -261,6 +266,11 @@ _RULES = {
     "unexpected_positional_argument": "given by name",
     "tuple_type": "a list",
     "dict_type": "a mapping",
+    "list_type": "a list",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_unicode": "text in UTF-8",
+    "string_pattern_mismatch": "text of the form {pattern}",
 }
 
 

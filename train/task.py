@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from engine.selection.tracks import read_tracks
+from engine.selection.tracks import Selection, read_tracks
 from engine.separators import NetworkConfig, read_description
 from engine.settings import Tree, deciding, plain
-from engine.storage.files import read_json
+from engine.storage.files import read_record
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 from train.data.config import MixConfig
@@ -135,7 +135,7 @@ def task_identity(task: TrainingTask) -> str:
 def _tracks_fingerprint(tracks: Name, mix: MixConfig) -> str:
     """Fingerprint of the tracks, whatever rules kept them; raises ``ValueError`` if the selection is not complete."""
     read_tracks(tracks)
-    manifest: dict[str, Any] = read_json(location(tracks) / "manifest.json")
+    manifest = read_record(location(tracks) / "manifest.json", Selection, needs=["fingerprint", "kept_fingerprint"])
     return str(manifest["fingerprint" if learns_absence(mix) else "kept_fingerprint"])
 
 

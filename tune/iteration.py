@@ -6,21 +6,25 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.ray_metrics import record_kept, record_validation
 from engine.passes.run import run_pass
+from engine.passes.shards import PassSummary, read_manifest
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import select_tracks
+from engine.selection.tracks import Selection, select_tracks
 from engine.separators import SeparatorSource, find_separator
 from engine.settings import named_in
-from engine.storage.files import read_json, write_json
+from engine.storage.files import read_record, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from train.data.training_data import TrainingData
 from train.distil import distil
 from train.evaluation.evaluate import SeparatorSystem, evaluate
+from train.evaluation.figures import Evaluation
 from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mixtures
 from train.task import training_identity
 from tune.artifacts import Artifacts
@@ -29,9 +33,6 @@ from tune.inputs import Inputs
 from tune.judges import Judges
 
 if TYPE_CHECKING:
-    from engine.passes.shards import PassSummary
-    from engine.selection.tracks import Selection
-    from train.evaluation.figures import Evaluation
     from train.task import TrainingRecord
 
 _LOGGER = logging.getLogger(__name__)
@@ -162,13 +163,12 @@ def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed
 def _select(work: Work, number: int, thresholds: Thresholds, stems: Location) -> tuple[Location, Selection]:
     """Select the tracks; returns their folder and manifest."""
     estimator = work.judges.estimator
-    pass_fingerprint = read_json(stems / "stems" / "manifest.json")["fingerprint"]
+    pass_fingerprint = read_manifest(stems / "stems", "fingerprint")["fingerprint"]
     inputs = [pass_fingerprint, asdict(thresholds), estimator.fingerprint if estimator else None]
     folder = work.artifacts.path_for("tracks", number, inputs) / "tracks"
     with work.artifacts.building(folder.parent):
         if work.artifacts.shared and (folder / "manifest.json").is_file():
-            selection: Selection = read_json(folder / "manifest.json")
-            return folder, selection
+            return folder, read_record(folder / "manifest.json", Selection)
         return folder, select_tracks(stems / "stems", folder, thresholds, estimator=estimator)
 
 
@@ -202,8 +202,7 @@ def validate(
     path = folder / f"validation-{name}.json"
     with work.artifacts.building(folder):
         if work.artifacts.shared and path.is_file():
-            evaluation: Evaluation = read_json(path)
-            return evaluation
+            return read_record(path, Evaluation)
         if name not in work.mixtures:
             work.mixtures[name] = draw_mixtures(validation, sample_rate_hz=separator.sample_rate_hz)
         evaluation = evaluate(SeparatorSystem(separator.open()), work.mixtures[name])

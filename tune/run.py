@@ -6,14 +6,15 @@ import functools
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
-import yaml
+from typing_extensions import TypedDict
 
 from engine.passes.records import claim_files
 from engine.separators import SeparatorSource, find_separator, load, read_description, save
 from engine.settings import Tree, plain
-from engine.storage.files import read_json, write_json
+from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
+from engine.storage.files import open_binary, read_record, write_json
 from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
@@ -83,14 +84,16 @@ def _num_claimed(out: Location) -> int | None:
     if not path.is_file():
         return None
     try:
-        return len(yaml.safe_load(path.read_bytes())["schedule"])
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError):
+        with open_binary(path) as file:
+            return len(parse_yaml(bounded(file, MAX_SETTINGS_BYTES))["schedule"])
+    except (ValueError, TypeError, KeyError):
         return None  # claim says what is wrong with the file
 
 
 def _comparable(settings: Mapping[str, Any], *, num_iterations: int | None) -> Tree:
     """The settings that decide the results of the iterations that were claimed before."""
-    return contents_only(settings) | {"schedule": settings.get("schedule", [])[:num_iterations]}
+    schedule = settings.get("schedule")
+    return contents_only(settings) | {"schedule": schedule[:num_iterations] if isinstance(schedule, list) else schedule}
 
 
 def _run_iterations(work: Work, *, retry_failed: bool) -> None:
@@ -157,6 +160,7 @@ def _seed(config: RunConfig, inputs: Inputs, folder: Location) -> SeparatorSourc
 def summarise(out: Location) -> RunSummary:
     """Gather the finished iterations of a run into its ``summary.json``."""
     folders = {int(path.parent.name): path for path in (out / "iterations").glob("*/iteration.json")}
-    summary: RunSummary = {"iterations": [read_json(folders[number]) for number in sorted(folders)]}
+    records = [read_record(folders[number], IterationRecord, needs=["iteration"]) for number in sorted(folders)]
+    summary: RunSummary = {"iterations": records}
     write_json(out / "summary.json", summary)
     return summary

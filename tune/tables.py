@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from engine.cli.reports import DAMAGED, is_shard, pass_report, shard_report, values_report
 from engine.cli.tables import FLOOR, Report, Table, db_text, limit_text, tracks_table
@@ -11,19 +11,20 @@ from engine.corpus.read import read_corpus
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
 from engine.passes.shards import damaged_files
-from engine.selection.tracks import read_tracks
+from engine.selection.tracks import Selection, read_tracks
 from engine.separators import read_description, require_fingerprint
-from engine.storage.files import read_json
+from engine.storage.files import check_record, read_record
 from engine.storage.paths import Location, Name, location
+from tune.run import RunSummary
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
     from tune.iteration import IterationRecord
-    from tune.run import RunSummary
 
 
 def run_tables(summary: RunSummary) -> list[Table]:
-    """All tables of a run."""
+    """All tables of a run; raises ``ValueError`` for a summary without some figure, as others may have left it."""
+    check_record(summary, RunSummary, "summary.json", remedy="delete the iteration's iteration.json, and start again")
     return [iterations_table(summary), rules_table(summary), labels_table(summary)]
 
 
@@ -90,8 +91,9 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     """
     path = location(path)
     if (path / "iterations").is_dir():
-        has_summary = (path / "summary.json").is_file()
-        summary = cast("RunSummary", read_json(path / "summary.json") if has_summary else {"iterations": []})
+        summary: RunSummary = {"iterations": []}
+        if (path / "summary.json").is_file():
+            summary = read_record(path / "summary.json", RunSummary)
         damaged = _damaged_in_run(path)
         return run_tables(summary), {"kind": "run", **summary, **({DAMAGED: damaged} if damaged else {})}
     if (path / "separator.json").is_file():
@@ -99,7 +101,7 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
         return values_report("checkpoint", read_description(path))
     if (path / "kept.parquet").is_file():
         read_tracks(path)  # raises if the selection is unfinished
-        selection = read_json(path / "manifest.json")
+        selection = read_record(path / "manifest.json", Selection)
         return [tracks_table(selection)], {"kind": "tracks", **selection}
     stems = path / "stems" if (path / "stems").is_dir() else path
     if (stems / "pass.json").is_file():

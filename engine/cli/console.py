@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
-import rich.table
 import typer
-from rich.console import Console, ConsoleRenderable
+import typer.core
+from rich.console import ConsoleRenderable
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.text import Text
 
+from engine.cli.display import MAX_MESSAGE, console, rich_table, shown
 from engine.errors import DamagedError
 
 _LOGGER = logging.getLogger(__name__)
 _LOG_COLUMNS = 200
+_UsageError: Any = typer.BadParameter.__base__  # which Typer does not export
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Set = Annotated[
     list[str] | None,
@@ -51,11 +55,11 @@ SEPARATOR_HELP = "Separator: checkpoint folder, or package.module:factory for on
 
 
 class _PlainHandler(RichHandler):
-    """Prints ``level: message`` (the level from WARNING on) without breaking lines, as logs need it."""
+    """Prints ``level: message`` (the level from WARNING on), each on one line, as logs need it."""
 
     def render_message(self, record: logging.LogRecord, message: str) -> Text:
         level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        return Text(level + message)
+        return Text(level + shown(message, most=MAX_MESSAGE))
 
     def render(self, *, record: logging.LogRecord, traceback: Any, message_renderable: ConsoleRenderable) -> Any:  # noqa: ANN401 - rich's types
         return message_renderable
@@ -63,7 +67,10 @@ class _PlainHandler(RichHandler):
 
 def show_progress() -> None:
     """Print the project's log messages on standard error; standard output holds nothing but the result."""
-    handler = _PlainHandler(console=Console(stderr=True, soft_wrap=True), highlighter=NullHighlighter())
+    handler = _PlainHandler(console=console(stderr=True), highlighter=NullHighlighter())
+    handler.console.soft_wrap = True
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an encoding without some letter shows its number
+        sys.stdout.reconfigure(errors="backslashreplace")
     for name in ("engine", "train", "tune", "cluster"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.INFO)
@@ -85,16 +92,46 @@ def print_result(tables: Callable[[], Sequence[Any]], value: object, as_json: bo
     if as_json:
         sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
         return
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:  # a file has no width: cells stay unbroken
-        console = Console(width=_LOG_COLUMNS)
+    # A file has no width: cells stay unbroken.
+    is_file = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    screen = console(width=_LOG_COLUMNS if is_file else None)
     for table in tables():
-        printed = rich.table.Table(title=table.title, title_justify="left")
-        for column in table.columns:
-            printed.add_column(column, overflow="fold")
-        for row in table.rows:
-            printed.add_row(*row)
-        console.print(printed, markup=False)
+        screen.print(rich_table(table.title, table.columns, table.rows))
+
+
+def print_log(text: str) -> None:
+    """Print a part of another process's log: its lines stay lines, its control codes do nothing."""
+    sys.stdout.write(shown(text, most=None, keep="\n\t"))
+    sys.stdout.flush()
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands whose errors of usage show the words of the command line as foreign text."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - Typer's types
+        """See Typer."""
+        with _shown_usage_errors():
+            return super().make_context(*args, **more)
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's types
+        """See Typer."""
+        with _shown_usage_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _shown_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except _UsageError as error:
+        error.message = shown(error.message or "")
+        raise
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Python's report of an error of the program itself, without its control codes."""
+    text = "".join(traceback.format_exception(kind, error, trace))
+    sys.stderr.write(shown(text, most=None, keep="\n"))
 
 
 @contextmanager
@@ -133,4 +170,5 @@ def _terminable() -> Iterator[threading.Event]:
     try:
         yield terminated
     finally:
+        sys.excepthook = _print_traceback  # Typer has put its own there
         signal.signal(signal.SIGTERM, handler_before)

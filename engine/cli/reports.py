@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from engine.cli.tables import Report, Table, pass_table
 from engine.passes.records import done_names, failure_reasons, failure_rows
-from engine.passes.shards import damaged_files, open_shard, read_manifest, verify
+from engine.passes.shards import damaged_files, open_shard, read_summary, verify
 from engine.schema import SCORES
 from engine.storage.files import parquet_file
 from engine.storage.paths import Location, Name, location
 
 if TYPE_CHECKING:
-    from engine.passes.shards import PassSummary
+    pass
 
 _MAX_FAILURES = 50
 DAMAGED = "damaged_files"
@@ -25,7 +25,7 @@ DAMAGED = "damaged_files"
 
 def values_report(kind: str, value: Mapping[str, Any]) -> Report:
     """A mapping as a table of two columns."""
-    rows = [[key, json.dumps(item)[:300]] for key, item in value.items()]
+    rows = [[key, json.dumps(item, ensure_ascii=False)] for key, item in value.items()]
     return [Table(title=kind, columns=["", ""], rows=rows)], {"kind": kind, **value}
 
 
@@ -35,12 +35,12 @@ def pass_report(stems: Location) -> Report:
     if not (stems / "manifest.json").is_file():
         found = {DAMAGED: damaged} if damaged else {}
         return values_report("unfinished pass", {"num_shards_done": len(done_names(stems.parent)), **found})
-    summary = {key: value for key, value in read_manifest(stems).items() if key not in ("shards", "footer_sha256")}
+    summary = read_summary(stems)
     value = {"kind": "pass", **summary, "failures": [], "damaged_shards": verify(stems, damaged), DAMAGED: damaged}
     if damaged:  # its failures may not be readable
         return [Table(title="Damaged files", columns=[""], rows=[[file] for file in damaged])], value
     tables, failed = failures_report(stems.parent)
-    return [pass_table(cast("PassSummary", summary)), *tables], value | {"failures": failed["failures"]}
+    return [pass_table(summary), *tables], value | {"failures": failed["failures"]}
 
 
 def failures_report(path: Name) -> Report:

@@ -103,7 +103,7 @@ def _levels(settings: Iterable[Setting]) -> list[tuple[str, list[Setting]]]:
 
 def _markdown(settings: Iterable[Setting]) -> str:
     table = Table(title="", columns=_COLUMNS, rows=[_row(setting, code="`") for setting in settings])
-    return table.markdown() + "\n"
+    return table.markdown(is_markdown=True) + "\n"
 
 
 def _row(setting: Setting, *, code: str = "") -> list[str]:

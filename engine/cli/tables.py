@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.cli.display import markdown
+
 if TYPE_CHECKING:
     from engine.passes.plan import PassPlan
     from engine.passes.shards import PassSummary
@@ -25,10 +27,11 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def markdown(self) -> str:
-        """The table in Markdown, without its title."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    def markdown(self, *, is_markdown: bool = False) -> str:
+        """The table in Markdown, without its title; ``is_markdown``: its cells are ours and already Markdown."""
+        cells = [line if is_markdown else list(map(markdown, line)) for line in [self.columns, *self.rows]]
+        cells.insert(1, ["---"] * len(self.columns))
+        return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 Report = tuple[list[Table], dict[str, Any]]

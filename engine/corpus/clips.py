@@ -9,10 +9,10 @@ import json
 import math
 from collections.abc import Collection
 
-from engine.corpus.labels import MAX_TEXT, labels_of, text_of
+from engine.corpus.labels import labels_of, text_of
 from engine.corpus.roots import resolve as resolve  # noqa: PLC0414 - it is also a step of a row
 from engine.errors import AudioError, TooShortError
-from engine.schema import ClipRow, FailureRow, failure
+from engine.schema import MAX_TEXT, ClipRow, FailureRow, failure
 
 CUT_TOLERANCE_S = 0.5
 """A segment that is longer than ``clip_s`` by at most this becomes one clip, limited to ``clip_s``."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from engine.schema import plain_label
+from engine.schema import MAX_TEXT, plain_label
+from engine.storage.documents import MAX_DESCRIPTION_BYTES, parse_json
 
 _LOGGER = logging.getLogger(__name__)
-MAX_TEXT = 4096
-"""Characters of a path or a label; Linux opens no longer path."""
 MAX_LABELS = 512
 """Labels of a clip: every label is one stem, which a worker holds in memory."""
 MAX_LABELS_TEXT = 1 << 14
@@ -74,8 +72,8 @@ def split(cell: str, separator: str) -> object:
     cell = cell.strip()
     if cell.startswith("["):
         try:
-            return json.loads(cell)
-        except (ValueError, RecursionError) as error:
+            return parse_json(cell, most=MAX_DESCRIPTION_BYTES, any_number=True)
+        except ValueError as error:
             raise ValueError(
                 f"labels in brackets must be a JSON list, got {cell[:80]!r} ({error}); correct it"
             ) from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
 import os
 import posixpath
 import re
@@ -17,7 +16,9 @@ import pyarrow.compute as pc
 
 from engine.corpus.clips import ManifestRow
 from engine.corpus.columns import Columns
-from engine.corpus.labels import MAX_LABELS, MAX_TEXT, separator_of
+from engine.corpus.labels import MAX_LABELS, separator_of
+from engine.schema import MAX_TEXT
+from engine.storage.documents import MAX_DESCRIPTION_BYTES, parse_json
 from engine.storage.files import open_binary, parquet_file
 from engine.storage.paths import Location
 
@@ -25,7 +26,6 @@ AUDIO_SUFFIXES = frozenset(
     ".wav .flac .ogg .oga .opus .mp3 .m4a .aac .mp4 .webm .mka .mkv .aif .aiff .au .caf .w64 .wma".split()
 )
 _MAX_CELL = 1 << 26  # characters of a CSV cell: enough for any list of labels, and an unclosed quote ends there
-_MAX_JSON = 1 << 22  # characters of a JSON line; its objects take fifty times as many bytes
 _BATCH_ROWS = 64  # of a Parquet file, whose cells may be far larger than the file
 _COLUMN_NAME = re.compile(r"[\w .;|\t-]{1,80}")  # other text is of a file that is no list, and not shown
 _CLIP_COLUMNS = (("path",), ("labels", "label"))
@@ -34,7 +34,7 @@ Required = Sequence[tuple[str, ...]]
 
 
 def _lines(path: Location) -> Iterator[str]:
-    """Lines of a UTF-8 file, with or without a byte order mark."""
+    """Lines of a UTF-8 file, with or without a byte order mark; ValueError for a line that no memory should hold."""
     try:
         with io.TextIOWrapper(open_binary(path), encoding="utf-8-sig", newline="") as file:
             while line := file.readline(_MAX_CELL + 1):
@@ -94,14 +94,14 @@ def _jsonl_rows(path: Location, required: Required) -> Iterator[ManifestRow | Va
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        if len(line) > _MAX_JSON:
+        if len(line) > MAX_DESCRIPTION_BYTES:
             yield ValueError(
-                f"a row must have at most {_MAX_JSON} characters, got {len(line)} in line {number}; cut it"
+                f"a row must have at most {MAX_DESCRIPTION_BYTES} characters, got {len(line)} in line {number}; cut it"
             )
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_json(line, most=MAX_DESCRIPTION_BYTES, any_number=True)
+        except ValueError as error:
             yield ValueError(f"cannot read line {number} as JSON ({error}); correct it")
             continue
         if isinstance(row, dict):

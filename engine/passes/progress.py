@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engine.cli.display import console
 from engine.errors import TooManyFailuresError
 from engine.passes.ray_metrics import record_shard
 from engine.passes.records import Totals, failure_reasons
@@ -30,9 +30,9 @@ class PassProgress:
         self.audio_s, self.started, self.logged_s = 0.0, time.perf_counter(), 0.0
         self.reported = set(before.sha256)
         """Names of the shards that are done, as their workers and the records before this start have it."""
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        screen, description = console(stderr=True), TextColumn("{task.description}", markup=False)
+        columns = (description, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=screen, disable=not screen.is_terminal)
 
     @contextmanager
     def shown(self) -> Iterator[None]:

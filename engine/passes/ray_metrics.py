@@ -14,6 +14,7 @@ import ray._private.state
 import ray.util.metrics
 from ray.core.generated import common_pb2, gcs_pb2
 
+from engine.cli.display import shown
 from engine.passes.records import STEPS
 from engine.passes.transport import ShardReport
 
@@ -61,7 +62,7 @@ def record_shard(report: ShardReport, *, clips_waiting: int) -> None:
     _count("clearsep_queries", record["num_stems"], outcome="stem")
     _count("clearsep_queries", record["num_failed"], outcome="failed")
     for (step, error_class), num_queries in report.failed.items():
-        _count("clearsep_failures", num_queries, step=step, error_class=error_class)
+        _count("clearsep_failures", num_queries, step=step, error_class=shown(error_class))
     _gauge("clearsep_clips_waiting").set(clips_waiting)
     worker = {"worker": report.use.worker}
     if record["audio_s"]:

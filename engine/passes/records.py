@@ -17,10 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
@@ -69,6 +70,12 @@ class ShardRecord(WrittenShard):
     assess_s: float
     score_s: float
     write_s: float
+
+
+class _ClosedPass(TypedDict):
+    """What the manifest of a closed pass says of its shards."""
+
+    shards: dict[str, str]
 
 
 class PendingTask(TypedDict):
@@ -170,7 +177,7 @@ def done_names(out: Location, task: int | None = None) -> list[str]:
     names = {path.name.removesuffix(".done.json") for path in (out / "stems").glob(f"{prefix}*.done.json")}
     if task is None:
         closed = out / "stems" / "manifest.json"
-        return sorted(names.union(read_sealed(closed).get("shards", ()) if closed.is_file() else ()))
+        return sorted(names.union(read_sealed(closed, _ClosedPass).get("shards", ()) if closed.is_file() else ()))
     num_shards = max((record["num_shards"] for _, record in shard_records(out, sorted(names))), default=1)
     unlisted = {shard_name(task, number) for number in range(num_shards)} - names
     return sorted(names.union(name for name in unlisted if record_path(out, name).is_file()))
@@ -179,7 +186,8 @@ def done_names(out: Location, task: int | None = None) -> list[str]:
 def shard_records(out: Location, names: Sequence[str] | None = None) -> Iterator[tuple[str, ShardRecord]]:
     """Names and records of some shards, by default of all that are done."""
     names = done_names(out) if names is None else names
-    yield from zip(names, in_threads(read_sealed, [record_path(out, name) for name in names]), strict=True)
+    read = functools.partial(read_sealed, kind=ShardRecord)
+    yield from zip(names, in_threads(read, [record_path(out, name) for name in names]), strict=True)
 
 
 def in_threads(call: Callable[[_Given], _Result], given: Sequence[_Given]) -> Iterator[_Result]:
@@ -292,7 +300,7 @@ def read_totals(out: Location, reported: Iterable[str] = ()) -> Totals:
 def _find_record(out: Location, name: str) -> ShardRecord | None:
     """The record of a shard, or null if it is damaged or if it or a file that it records is not there."""
     try:
-        record: ShardRecord = read_sealed(record_path(out, name))
+        record = read_sealed(record_path(out, name), ShardRecord)
     except (FileNotFoundError, DamagedError):
         return None
     folders = ("stems", "failures") if record["num_failed"] else ("stems",)

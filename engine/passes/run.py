@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import ray
 import ray.data
@@ -33,7 +33,7 @@ from engine.passes.records import (
     write_manifest_failures,
 )
 from engine.passes.separate import Separate
-from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_manifest, reopen_damaged
+from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_summary, reopen_damaged
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
@@ -48,7 +48,6 @@ from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
-_BY_SHARD = ("shards", "footer_sha256")  # of the manifest: not in the summary
 _MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
 _IN_HAND = "in-hand"  # folder of the marks of work in hand
 _STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
@@ -104,9 +103,9 @@ def run_pass(
                 write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
             finally:
                 remove_tree(out / _IN_HAND)
-        summary = {key: value for key, value in read_manifest(out / "stems").items() if key not in _BY_SHARD}
+        summary = read_summary(out / "stems")
         write_json(out / "summary.json", summary)
-    return cast(PassSummary, summary)
+    return summary
 
 
 def _run_missing_tasks(

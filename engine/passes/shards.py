@@ -13,12 +13,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile as sf
+from typing_extensions import TypedDict
 
 from engine.audio.flac import decode_flac24
 from engine.corpus.table import Corpus
@@ -50,6 +51,7 @@ from engine.storage.fingerprints import fingerprint, read_sealed
 from engine.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
+_BY_SHARD = ("shards", "footer_sha256")  # of the manifest: not in the summary
 _MANY = 100  # shards of which a second and more is needed to compare checksums
 _NAMES = ["clip_id", "label"]
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
@@ -146,14 +148,19 @@ def pass_manifest(
     }
 
 
-def read_manifest(stems: Location) -> PassManifest:
-    """The manifest of a closed pass; raises ``ValueError`` if the pass is not closed."""
+def read_manifest(stems: Location, *needs: str) -> PassManifest:
+    """The manifest of a closed pass; ``ValueError`` if the pass is not closed, or without the fields in ``needs``."""
     path = stems / "manifest.json"
     if not path.is_file():
         cause = "the pass is not finished" if (stems / "pass.json").is_file() else "there is no pass"
         raise ValueError(f"cannot find {path} ({cause}); give the folder of a pass that separate-corpus finished")
-    manifest: PassManifest = read_sealed(path)
-    return manifest
+    return read_sealed(path, PassManifest, needs=needs)
+
+
+def read_summary(stems: Location) -> PassSummary:
+    """The summary of a closed pass, from its manifest."""
+    manifest = read_manifest(stems, *get_type_hints(PassSummary), "shards")
+    return cast(PassSummary, {name: value for name, value in manifest.items() if name not in _BY_SHARD})
 
 
 def stem_shards(stems: Location) -> list[Location]:
@@ -161,7 +168,7 @@ def stem_shards(stems: Location) -> list[Location]:
 
     Raises ``ValueError`` if the pass is not closed or a shard is missing.
     """
-    shards = [stems / f"{name}.parquet" for name in sorted(read_manifest(stems)["shards"])]
+    shards = [stems / f"{name}.parquet" for name in sorted(read_manifest(stems, "shards")["shards"])]
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing:
         number = f"{len(missing)} of the shards of {stems} (the first is {missing[0]})"
@@ -193,7 +200,7 @@ def damaged_files(out: Location) -> list[str]:
 def _damaged_in(out: Location, name: str) -> list[str]:
     """The damaged files of a shard that is done; the record itself if it cannot be trusted."""
     try:
-        record: ShardRecord = read_sealed(record_path(out, name))
+        record = read_sealed(record_path(out, name), ShardRecord)
     except (FileNotFoundError, DamagedError):
         record = {}  # type: ignore[typeddict-item]
     if not record or not adds_up(record):
@@ -249,7 +256,7 @@ def reopen_damaged(out: Location) -> list[str]:
 
 @functools.lru_cache(maxsize=8)
 def _read_checksums(path: Location, version: object) -> tuple[Mapping[str, str], Mapping[str, str]]:
-    manifest = read_sealed(path)
+    manifest = read_sealed(path, PassManifest, needs=["shards"])
     return manifest["shards"], manifest.get("footer_sha256", {})
 
 

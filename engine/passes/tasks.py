@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NotRequired, TypedDict, cast
+from typing import NotRequired
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.corpus.table import Corpus, chunks
 from engine.errors import DamagedError
@@ -52,6 +53,9 @@ class TaskCounts(TypedDict):
     """Rows with fewer than ``min_labels`` labels."""
     sha256: NotRequired[dict[str, str]]
     """Checksum of every file of tasks, retries included, by its name; this and no listing says which there are."""
+
+
+_COUNTS = ("num_tasks", "num_clips", "num_set_aside")
 
 
 class Tasks:
@@ -139,7 +143,7 @@ class Tasks:
         """The content of ``tasks.json``; null if there is none or if it is damaged, so that it is written again."""
         path = self.folder / "tasks.json"
         try:
-            return cast(TaskCounts, read_sealed(path)) if path.is_file() else None
+            return read_sealed(path, TaskCounts, needs=_COUNTS) if path.is_file() else None
         except DamagedError as error:
             _LOGGER.warning(str(error))
             return None

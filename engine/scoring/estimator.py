@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import TypedDict
 
 from engine.schema import ESTIMATES, SCORES, SCORES_VERSION
-from engine.storage.files import read_json, write_json
+from engine.storage.documents import MAX_DESCRIPTION_BYTES
+from engine.storage.files import check_record, read_json, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 
@@ -27,6 +29,8 @@ _RIDGE = 10.0
 _NUM_FOLDS = 5
 _NUM_ERRORS = 5
 _FILE = "estimator.json"
+_SAME_LENGTH = [(name, "names") for name in ("lowest", "highest", "mean", "deviation", "weight")]
+_SAME_LENGTH += [("error_db", "error_at_db")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,9 @@ class SiSdrEstimator:
     def fingerprint(self) -> str:
         """Equal for estimators that give equal estimates."""
         return fingerprint({name: value for name, value in asdict(self).items() if name != "about"})
+
+
+_Fields = TypedDict("_Fields", get_type_hints(SiSdrEstimator))  # type: ignore[misc]
 
 
 def fit_estimator(
@@ -155,14 +162,25 @@ def load_estimator(folder: Name) -> SiSdrEstimator:
     path = location(folder) / _FILE
     if not path.is_file():
         raise ValueError(f"there is no {_FILE} in {folder}; give RUN/estimator, or make one with `clearsep calibrate`")
-    stored = read_json(path)
+    remedy = "calibrate again"
+    stored = read_json(path, most_bytes=MAX_DESCRIPTION_BYTES, remedy=remedy)
     if not isinstance(stored, dict) or stored.pop("format", None) != _FORMAT:
         raise ValueError(f"{path} must have format {_FORMAT}, got another version; calibrate again")
     recorded = stored.pop("fingerprint", None)
     values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in stored.items()}
-    if set(values) != set(SiSdrEstimator.__dataclass_fields__) or not set(values["names"]) <= set(SCORES.names):
-        raise ValueError(f"{path} must have the fields of an estimator, got others; calibrate again")
-    estimator = SiSdrEstimator(**values)
+    if surplus := sorted(set(values) - set(SiSdrEstimator.__dataclass_fields__)):
+        raise ValueError(f"{path} must have no {surplus[0]}, got it; {remedy}")
+    estimator = SiSdrEstimator(**check_record(values, _Fields, path, remedy=remedy))  # type: ignore[call-arg]
+    if unknown := sorted(set(estimator.names) - set(SCORES.names)):
+        raise ValueError(f"{path} must have names of scores alone, got {unknown[0]!r}; {remedy}")
+    for name, of in _SAME_LENGTH:
+        found, wanted = len(getattr(estimator, name)), len(getattr(estimator, of))
+        if found != wanted or not wanted:
+            raise ValueError(
+                f"{name} of {path} must have a number for each of its {wanted} {of}, got {found}; {remedy}"
+            )
+    if min(estimator.deviation) <= 0.0:
+        raise ValueError(f"deviation of {path} must be above 0, got {min(estimator.deviation)}; {remedy}")
     if estimator.fingerprint != recorded:
         raise ValueError(
             f"{path} must have the fingerprint of its values, got another (it was edited); calibrate again"

@@ -11,11 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Protocol, TypedDict, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
 from engine.errors import DamagedError
 from engine.passes.shards import PassManifest, read_manifest, stem_shards
@@ -24,7 +25,7 @@ from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
 from engine.selection.index import INDEX, KEPT, REJECTED, IndexWriter, read_index
 from engine.selection.thresholds import Thresholds, required_columns
-from engine.storage.files import atomic_path, read_json, read_parquet, sha256_file, write_json
+from engine.storage.files import atomic_path, read_parquet, read_record, sha256_file, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location, Name, location, relative_name, resolve_name
 
@@ -237,16 +238,17 @@ def read_absent(tracks: Name) -> tuple[pa.Table, Location]:
 def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"cannot find {tracks / 'manifest.json'} (no finished selection); run `clearsep filter` first")
-    manifest: Selection = read_json(tracks / "manifest.json")
-    if fingerprint({key: value for key, value in manifest.items() if key != "fingerprint"}) != manifest["fingerprint"]:
+    manifest = read_record(tracks / "manifest.json", Selection, needs=["stems", "sha256", "pass_fingerprint"])
+    values = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    if fingerprint(values) != manifest.get("fingerprint"):
         raise DamagedError(
             f"{tracks / 'manifest.json'} must have the fingerprint of its values, got another; run the filter again"
         )
-    if sha256_file(tracks / name) != manifest["sha256"][name]:
+    if sha256_file(tracks / name) != manifest["sha256"].get(name):
         raise DamagedError(f"{tracks / name} must have the checksum in its manifest, got another; run the filter again")
     stems = resolve_name(manifest["stems"], folder=tracks)
     stem_shards(stems)
-    if read_manifest(stems)["fingerprint"] != manifest["pass_fingerprint"]:
+    if read_manifest(stems, "fingerprint")["fingerprint"] != manifest["pass_fingerprint"]:
         raise ValueError(
             f"{tracks} must select from the pass in {stems} as it is now, got other stems (the selection is stale); "
             "run the filter again"

@@ -14,14 +14,21 @@ from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 from engine.storage.weights import Checkpoint, Description
 
-_CHECKPOINT = Checkpoint(kind="separator", architecture="band_split_tcn", config=NetworkConfig, make=QuerySeparator)
-
 
 class SeparatorDescription(Description):
     """The content of ``separator.json``."""
 
     sample_rate_hz: int
     """Rate of the audio that the separator takes and returns."""
+
+
+_CHECKPOINT = Checkpoint(
+    kind="separator",
+    architecture="band_split_tcn",
+    config=NetworkConfig,
+    make=QuerySeparator,
+    description=SeparatorDescription,
+)
 
 
 def save(separator: QuerySeparator, folder: Name, *, history: Sequence[Mapping[str, Any]] = ()) -> None:

@@ -29,21 +29,21 @@ _FLOOR = 1e-4  # added to the power of a bin, in a mixture of unit power
 class NetworkConfig:
     """Architecture of the built-in network; ``channels`` and ``num_blocks`` set its size."""
 
-    sample_rate_hz: Count = 16000
+    sample_rate_hz: Annotated[Count, Field(le=1_000_000)] = 16000
     """Rate of the audio that the network separates."""
-    num_fft: Count = 1024
+    num_fft: Annotated[Count, Field(le=1 << 16)] = 1024
     """Window of the short-time Fourier transform, in samples."""
     hop_samples: Count = 256
     """Step between frames, in samples; it must divide ``num_fft`` at least twice."""
-    num_bands: Count = 80
+    num_bands: Annotated[Count, Field(le=1 << 12)] = 80
     """Number of overlapping mel-spaced bands."""
-    band_features: Count = 2
+    band_features: Annotated[Count, Field(le=1 << 10)] = 2
     """Features per band after the split."""
-    channels: Annotated[Count, Field(multiple_of=_GROUPS)] = 256
+    channels: Annotated[Count, Field(multiple_of=_GROUPS, le=1 << 14)] = 256
     """Width of the convolutions."""
-    num_blocks: Count = 10
+    num_blocks: Annotated[Count, Field(le=1000)] = 10
     """Number of dilated convolutions; the dilation doubles from one to the next and starts again at 1 after five."""
-    query_features: Count = 64
+    query_features: Annotated[Count, Field(le=1 << 14)] = 64
     """Length of a query's vector."""
 
     def __post_init__(self) -> None:

@@ -11,20 +11,26 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydantic
 
+from engine.cli.display import shown
 from engine.errors import DamagedError
+from engine.settings import rule_of
+from engine.storage.documents import MAX_BYTES, bounded, parse_json
 from engine.storage.paths import Location, Name, location
 
 _LEFTOVER = re.compile(r"\..+\.(parquet|json|jsonl|yaml|safetensors|pt|csv|html|md|flac)\.[a-z0-9_]{8}")
 _known_intact: set[tuple[str, str, object]] = set()  # path, checksum and version of files that were compared
 _tidied: set[str] = set()  # folders in which this process has looked for leftovers
+_AGAIN = "delete it and run the step again"
+Record = TypeVar("Record")
 
 
 def open_binary(path: Name) -> BinaryIO:
@@ -205,12 +211,51 @@ def write_json(path: Name, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Name) -> Any:  # noqa: ANN401 - JSON is any shape
-    """Read a JSON file; raises ``ValueError`` if it is not JSON."""
+def read_json(path: Name, *, most_bytes: int = MAX_BYTES, remedy: str = _AGAIN) -> Any:  # noqa: ANN401 - any shape
+    """Read a JSON file; raises ``ValueError`` if it is not JSON or has more than ``most_bytes``."""
     try:
-        return json.loads(location(path).read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as JSON ({error}); delete it and run the step again") from None
+        with open_binary(path) as file:
+            return parse_json(bounded(file, most_bytes))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as JSON ({error}); {remedy}") from None
+
+
+def read_record(
+    path: Name, kind: type[Record], *, needs: Collection[str] | None = None, remedy: str = _AGAIN
+) -> Record:
+    """Read a JSON file that has the fields of a ``TypedDict``; raises ``ValueError`` that names a wrong one.
+
+    ``needs`` are those that must be there, by default all.
+    """
+    return check_record(read_json(path, remedy=remedy), kind, path, needs=needs, remedy=remedy)
+
+
+def check_record(
+    value: object, kind: type[Record], path: Name, *, needs: Collection[str] | None = None, remedy: str
+) -> Record:
+    """The value of a file as the ``TypedDict`` that it must be; raises ``ValueError`` that names the wrong field."""
+    hashable: Any = kind
+    try:
+        _adapter(hashable).validate_python(value, strict=True)
+    except pydantic.ValidationError as error:
+        for problem in error.errors(include_url=False):
+            key = ".".join(map(str, problem["loc"]))
+            if problem["type"] == "missing" and needs is not None and len(problem["loc"]) == 1 and key not in needs:
+                continue
+            if problem["type"] == "missing":
+                message = f"{path} must have {key}, got a file without it"
+            elif problem["type"] == "extra_forbidden":
+                message = f"{path} must have no {key}, got it"
+            else:
+                what = f"{key} of {path}" if key else str(path)
+                message = f"{what} must be {rule_of(problem)}, got {shown(repr(problem['input']), most=80)}"
+            raise ValueError(f"{message}; {remedy}") from None
+    return cast(Record, value)
+
+
+@functools.cache
+def _adapter(kind: Any) -> pydantic.TypeAdapter[Any]:  # noqa: ANN401 - any type
+    return pydantic.TypeAdapter(kind)
 
 
 def write_parquet(path: Name, table: pa.Table, *, rows_per_group: int = 64) -> None:

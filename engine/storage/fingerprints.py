@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, cast
 
 import yaml
 
-from engine.settings import yaml_problem
-from engine.storage.files import damaged, read_json, write_bytes, write_json
+from engine.errors import DamagedError
+from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
+from engine.storage.files import Record, check_record, damaged, open_binary, read_json, write_bytes, write_json
 from engine.storage.paths import Location
+
+_AGAIN = "start the command that wrote it again, which replaces it"
 
 
 def fingerprint(value: object) -> str:
@@ -25,16 +28,20 @@ def write_sealed(path: Location, record: Mapping[str, Any]) -> None:
     write_json(path, {**record, "checksum": fingerprint(record)})
 
 
-def read_sealed(path: Location) -> Any:  # noqa: ANN401 - any record
-    """Read what :func:`write_sealed` wrote; ``DamagedError`` if it is not that. Older versions wrote no checksum."""
+def read_sealed(path: Location, kind: type[Record], *, needs: Collection[str] = ()) -> Record:
+    """Read what :func:`write_sealed` wrote; ``DamagedError`` if it is not that, or has not the fields of ``kind``.
+
+    ``needs`` are those that must be there. Older versions wrote no checksum.
+    """
     try:
-        record = read_json(path)
+        record = read_json(path, remedy=_AGAIN)
+        checksum = record.pop("checksum", None) if isinstance(record, dict) else None
+        check_record(record, kind, path, needs=needs, remedy=_AGAIN)
     except ValueError as error:
-        raise damaged(path) from error
-    checksum = record.pop("checksum", None) if isinstance(record, dict) else ""
+        raise DamagedError(str(error)) from error
     if checksum is not None and checksum != fingerprint(record):
         raise damaged(path)
-    return record
+    return cast(Record, record)
 
 
 def claim(
@@ -52,9 +59,12 @@ def claim(
     is_yaml = path.suffix == ".yaml"
     wanted = json.loads(json.dumps(identity, allow_nan=False))
     if path.is_file():
-        found = _read_yaml(path) if is_yaml else read_json(path)
+        found = _read_yaml(path) if is_yaml else read_json(path, remedy="give another folder")
         if found == wanted:
             return
+        if not isinstance(found, dict):
+            kind = type(found).__name__
+            raise ValueError(f"{path} must be a mapping of settings, got {kind}; give another folder")
         compare = comparable or (lambda settings: settings)
         if changed := differences(compare(found), compare(wanted)):
             raise ValueError(
@@ -69,9 +79,10 @@ def claim(
 
 def _read_yaml(path: Location) -> Any:  # noqa: ANN401 - YAML is any shape
     try:
-        return yaml.safe_load(path.read_bytes())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path} as YAML ({yaml_problem(error)}); give another folder") from None
+        with open_binary(path) as file:
+            return parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} as YAML ({error}); give another folder") from None
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

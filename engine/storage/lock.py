@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypedDict, cast
 
+from engine.cli.display import MAX_MESSAGE, shown
 from engine.errors import InUseError, LockLostError
 from engine.storage.paths import Location
 
@@ -193,7 +194,7 @@ class _Keeper(threading.Thread):
             os.kill(os.getpid(), signal.SIGINT)
             if self._done.wait(STOP_S):
                 return
-        sys.stderr.write(f"error: {self.loss}\n")
+        sys.stderr.write(f"error: {shown(self.loss, most=MAX_MESSAGE)}\n")
         sys.stderr.flush()
         os._exit(1)
 

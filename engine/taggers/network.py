@@ -40,13 +40,13 @@ _MultipleOf8 = Annotated[Count, Field(multiple_of=8)]
 class TagNetworkConfig:
     """Architecture of the built-in tagger."""
 
-    sample_rate_hz: Annotated[Count, Field(ge=100)] = 16000
+    sample_rate_hz: Annotated[Count, Field(ge=100, le=1_000_000)] = 16000
     """Rate of the audio that the tagger takes."""
-    num_fft: _MultipleOf8 = 1024
+    num_fft: Annotated[_MultipleOf8, Field(le=1 << 16)] = 1024
     """Window of the short-time Fourier transform, in samples; the step between frames is half of it."""
-    num_bands: _MultipleOf8 = 64
+    num_bands: Annotated[_MultipleOf8, Field(le=1 << 12)] = 64
     """Mel bands, from 40 Hz to half the rate."""
-    channels: _MultipleOf8 = 128
+    channels: Annotated[_MultipleOf8, Field(le=1 << 14)] = 128
     """Width of the layers over time."""
 
     @property

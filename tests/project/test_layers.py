@@ -8,7 +8,8 @@ from tests.project.sources import BESIDES, PACKAGES, SOURCES, TESTS, files_of, i
 from tests.support import ROOT
 
 LAYERS = (  # from the bottom up; the rooms of one line do not import each other
-    ("engine/schema.py", "engine/errors.py"),
+    ("engine/cli/display.py",),
+    ("engine/schema.py", "engine/errors.py", "engine/storage/documents.py"),
     ("cluster/scratch.py", "cluster/env_file.py"),
     ("cluster/ray_start.py",),
     ("cluster/session.py",),

@@ -22,10 +22,14 @@ figures differ for clips below -100 dBFS, whose energies it raises.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.storage.documents import bounded
+
+_MAX_LIST_BYTES = 1 << 24  # a hundred times the longest published list
 _SENTENCE = "the sound of "
 _MUSIC = frozenset(
     "accordion,acoustic guitar,cello,erhu,flute,saxophone,trumpet,tuba,violin,xylophone".split(",")
@@ -99,9 +103,10 @@ def _read_csv(path: Path) -> tuple[list[str], list[list[str]]]:
     if not path.is_file():
         raise ValueError(f"a mixture list must be a CSV file that exists, got {str(path)!r}; check the path")
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[cell.strip() for cell in row] for row in csv.reader(file, skipinitialspace=True) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
+        with path.open("rb") as file:
+            text = io.StringIO(bounded(file, _MAX_LIST_BYTES).decode("utf-8-sig"), newline="")
+        lines = [[cell.strip() for cell in row] for row in csv.reader(text, skipinitialspace=True) if row]
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"cannot read {path} as CSV in UTF-8 ({error}); convert it") from error
     return (lines[0], lines[1:]) if lines else ([], [])
 

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, cast
 
 import ray.tune
-import rich.table
 from ray.tune.experiment import Trial
-from rich.console import Console
 from rich.live import Live
 
+from engine.cli.display import console, rich_table
 from engine.storage.files import read_json, remove_tree, write_json
 from engine.storage.paths import Location
 from tune.schedule import as_json
@@ -119,7 +118,7 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
 
     def setup(self, **_: object) -> None:
         if sys.stderr.isatty():
-            self._live = Live(console=Console(stderr=True), auto_refresh=False)
+            self._live = Live(console=console(stderr=True), auto_refresh=False)
             self._live.start()
 
     def on_trial_start(self, *, trial: Trial, **_: object) -> None:
@@ -151,21 +150,13 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         cost = f"{figures['cost_s'] / 3600:.3f}" if "cost_s" in figures else ""
         self._rows[trial.trial_id] = (name, schedule, *numbers, cost, state)
         if self._live is not None:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(rich_table(self._stage, _COLUMNS, self._rows.values()), refresh=True)
         elif result is not None:
             iteration, sdri, kept = numbers
             text = f"iteration {iteration}: SDRi {sdri} dB, kept {kept} h, cost {cost} h"
             _LOGGER.info(f"{self._stage}: {name} ({schedule}), {text}")
         elif state == "failed":
             _LOGGER.info(f"{self._stage}: {name} ({schedule}) failed")
-
-    def _table(self) -> rich.table.Table:
-        table = rich.table.Table(title=self._stage, title_justify="left")
-        for column in _COLUMNS:
-            table.add_column(column)
-        for row in self._rows.values():
-            table.add_row(*row)
-        return table
 
 
 class PruneLosingTrials(ray.tune.Callback):  # type: ignore[misc]

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import jinja2
+import markupsafe
 import plotly.graph_objects
 import plotly.io
 import yaml
 
+from engine.cli.display import MAX_MESSAGE, markdown, shown
 from engine.cli.tables import Table
 from engine.settings import Tree
 from engine.storage.files import write_bytes, write_json
@@ -134,7 +136,8 @@ def write_report(
     found = verdict(candidates)
     text, made = verdict_text(found), tables(rows, candidates)
     write_trials(rows, out / "trials.parquet")
-    parts = [f"# {_escaped(title)}", _escaped(text), *(f"## {table.title}\n\n{_markdown(table)}" for table in made)]
+    parts = [f"# {markdown(title)}", markdown(text, most=MAX_MESSAGE)]
+    parts += [f"## {table.title}\n\n{table.markdown()}" for table in made]
     schedule = ""
     if found is not None:
         best = {**settings, "schedule": [_without_nulls(one) for one in found["schedule"]]}
@@ -172,22 +175,19 @@ def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like val
     return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
 
 
-def _markdown(table: Table) -> str:
-    rows = [[_escaped(cell) for cell in row] for row in table.rows]
-    return Table(title=table.title, columns=table.columns, rows=rows).markdown()
-
-
-def _escaped(text: str) -> str:
-    """Text on one line that neither ends a cell nor begins HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
 def _page(**values: Any) -> str:  # noqa: ANN401 - the values of the template
     """One page that needs no network."""
     loader = jinja2.PackageLoader("tune.search", "")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["figure"] = _figure_html()
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
+    )
+    environment.filters |= {"figure": _figure_html(), "shown": shown}
     return environment.get_template("report.html.jinja").render(**values)
+
+
+def _finalized(value: object) -> object:
+    """A value as the page has it: foreign text, if it is not HTML of ours."""
+    return value if isinstance(value, markupsafe.Markup) else shown(value, most=MAX_MESSAGE)
 
 
 def _figure_html() -> Callable[[plotly.graph_objects.Figure], str]:

@@ -163,10 +163,10 @@ def edited(estimator, folder, change):
         ),
         (lambda stored: stored.update(format=0), "must have format 2, got another version; calibrate again"),
         (lambda stored: stored.pop("format"), "must have format 2, got another version; calibrate again"),
-        (lambda stored: stored.pop("weight"), "must have the fields of an estimator, got others; calibrate again"),
+        (lambda stored: stored.pop("weight"), "must have weight, got a file without it; calibrate again"),
         (
             lambda stored: stored.update(names=["beauty_db", "rival_leak_db"]),
-            "must have the fields of an estimator, got others; calibrate again",
+            "must have names of scores alone, got 'beauty_db'; calibrate again",
         ),
     ],
 )
