@@ -178,8 +178,9 @@ def stem_shards(stems: Location) -> list[Location]:
 
 def verify(stems: Location, files: Sequence[str] | None = None) -> list[str]:
     """The stem shards of a closed pass among its damaged files, by default those of :func:`damaged_files`."""
-    stem_shards(stems)
-    files = damaged_files(stems.parent) if files is None else files
+    if files is None:
+        stem_shards(stems)  # raises if one is missing
+        files = damaged_files(stems.parent)
     return [
         file.removeprefix("stems/") for file in files if file.startswith("stems/") and not file.endswith(".done.json")
     ]
