@@ -125,7 +125,7 @@ def _version(target: str) -> str:
 def own_ray(setup: Callable[[], None], *, num_cpus: int | None, num_gpus: int | None) -> Iterator[None]:
     """A Ray on 127.0.0.1 with a token for the length of a ``with`` block, its files in a folder of mode 0700.
 
-    Workers call ``setup`` first. A start that fails is tried once more. Raises :exc:`RayStartError`. The caller shuts Ray down.
+    Workers call ``setup`` first. A start that fails is tried once more. Raises :exc:`RayStartError`.
     """
     with scratch_folder() as folder, _settings(folder):
         options: dict[str, int | str | None] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
