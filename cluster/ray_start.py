@@ -155,8 +155,8 @@ def _init(address: str, setup: Callable[[], None], **options: bool | int | str |
 
 def _start(folder: Path, setup: Callable[[], None], **options: int | str | None) -> None:
     """Start Ray; if that fails or is interrupted, leave none of its processes behind."""
-    try:
-        _init("local", setup, _temp_dir=str(folder), include_dashboard=False, **options)
+    try:  # in a folder within ours, for Ray makes its own writable for everybody
+        _init("local", setup, _temp_dir=str(folder / "r"), include_dashboard=False, **options)
     except BaseException:
         ray.shutdown()
         for child in psutil.Process().children(recursive=True):
@@ -169,7 +169,7 @@ def _start(folder: Path, setup: Callable[[], None], **options: int | str | None)
 
 def _cause(error: Exception, folder: Path) -> str:
     """The first serious line of the logs of Ray's processes, else that of the exception."""
-    for path in sorted((folder / "session_latest" / "logs").glob("[gr][ca][sy]*")):  # gcs_server, raylet
+    for path in sorted((folder / "r" / "session_latest" / "logs").glob("[gr][ca][sy]*")):  # gcs_server, raylet
         found = re.search(r"^\[.*? [CF] .*?\] (?:.*?:\d+: *)?(.*)$", path.read_text(errors="replace"), re.MULTILINE)
         if found:
             return found[1][:200]
