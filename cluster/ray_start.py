@@ -18,9 +18,8 @@ import secrets
 import socket
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import grpc
 import psutil
@@ -45,12 +44,12 @@ _ANSWER_S, _TRIES_S = 10.0, 10.0
 _SHM = "/dev/shm"
 
 
-def join_cluster(address: str, **options: Any) -> None:  # noqa: ANN401 - arguments of ray.init
-    """Connect to a cluster; ``ClusterError`` if none of this Ray's version answers in time."""
+def join_cluster(address: str, setup: Callable[[], None]) -> None:
+    """Connect to a cluster, whose workers call ``setup``; ``ClusterError`` if none of this version answers in time."""
     _find_cluster(address)
     try:
         with warnings.catch_warnings(action="ignore"):  # the error below says it
-            ray.init(address, **options)
+            _init(address, setup)
     except (ConnectionError, RuntimeError) as error:
         if address.startswith("ray://"):
             raise _no_answer(address, str(error).strip().splitlines()[0]) from None
@@ -123,21 +122,22 @@ def _version(target: str) -> str:
 
 
 @contextlib.contextmanager
-def own_ray(**options: Any) -> Iterator[None]:  # noqa: ANN401 - arguments of ray.init
+def own_ray(setup: Callable[[], None], *, num_cpus: int | None, num_gpus: int | None) -> Iterator[None]:
     """A Ray on 127.0.0.1 with a token for the length of a ``with`` block, its files in a folder of mode 0700.
 
-    A start that fails is tried once more. Raises :exc:`RayStartError`. The caller shuts Ray down.
+    Workers call ``setup`` first. A start that fails is tried once more. Raises :exc:`RayStartError`.
     """
     with scratch_folder() as folder, _settings(folder):
+        options: dict[str, int | str | None] = {"num_cpus": num_cpus, "num_gpus": num_gpus}
         if not os.access(_SHM, os.W_OK):
             _LOGGER.warning(f"{_SHM} must be writable, got a read-only one or none; Ray keeps objects on disk, slowly")
             options["_plasma_directory"] = str(folder)
         try:
-            _start(folder, **options)
+            _start(folder, setup, **options)
         except Exception as error:  # noqa: BLE001 - Ray raises bare Exceptions
             _LOGGER.warning(f"Ray did not start ({_cause(error, folder)}); trying once more")
             try:
-                _start(folder, **options)
+                _start(folder, setup, **options)
             except Exception as last:  # noqa: BLE001
                 cause = _cause(last, folder)
                 remedy = f"mount a writable {_SHM}" if _SHM in cause else "free memory, processes and disk space"
@@ -148,11 +148,15 @@ def own_ray(**options: Any) -> Iterator[None]:  # noqa: ANN401 - arguments of ra
         yield
 
 
-def _start(folder: Path, *, runtime_env: dict[str, Any], **options: Any) -> None:  # noqa: ANN401 - arguments of ray.init
+def _init(address: str, setup: Callable[[], None], **options: bool | int | str | None) -> None:
+    environment = {"worker_process_setup_hook": setup}  # a new one each time, for Ray changes it
+    ray.init(address, runtime_env=environment, logging_level=logging.ERROR, log_to_driver=False, **options)
+
+
+def _start(folder: Path, setup: Callable[[], None], **options: int | str | None) -> None:
     """Start Ray; if that fails or is interrupted, leave none of its processes behind."""
-    try:
-        environment = dict(runtime_env)  # Ray changes what it is given
-        ray.init("local", _temp_dir=str(folder), include_dashboard=False, runtime_env=environment, **options)
+    try:  # in a folder within ours, for Ray makes its own writable for everybody
+        _init("local", setup, _temp_dir=str(folder / "r"), include_dashboard=False, **options)
     except BaseException:
         ray.shutdown()
         for child in psutil.Process().children(recursive=True):
@@ -165,7 +169,7 @@ def _start(folder: Path, *, runtime_env: dict[str, Any], **options: Any) -> None
 
 def _cause(error: Exception, folder: Path) -> str:
     """The first serious line of the logs of Ray's processes, else that of the exception."""
-    for path in sorted((folder / "session_latest" / "logs").glob("[gr][ca][sy]*")):  # gcs_server, raylet
+    for path in sorted((folder / "r" / "session_latest" / "logs").glob("[gr][ca][sy]*")):  # gcs_server, raylet
         found = re.search(r"^\[.*? [CF] .*?\] (?:.*?:\d+: *)?(.*)$", path.read_text(errors="replace"), re.MULTILINE)
         if found:
             return found[1][:200]

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.errors import RayStartError
 
 _PREFIX = "csray-"
-_LONGEST_SOCKET = "/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
+_LONGEST_SOCKET = "/r/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store"
 _MAX_SOCKET_BYTES = 103  # macOS; Linux has four more
 _MAX_BASE_BYTES = _MAX_SOCKET_BYTES - len(f"/{_PREFIX}12345678{_LONGEST_SOCKET}")
 _ROOM_BYTES = 4 << 20

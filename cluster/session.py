@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -10,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # users decide whether to report usage
@@ -48,14 +46,13 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
         return
     from cluster.ray_start import join_cluster, own_ray
 
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    options["runtime_env"] = {"worker_process_setup_hook": _find_own_packages(str(Path(__file__).resolve().parents[1]))}
+    setup = _find_own_packages(str(Path(__file__).resolve().parents[1]))
     with ExitStack() as stack:
         with _signal_kept():
             if address == "local":
-                stack.enter_context(own_ray(num_cpus=num_cpus, num_gpus=num_gpus, **options))
+                stack.enter_context(own_ray(setup, num_cpus=num_cpus, num_gpus=num_gpus))
             else:
-                join_cluster(address, **options)
+                join_cluster(address, setup)
         try:
             yield
         finally:
@@ -64,7 +61,7 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
 
 
 def _find_own_packages(root: str) -> Callable[[], None]:
-    """What a worker does before its work: import this project's packages, whatever else has their names."""
+    """Make the function with which a worker imports this project's packages, whatever else has their names."""
 
     def setup() -> None:  # sent by value, for it must not be looked for in one of these packages
         import contextlib
