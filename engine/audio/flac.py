@@ -39,10 +39,16 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
 
 
 def decode_flac24(data: bytes, exponent: int) -> Samples:
-    """Decode samples ``[T]`` from :func:`encode_flac24`: 24-bit steps times ``2**(exponent - 23)``, exactly."""
+    """Decode samples ``[T]`` from :func:`encode_flac24`: 24-bit steps times ``2**(exponent - 23)``, exactly.
+
+    Raises ``ValueError`` for data that :func:`encode_flac24` has not made.
+    """
     if not data:
         return np.zeros(0, np.float32)
-    steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
+    try:
+        steps_T, _ = sf.read(io.BytesIO(data), dtype="int32")
+    except sf.LibsndfileError as error:
+        raise ValueError(f"cannot decode stored FLAC ({error}); make the shard again") from error
     samples_T: Samples = (steps_T >> 8).astype(np.float32) * np.float32(2.0 ** (exponent - 23))
     return samples_T
 

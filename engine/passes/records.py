@@ -73,7 +73,7 @@ class ShardRecord(WrittenShard):
 
 
 class _ClosedPass(TypedDict):
-    """What the manifest of a closed pass says of its shards."""
+    """The shards of a closed pass, in its manifest."""
 
     shards: dict[str, str]
 

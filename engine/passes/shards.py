@@ -18,7 +18,6 @@ from typing import Any, cast, get_type_hints
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import soundfile as sf
 from typing_extensions import TypedDict
 
 from engine.audio.flac import decode_flac24
@@ -325,7 +324,7 @@ def _decoded(shard: Location, row: Mapping[str, Any], what: str) -> np.ndarray:
     """The samples ``[T]`` of a row's stem or mixture."""
     try:
         return decode_flac24(row[f"{what}_flac"], row[f"{what}_exponent"])
-    except (sf.LibsndfileError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise DamagedError(
             f"cannot decode the {what} of {row['label']!r} of clip {row['clip_id']} in {shard} ({error}); start the "
             "command of the pass again, which makes damaged shards again, or the pass in another folder"

@@ -47,7 +47,7 @@ def closed_pass(tmp_path_factory):
 def rewrite_shard(stems, name, table):
     """Write a shard again as another version would have: its new checksum is in the manifest."""
     pq.write_table(table, stems / name)
-    manifest = read_sealed(stems / "manifest.json")
+    manifest = read_sealed(stems / "manifest.json", dict)
     manifest["shards"][Path(name).stem] = sha256_file(stems / name)
     manifest.pop("footer_sha256", None)
     write_sealed(stems / "manifest.json", manifest)

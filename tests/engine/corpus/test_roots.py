@@ -34,7 +34,7 @@ NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 def sound() -> bytes:
     """A second of audio."""
     file = io.BytesIO()
-    soundfile.write(file, np.full(RATE_HZ, 0.1, np.float32), RATE_HZ, format="WAV")
+    soundfile.write(file, np.tile(np.float32([0.1, -0.1]), RATE_HZ // 2), RATE_HZ, format="WAV")
     return file.getvalue()
 
 

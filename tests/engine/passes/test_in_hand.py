@@ -43,7 +43,7 @@ from tests.support.signals import (
 )
 
 pytest_plugins = ["tests.support.s3_server"]
-CONFIG = PassConfig(reseparate=True)
+CONFIG = PassConfig(reseparate=True, min_clip_s=0.05)
 SHARD = "shard-000000-0000"
 PATHS = [f"clip-{number}.wav" for number in range(6)]
 
@@ -262,7 +262,7 @@ def test_a_file_that_ends_the_worker_of_decoding_fails_alone(tmp_path, monkeypat
 
             return call
 
-    monkeypatch.setattr(engine.passes.decode, "_decoder", lambda _: EndingDecoder())
+    monkeypatch.setattr(engine.passes.decode, "shared_decoder", lambda _: EndingDecoder())
     hand, kept = InHand(tmp_path / "in-hand"), tmp_path / "kept"
 
     def act():

@@ -268,7 +268,7 @@ def selected(write_pass, tmp_path):
     ]
     out = write_pass(stems)
     record = dict(shard_records(out))["shard-000000-0000"]
-    manifest = read_sealed(out / "stems" / "manifest.json")
+    manifest = read_sealed(out / "stems" / "manifest.json", dict)
     write_sealed(
         out / "stems" / "manifest.json", manifest | {"footer_sha256": {"shard-000000-0000": record["footer_sha256"]}}
     )
@@ -351,7 +351,7 @@ def test_audio_that_was_damaged_before_it_was_recorded_is_named_by_shard_clip_an
     rows = pq.read_table(shard).to_pylist()
     rows[3]["audio_flac"] = rows[3]["audio_flac"][:60] + bytes(40)
     written = write_shard(selected, shard.stem, stems=rows, failures=[])
-    manifest = read_sealed(selected / "stems" / "manifest.json")
+    manifest = read_sealed(selected / "stems" / "manifest.json", dict)
     manifest |= {"shards": {shard.stem: written["sha256"]}, "footer_sha256": {shard.stem: written["footer_sha256"]}}
     write_sealed(selected / "stems" / "manifest.json", manifest)
     message = r"cannot decode the audio of 'bell' of clip clip1 in .*shard-000000-0000\.parquet \(.*\); start the"
@@ -366,7 +366,7 @@ def test_inspect_fails_for_a_damaged_pass_and_names_the_file(cli, write_pass, pa
     clip = {"clip_id": "lost", "path": "c.wav", "labels": ["bell", "dog"], "start_s": None, "end_s": None}
     stems = [("clip", label, mixture(500, seed=3), {"re_sdr_db": 10.0}) for label in ("rain", "bell")]
     out = write_pass(stems, failures=[failure(clip, step="decode", error=ValueError("it is empty"))])
-    write_sealed(out / "stems" / "manifest.json", read_sealed(out / "stems" / "manifest.json"))
+    write_sealed(out / "stems" / "manifest.json", read_sealed(out / "stems" / "manifest.json", dict))
     assert cli("inspect", out).code == 0
     names = {"failures": "failures/shard-000000-0000.parquet", "record": "stems/shard-000000-0000.done.json"}
     name = names.get(part, "stems/manifest.json" if part == "manifest" else "stems/shard-000000-0000.parquet")
@@ -416,7 +416,7 @@ def test_failures_of_an_interrupted_attempt_are_removed(tmp_path):
 
 def test_tracks_of_another_pass_are_refused(selected, tmp_path):
     read_tracks(tmp_path / "tracks")
-    manifest = read_sealed(selected / "stems" / "manifest.json")
+    manifest = read_sealed(selected / "stems" / "manifest.json", dict)
     write_json(selected / "stems" / "manifest.json", manifest | {"fingerprint": "of another pass"})
     with pytest.raises(ValueError, match=r"tracks must select from the pass in .*stems as it is now, got other stems"):
         read_tracks(tmp_path / "tracks")
@@ -431,7 +431,7 @@ def test_a_selection_whose_manifest_was_changed_is_refused(selected, tmp_path):
 
 @pytest.mark.parametrize("change", [{"num_stems": 17}, {"num_queries": 17}, {"num_failed": 1}])
 def test_a_selection_that_does_not_add_up_to_its_pass_is_not_closed(selected, tmp_path, change):
-    manifest = read_sealed(selected / "stems" / "manifest.json")
+    manifest = read_sealed(selected / "stems" / "manifest.json", dict)
     write_sealed(selected / "stems" / "manifest.json", manifest | change)
     with pytest.raises(RuntimeError, match=r"cannot close the selection in .*again \(16 kept, 0 rejected and"):
         select_tracks(selected, tmp_path / "again", Thresholds())
