@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import soundfile
+import torch
 
 from cluster.session import connect
 from engine.corpus.read import read_corpus
@@ -186,6 +187,20 @@ def test_clips_that_end_or_stop_the_worker_fail_alone_and_the_pass_ends(ray_sess
         "failures",
         "stems",
     ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_clip_that_loses_the_gpu_fails_alone(ray_session: None, tmp_path: Path) -> None:
+    """A device-side assert: every later call of the process would fail, so it is replaced."""
+    clips = {f"{number}.wav": mixture(RATE_HZ, seed=number) for number in range(8)}
+    clips |= {"loses.wav": signals.marked(mixture(RATE_HZ, seed=8))}
+    corpus = read_corpus(write_clips(tmp_path / "corpus", clips))
+    separator = SeparatorSource.from_factory(signals.open_losing)
+    summary = run_pass(corpus, tmp_path / "out", separator=separator, config=PassConfig(shard_s=100.0))
+    assert (summary["num_queries"], summary["num_stems"], summary["num_failed"]) == (18, 16, 2)
+    (row,) = read_failures(tmp_path / "out").to_pylist()
+    assert (row["path"], row["error_class"], row["attempts"]) == ("loses.wav", "WorkerDied", 3)
+    assert "device-side assert" in row["message"]
 
 
 @pytest.mark.parametrize(("end", "reason"), [("die", "3 workers ended"), ("raise", r"KeyError: 'weights'")])
