@@ -71,6 +71,10 @@ class InHand:
                 yield Part([position])
                 self.end(mark, deaths)
             else:
+                assert self.folder is not None, "without it there are no deaths"
+                (self.folder / f"{mark}.{deaths}").unlink(
+                    missing_ok=True
+                )  # it is left out: no other death is its fault
                 yield Part([position], self.error(f"{shown!r}: cannot {step} it", deaths, _REMEDY))
 
     def end(self, mark: str, deaths: int) -> None:

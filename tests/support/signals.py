@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,13 +261,10 @@ class FixedSource:
 
 
 class EndingSeparator(BandSeparator):
-    """Ends its process at the marked clip, or stops for ever if that is longer than a second."""
+    """Ends its process at the marked clip."""
 
     def inspect(self, mix_BT: Tensor) -> None:
-        marked_B = (mix_BT == np.float32(MARKER)).any(1)
-        if bool(marked_B.any()):
-            if bool(mix_BT[marked_B][:, RATE_HZ:].any()):
-                time.sleep(1e6)
+        if bool((mix_BT == np.float32(MARKER)).any()):
             os._exit(3)
 
 

@@ -180,7 +180,8 @@ def test_several_such_clips_in_one_shard(tmp_path):
     shard, hand = pack(shard_of(1, 4)), InHand(tmp_path / "in-hand")
     deaths = work_until_done(lambda: actor(tmp_path, hand, EndingSeparator(lambda: os._exit(3)))(shard))
     assert deaths == 3 * MAX_DEATHS
-    assert len(assert_only(tmp_path, "clip-1.wav", "clip-4.wav")) == 2
+    rows = assert_only(tmp_path, "clip-1.wav", "clip-4.wav")
+    assert [row["attempts"] for row in rows] == [MAX_DEATHS] * 2, "the deaths at one are not counted for the other"
 
 
 def test_a_clip_that_ends_the_worker_of_the_tagger_fails_alone(tmp_path):

@@ -319,7 +319,7 @@ def test_a_run_with_too_many_failures_finishes_with_a_retry(
     address: str, run_config: RunConfig, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    with pytest.raises(RuntimeError, match=r"at most max_failed_fraction = 0\.5 of all, got 12 of 20"):
+    with pytest.raises(RuntimeError, match=r"at most engine\.max_failed_fraction = 0\.5 of all, got 12 of 20"):
         run(run_config, out)
     with pytest.raises(RuntimeError, match=r"got 12 of 20"):
         run(run_config, out)
