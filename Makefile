@@ -21,7 +21,7 @@ demo: setup ## run the whole loop on synthesised sounds, under ten minutes on tw
 tune-demo: setup ## search for a schedule of thresholds on the same sounds, under 15 minutes on two cores
 	$(BIN)/clearsep tune demo -o runs/tune-demo
 
-test: setup ## run all tests: the slow ones, which often wait for processes, beside the others
+test: setup ## run all tests: the slow ones, which often wait, and the others at the same time
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-slow test-fast
 
 test-slow: setup

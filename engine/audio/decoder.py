@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ class Decoder:
         self.time_limit_s = time_limit_s
         self._lock = threading.Lock()
         self._child: _Child | None = None
-        self._owner = os.getpid()
+        self._owner = _owner()
         self._crashed_at: str | None = None
         """The file of the last request, if the child crashed."""
 
@@ -150,12 +151,13 @@ class Decoder:
             raise
 
     def _running_child(self, source: str) -> _Child:
-        """Return the child; start one if there is none, it has ended or another process forked this one."""
-        if self._child is not None and self._owner == os.getpid() and self._child.poll() is None:
+        """Return the child; start one if there is none, it has ended or its owner is another by now."""
+        owner = _owner()
+        if self._child is not None and self._owner == owner and self._child.poll() is None:
             return self._child
         self._drop()
-        self._owner = os.getpid()
-        arguments = [self._owner, MEMORY_BYTES, self.time_limit_s + _GRACE_S]
+        self._owner = owner
+        arguments = [os.getpid(), MEMORY_BYTES, self.time_limit_s + _GRACE_S]
         path = os.pathsep.join([_ROOT, *(folder or os.getcwd() for folder in sys.path)])  # before a user's engine.py
         try:
             child = subprocess.Popen(
@@ -165,7 +167,7 @@ class Decoder:
                 bufsize=0,
                 env=os.environ | _ONE_THREAD | {"PYTHONPATH": path},
             )
-            self._child, self._finish = child, weakref.finalize(self, _kill, child, self._owner)
+            self._child, self._finish = child, weakref.finalize(self, _kill, child, os.getpid())
             _read_answer(child, time.monotonic() + _START_LIMIT_S)
         except (OSError, EOFError) as error:
             self._drop()
@@ -178,6 +180,11 @@ class Decoder:
         if self._child is not None:
             self._child = None
             self._finish()
+
+
+def _owner() -> tuple[int, Mapping[str, str]]:
+    """The process that starts a child, and its settings and credentials of S3, which the child keeps."""
+    return os.getpid(), {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
 
 
 def _refused(source: str, cause: str, error_class: str, *, transient: bool = False) -> DecodeError:

@@ -415,3 +415,18 @@ def test_an_object_store_is_read_by_the_child(s3, tmp_path, monkeypatch):
         there.decode(address, **segment)
     assert caught.value.error_class == "DecoderTimeout" and caught.value.transient, "the network may recover"
     there.close()
+
+
+def test_a_decoder_has_the_credentials_of_the_moment(tmp_path, monkeypatch):
+    """Settings of S3 may be set, or rotated, after the first file was decoded."""
+    sf.write(tmp_path / "a.wav", np.zeros(8000), 8000)
+    decoder = Decoder()
+    decoder.probe(str(tmp_path / "a.wav"))
+    first = decoder.pid
+    decoder.probe(str(tmp_path / "a.wav"))
+    assert decoder.pid == first
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    decoder.probe(str(tmp_path / "a.wav"))
+    environ = Path(f"/proc/{decoder.pid}/environ").read_bytes().split(b"\0")
+    assert b"AWS_ACCESS_KEY_ID=another" in environ
+    decoder.close()

@@ -13,7 +13,6 @@ import pytest
 import soundfile
 
 from cluster.session import connect
-from engine.audio.decoder import shared_decoder
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.records import claim_files, failure_rows, plan_retry
@@ -165,7 +164,6 @@ def test_a_pass_of_an_older_version_is_refused_in_words(started: Started, tmp_pa
 
 
 def test_a_corpus_in_s3_is_told_from_another_by_its_objects(started: Started, tmp_path: Path, s3: S3) -> None:
-    shared_decoder.cache_clear()  # the decoder's process has the environment of another test
     one, other = (write_corpus(tmp_path / str(seed), seed=seed) for seed in (0, 1))
     for prefix, manifest in (("a", one), ("moved", one), ("other", other)):
         for path in manifest.parent.iterdir():

@@ -265,7 +265,7 @@ def test_an_interrupted_pass_exits_with_130_and_a_message(corpus: Path, checkpoi
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not done_names(tmp_path / "out") and process.poll() is None:
+    while not (tmp_path / "out" / "stems" / "pass.json").is_file() and process.poll() is None:
         time.sleep(0.05)
     assert process.poll() is None, "the pass was over before it could be interrupted"
     os.killpg(process.pid, signal.SIGINT)
