@@ -68,7 +68,8 @@ def parse_yaml(text: str | bytes) -> Any:  # noqa: ANN401 - YAML is any shape
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     except yaml.MarkedYAMLError as error:
-        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        mark = error.problem_mark
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         cause = f"{error.problem}{where}"
         raise ValueError(cause) from None
     except yaml.YAMLError as error:
