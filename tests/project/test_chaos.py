@@ -38,6 +38,6 @@ def test_listings_lose_their_newest_entries_once(tmp_path: Path, monkeypatch: py
 def test_an_interrupted_run_ends_with_the_data_of_an_undisturbed_one(
     tmp_path: Path, undisturbed: chaos.Undisturbed
 ) -> None:
-    (episode,) = chaos.run_chaos(5, seed=1, work=tmp_path, undisturbed=undisturbed)
+    (episode,) = chaos.run_chaos(6, seed=1, work=tmp_path, undisturbed=undisturbed)
     assert len(episode.hit) >= 3
     assert episode.differences == []

@@ -81,7 +81,8 @@ def draw_points(number: int, seed: int) -> list[list[Point]]:
     """Points for runs of about ten each, in the order of a run; steps and victims take turns."""
     draw = random.Random(seed)
     every = [(step, victim) for step in STEPS for victim in VICTIMS[step]]
-    chosen = [every[i % len(every)] for i in range(number)]
+    stride = max(1, len(every) // number)  # a few points are of all steps too
+    chosen = [every[i * stride % len(every)] for i in range(number)]
     draw.shuffle(chosen)
     longest_s = {"separate": 4.0, "write": 2.0, "filter": 0.05, "distil": 12.0, "evaluate": 0.2}
     longest_s |= {"actor": 1.0, "task": 0.3, "trainer": 4.0, "decoder": 0.1}
