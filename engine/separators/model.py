@@ -35,7 +35,8 @@ class QueryEncoder(nn.Module):
             names = sorted({*self.labels, *new})
             raise ValueError(f"labels must differ in more than case and underscores, got {names}; rename one")
         fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
-        self.vectors_LQ = nn.Parameter(torch.cat([self.vectors_LQ.data, fresh_LQ]))
+        vectors_LQ = torch.cat([self.vectors_LQ.data, fresh_LQ]) if self.labels else fresh_LQ
+        self.vectors_LQ = nn.Parameter(vectors_LQ)
         self.labels, self._index = (*self.labels, *new), index
 
     def index(self, query: str) -> int:

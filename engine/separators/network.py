@@ -13,6 +13,7 @@ Shape legend: B batch, T samples, F bins, N frames, K bands, D features of a ban
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -75,6 +76,12 @@ def band_edges(config: NetworkConfig) -> list[tuple[int, int]]:
     return edges
 
 
+def _drawn(*shape: int, scale: Callable[[], Tensor | float]) -> nn.Parameter:
+    """Normal draws times ``scale``; not on ``meta``, where arithmetic says nothing and loads torch's compiler."""
+    drawn = torch.randn(*shape)
+    return nn.Parameter(drawn if drawn.is_meta else drawn * scale())
+
+
 class BandSplit(nn.Module):
     """Maps bins to band features and back: each band has its energy or gain, and learned details.
 
@@ -90,8 +97,8 @@ class BandSplit(nn.Module):
         for band, (first, end) in enumerate(band_edges(config)):
             inside_FK[first:end, band] = 1.0
         self.register_buffer("inside_FK", inside_FK, persistent=False)
-        self.split_FKD = nn.Parameter(torch.randn(num_bins, num_bands, detail) * inside_FK.sum(0)[:, None] ** -0.5)
-        self.merge_MKDF = nn.Parameter(torch.randn(1, num_bands, detail, num_bins) * 0.1)
+        self.split_FKD = _drawn(num_bins, num_bands, detail, scale=lambda: inside_FK.sum(0)[:, None] ** -0.5)
+        self.merge_MKDF = _drawn(1, num_bands, detail, num_bins, scale=lambda: 0.1)
         self.merge_bias_MF = nn.Parameter(torch.zeros(1, num_bins))
 
     def split(self, power_BNF: Tensor, frames_BN1: Tensor) -> Tensor:
@@ -166,7 +173,8 @@ class MaskNetwork(nn.Module):
             Block(config.channels, config.query_features, 2 ** (i % 5)) for i in range(config.num_blocks)
         )
         self.outward = nn.Linear(config.channels, split_features)
-        self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
+        with torch.device("cpu"):  # see _drawn
+            self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
 
     def forward(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Stems ``[B, T]`` of mixtures that are padded with zeros after ``lengths_B`` samples.

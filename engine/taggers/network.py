@@ -80,8 +80,10 @@ class ShareNetwork(nn.Module):
         super().__init__()
         self.config = config
         wide = config.channels
-        self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
-        self.register_buffer("mel_FK", mel_filters(config), persistent=False)
+        mel_FK = torch.empty(config.num_fft // 2 + 1, config.num_bands)
+        with torch.device("cpu"):  # arithmetic on ``meta`` says nothing and loads torch's compiler
+            self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
+            self.register_buffer("mel_FK", mel_FK if mel_FK.is_meta else mel_filters(config), persistent=False)
         sizes = [(1, wide // 8, (2, 2)), (wide // 8, wide // 4, (2, 2)), (wide // 4, wide // 2, (2, 1))]
         self.picture = nn.ModuleList(nn.Conv2d(i, o, 3, stride=s, padding=1, bias=False) for i, o, s in sizes)
         self.picture_norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o, _ in sizes)

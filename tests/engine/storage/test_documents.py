@@ -467,3 +467,17 @@ def test_a_wrong_config_of_a_run_is_an_error_in_words(tmp_path: Path, content: s
 
 def test_inspect_takes_what_is_right(separator: Path) -> None:
     assert inspect(separator)[1]["labels"] == ["bell", "dog"]
+
+
+def test_a_network_is_compared_without_loading_the_compiler_of_torch(tmp_path: Path) -> None:
+    """Its import takes seconds in every process, and fails for a user without a name."""
+    tiny = NetworkConfig(channels=16, num_blocks=1, num_bands=8, num_fft=256, hop_samples=128, sample_rate_hz=8000)
+    save(QuerySeparator(tiny, ["bell", "dog"]), tmp_path / "separator")
+    save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=8000, channels=16), ["bell", "dog"]), tmp_path / "tagger")
+    code = (
+        "import sys; from engine.separators import load; from engine.taggers import load_tagger;"
+        f"load({str(tmp_path / 'separator')!r}); load_tagger({str(tmp_path / 'tagger')!r});"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
