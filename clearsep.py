@@ -9,8 +9,11 @@ works on a cluster (``run_pass``, ``distil``, ``run``, ``search``) needs a conne
 # ruff: noqa: PLC0414 - the aliases tell type checkers that the names are public
 from __future__ import annotations
 
+import getpass
 import importlib
+import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,8 +118,19 @@ Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 
     return app
 
 
+def _name_user() -> None:
+    """Give a user who is not in the machine's list of users a name and a home: torch and Ray Train ask for them."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["USER"] = f"user-{os.getuid()}"
+    if os.path.expanduser("~") == "~":
+        os.environ["HOME"] = tempfile.gettempdir()
+
+
 def main() -> None:
     """Run the ``clearsep`` command."""
+    _name_user()
     from cluster.env_file import load_env_file
     from engine.cli.console import exit_codes, show_progress
 

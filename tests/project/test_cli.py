@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import clearsep
 from engine.cli.console import show_progress
 from engine.schema import SCORES
 from engine.selection.tracks import read_tracks
+from tests.support import ROOT
 from tests.support.command import Cli, spawn
 
 RATE_HZ = 8000
@@ -514,3 +518,15 @@ def test_progress_is_whole_lines_on_standard_error(
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.splitlines() == [long, "warning: be careful"]
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+def test_a_user_without_a_name_and_a_home_gets_both() -> None:
+    """As in a container that runs as a number; torch's optimisers and Ray Train ask for them."""
+    code = "import clearsep, getpass, pathlib; clearsep._name_user(); print(getpass.getuser(), pathlib.Path.home())"
+    env = {name: value for name, value in os.environ.items() if name not in ("HOME", "USER", "LOGNAME", "USERNAME")}
+    command = ["unshare", "-U", "--map-user=12345", "--map-group=12345", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+    if "unshare failed" in done.stderr:
+        pytest.skip("user namespaces are not allowed here")
+    assert done.stdout.split() == ["user-12345", tempfile.gettempdir()], done.stderr
