@@ -98,6 +98,9 @@ class Decoder:
 
     def _request(self, request: Request) -> tuple[Answer, bytearray]:
         source = request["source"]
+        if not source.startswith("s3://"):  # the current folder may have changed since the child was started
+            source = os.path.join(os.getcwd(), source)
+            request = {**request, "source": source}
         num_bytes = len(source.encode("utf-8", "surrogatepass"))
         if num_bytes > _MAX_PATH_BYTES:
             message = f"a path must have at most {_MAX_PATH_BYTES} bytes, got {num_bytes}; correct {source[:80]!r}..."

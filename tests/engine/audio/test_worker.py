@@ -117,7 +117,7 @@ def test_any_name_works(decoder, tmp_path, tone, name):
 
 def test_an_error_is_the_same_as_in_this_process(decoder, tmp_path):
     (tmp_path / "empty.wav").touch()
-    for path in (tmp_path / "empty.wav", tmp_path / "missing.wav", tmp_path, "\ud800.wav"):
+    for path in (tmp_path / "empty.wav", tmp_path / "missing.wav", tmp_path, tmp_path / "\ud800.wav"):
         with pytest.raises(AudioError) as here:
             probe(str(path))
         with pytest.raises(DecodeError) as there:
@@ -429,4 +429,14 @@ def test_a_decoder_has_the_credentials_of_the_moment(tmp_path, monkeypatch):
     decoder.probe(str(tmp_path / "a.wav"))
     environ = Path(f"/proc/{decoder.pid}/environ").read_bytes().split(b"\0")
     assert b"AWS_ACCESS_KEY_ID=another" in environ
+    decoder.close()
+
+
+def test_a_relative_path_starts_at_the_current_folder_of_the_moment(tmp_path, monkeypatch):
+    decoder = Decoder()
+    for name, seconds in (("first", 1), ("second", 2)):
+        (tmp_path / name).mkdir()
+        sf.write(tmp_path / name / "a.wav", np.zeros(8000 * seconds), 8000)
+        monkeypatch.chdir(tmp_path / name)
+        assert decoder.probe("a.wav").duration_s == seconds
     decoder.close()
