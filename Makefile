@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo tune-demo test test-slow test-fast chaos check bench lock clean
+.PHONY: setup demo tune-demo test test-fast chaos check bench lock clean
 
 setup: $(STAMP) ## install the locked dependencies and this project into .venv
 
@@ -21,13 +21,10 @@ demo: setup ## run the whole loop on synthesised sounds, under ten minutes on tw
 tune-demo: setup ## search for a schedule of thresholds on the same sounds, under 15 minutes on two cores
 	$(BIN)/clearsep tune demo -o runs/tune-demo
 
-test: setup ## run all tests: the slow ones, which often wait, and the others at the same time
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=line test-slow test-fast
+test: setup ## run all tests, slow ones too
+	$(BIN)/python -m pytest
 
-test-slow: setup
-	$(BIN)/python -m pytest -m slow
-
-test-fast: setup ## run the tests that neither start Ray nor train, under 2 minutes
+test-fast: setup ## run the tests that neither start Ray nor train, about 6 minutes
 	$(BIN)/python -m pytest -m "not slow"
 
 chaos: setup ## interrupt runs on two Ray nodes 60 times at seeded moments and compare them with an undisturbed run
