@@ -45,7 +45,7 @@ class DistilConfig:
     """Ray Train workers (data parallel), each with batches of its own, so that their number decides the result.
 
     A pair is the smallest and the largest number, for clusters whose nodes come and go: the training then resumes up to
-    a hundred times from its last checkpoint with the nodes that are left. 0 trains in this process, for tests.
+    a hundred times from its last state with the nodes that are left. 0 trains in this process, for tests.
     """
     batch_makers: Annotated[CountOrZero, RUNTIME] = 0
     """Processes for each worker, on any node, that make its batches, for GPUs that would wait for a single thread; 0: a

@@ -11,6 +11,7 @@ object that its holder renews, written only under S3's conditions (``If-Match``,
 
 from __future__ import annotations
 
+import abc
 import errno
 import fcntl
 import json
@@ -153,7 +154,7 @@ def _kept(keeper: _Keeper) -> Iterator[None]:
         raise LockLostError(keeper.loss)
 
 
-class _Keeper(threading.Thread):
+class _Keeper(threading.Thread, abc.ABC):
     """Looks after a held lock at an interval; interrupts the main thread if another process has taken it over."""
 
     def __init__(self, path: Location, out: Location) -> None:
@@ -163,17 +164,17 @@ class _Keeper(threading.Thread):
         self.loss: str | None = None
         """Error message if another process holds the lock now."""
 
+    @abc.abstractmethod
     def interval_s(self) -> float:
         """Time between two looks."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def renew(self) -> None:
         """See to the lock once; sets ``loss`` if another process holds it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def release(self) -> None:
         """Release the lock if it is still this process's."""
-        raise NotImplementedError
 
     def run(self) -> None:
         while not self._done.wait(self.interval_s()):
