@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from engine.selection.score_files import score_files as score_files
     from engine.selection.thresholds import Thresholds as Thresholds
     from engine.selection.tracks import select_tracks as select_tracks
+    from engine.separators import AudioExample as AudioExample
+    from engine.separators import Query as Query
     from engine.separators import Separator as Separator
     from engine.separators import load_separator as load_separator
     from train.api import distil as distil
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from tune.search.run import search as search
 
 _PUBLIC = {
+    "AudioExample": "engine.separators:AudioExample",
+    "Query": "engine.separators:Query",
     "Separator": "engine.separators:Separator",
     "Thresholds": "engine.selection.thresholds:Thresholds",
     "connect": "cluster.session:connect",

@@ -176,7 +176,7 @@ def require_judges(config: RunConfig) -> None:
 
 def _require_one_rate(config: RunConfig, separator: SeparatorSource | None) -> None:
     """The first student of a separator that cannot be trained on has the architecture ``network``."""
-    if separator is None or separator.is_checkpoint or separator.sample_rate_hz == config.network.sample_rate_hz:
+    if separator is None or separator.is_trainable or separator.sample_rate_hz == config.network.sample_rate_hz:
         return
     raise ValueError(
         f"network.sample_rate_hz must be {separator.sample_rate_hz}, the rate of {separator.name}, got "
@@ -201,7 +201,7 @@ def _known_labels(inputs: Inputs) -> set[str]:
     if inputs.separator is None:
         return clean
     known = {plain_label(label) for label in inputs.separator.labels}
-    if inputs.separator.is_checkpoint:
+    if inputs.separator.is_trainable:
         return known
     # The first student is trained from scratch, on the corpus' labels and the clean clips.
     clean |= {plain_label(label) for row in inputs.corpus.sorted_clips() for label in row["labels"]}

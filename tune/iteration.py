@@ -178,8 +178,8 @@ def _distil(work: Work, number: int, teacher: SeparatorSource, tracks: Location)
     A teacher that is no checkpoint has no weights to start from: its student is trained from scratch.
     """
     data = TrainingData(clean=work.inputs.clean, tracks=str(tracks))
-    start = teacher.name if teacher.is_checkpoint else None
-    network = None if teacher.is_checkpoint else work.config.network
+    start = teacher.name if teacher.is_trainable else None
+    network = None if teacher.is_trainable else work.config.network
     config, validation = work.config.distil, work.inputs.training_validation
     identity = training_identity(data=data, config=config, start=start, network=network, validation=validation)
     folder = work.artifacts.path_for("separators", number, identity) / "separator"

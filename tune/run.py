@@ -128,7 +128,7 @@ def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:
             "validation": validate(work, 0, seed, folder, inputs.validation),
             "wall_s": 0.0,
         }
-        if not seed.is_checkpoint:
+        if not seed.is_trainable:
             record["separator"] = seed.name
         record["wall_s"] = time.perf_counter() - started
         write_json(folder / "iteration.json", record)
@@ -140,7 +140,7 @@ def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:
 def _seed(config: RunConfig, inputs: Inputs, folder: Location) -> SeparatorSource:
     """The separator of iteration 0: the given one, copied to ``folder`` if it is a checkpoint, or one trained there."""
     given = inputs.separator
-    if given is not None and not given.is_checkpoint:
+    if given is not None and not given.is_trainable:
         return given
     if not (folder / "separator.json").is_file():
         if given is not None:

@@ -142,6 +142,14 @@ class Corpus:
         for table in _batches(self._sorted):
             yield from (row for row in table.select(CLIPS.names).to_pylist() if len(row["labels"]) >= min_labels)
 
+    def labels(self, *, min_labels: int = 1) -> list[str]:
+        """The different labels of the clips with enough labels, in order, read a few clips at a time."""
+        found: set[str] = set()
+        for table in _batches(self._sorted):
+            kept = table.filter(pc.greater_equal(pc.list_value_length(table["labels"]), min_labels))
+            found.update(pc.unique(pc.list_flatten(kept["labels"])).to_pylist())
+        return sorted(found)
+
     def files(self, *, min_labels: int = 1) -> Iterator[str]:
         """The paths of the clips with enough labels, in order and once each, read a few at a time."""
         spill = _Spill(self._folder, "files", _FILES, order=("path",))

@@ -117,6 +117,7 @@ def _run_missing_tasks(
     done: list[str],
 ) -> PassManifest:
     started, before = time.perf_counter(), read_totals(out, done)
+    separator = separator.with_labels(corpus.labels(min_labels=config.min_labels), out / "queries")
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])

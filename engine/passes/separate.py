@@ -22,7 +22,8 @@ from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain
 from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
 from engine.separators import Separator
-from engine.separators.batching import BatchedSeparator, Query
+from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
 from engine.taggers import Tagger
@@ -41,7 +42,15 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
     unknown = unknown_labels((label for clip in clips for label in clip.row["labels"]), batched.separator)
     queries = [(number, label) for number, clip in enumerate(clips) for label in clip.row["labels"]]
     known = [(number, label) for number, label in queries if label not in unknown]
-    answers = batched.separate([Query(samples_T=clips[number].samples_T, label=label) for number, label in known])
+    answers = batched.separate(
+        [
+            SeparationRequest(
+                samples_T=clips[number].samples_T,
+                query=query_for(label, clips[number].row["labels"], batched.separator),
+            )
+            for number, label in known
+        ]
+    )
     errors = {query: answer for query, answer in zip(known, answers, strict=True) if isinstance(answer, Exception)}
     failed_clips = {number: error for (number, _), error in errors.items() if is_transient(error)}
     failures = [_failure(clips[number], error) for number, error in failed_clips.items()]
@@ -60,6 +69,12 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
         for number, by_label in sorted(stems.items())
     ]
     return separated, failures
+
+
+def query_for(label: str, labels_present: Sequence[str], separator: Separator) -> str | Query:
+    """The query for a label of a clip: the clip's other labels are unwanted, if the separator uses that."""
+    others = [other for other in labels_present if plain_label(other) != plain_label(label)]
+    return Query(label, unwanted=others) if others and getattr(separator, "uses_unwanted", False) else label
 
 
 def _failure(clip: DecodedClip, error: Exception, label: str | None = None) -> FailureRow:
@@ -88,9 +103,12 @@ class _Guarded:
         self.sample_rate_hz: int = model.sample_rate_hz
         self.labels: tuple[str, ...] = model.labels
         self.fingerprint: str = getattr(model, "fingerprint", "")
+        self.uses_unwanted: bool = getattr(model, "uses_unwanted", False)
         self._model, self._hand, self._config = model, hand, config
 
-    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+    def separate(
+        self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
+    ) -> Tensor:
         """See the protocol; the stems are in CPU memory."""
         return self._call("separator", mix_BT, queries, lengths=lengths)
 
@@ -98,7 +116,9 @@ class _Guarded:
         """See the protocol; the tags are in CPU memory."""
         return self._call("tagger", audio_BT, lengths=lengths)
 
-    def _call(self, what: str, audio_BT: Tensor, *arguments: Sequence[str], lengths: Sequence[int] | None) -> Tensor:
+    def _call(
+        self, what: str, audio_BT: Tensor, *arguments: Sequence[str | Query], lengths: Sequence[int] | None
+    ) -> Tensor:
         audio_s = audio_BT.numel() / self.sample_rate_hz
         limit_s = self._config.separate_limit_s * max(1.0, audio_s / self._config.batch_s)
         call = self._model.separate if what == "separator" else self._model.tag

@@ -19,7 +19,7 @@ from engine.schema import SeparatedClip, plain_label
 from engine.scoring.energies import MAX_DB
 from engine.scoring.metrics import level_db, si_sdr_db
 from engine.scoring.scores import Scores
-from engine.separators.batching import BatchedSeparator, Query
+from engine.separators.batching import BatchedSeparator, SeparationRequest
 
 _GAIN_DB = 5.0
 
@@ -39,7 +39,7 @@ def reseparate(
     level of the result relative to the stem. None if there is no such other clip or stem, if the separator fails, or if
     the stem is not finite; -100 for a silent stem. The draws depend only on the seed and the clip's id.
     """
-    queries: list[Query] = []
+    queries: list[SeparationRequest] = []
     targets: list[tuple[int, int, str]] = []  # clip, stem and column of each query
     positions = range(len(clips)) if positions is None else positions
     rows: dict[int, list[Scores]] = {
@@ -64,7 +64,7 @@ def reseparate(
 
 def _queries(
     clips: Sequence[SeparatedClip], number: int, label: str, stem_T: np.ndarray, seed: int
-) -> list[tuple[str, Query]]:
+) -> list[tuple[str, SeparationRequest]]:
     """The queries that score a stem, with the column of each."""
     queries = []
     partner_T = _partner(clips, number, label, len(stem_T), seed)
@@ -72,10 +72,10 @@ def _queries(
         level = np.sqrt(np.mean(np.square(stem_T, dtype=np.float64)) / np.mean(np.square(partner_T, dtype=np.float64)))
         gain = level * 10.0 ** (_rng(seed, clips[number], label, "gain").uniform(-_GAIN_DB, _GAIN_DB) / 20.0)
         remix_T = (stem_T + gain * partner_T).astype(np.float32)
-        queries.append(("cycle_si_sdr_db", Query(samples_T=remix_T, label=label)))
+        queries.append(("cycle_si_sdr_db", SeparationRequest(samples_T=remix_T, query=label)))
     rival = _rival(clips[number], label)
     if rival is not None:
-        queries.append(("rival_leak_db", Query(samples_T=stem_T, label=rival)))
+        queries.append(("rival_leak_db", SeparationRequest(samples_T=stem_T, query=rival)))
     return queries
 
 

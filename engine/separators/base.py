@@ -1,12 +1,14 @@
-"""The protocol that every separator follows, and separation of any length by overlap-add."""
+"""The protocol that every separator follows, the base of those that are networks, and overlap-add for any length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from engine.separators.queries import Query, QueryEmbedder
 
 
 @runtime_checkable
@@ -30,13 +32,81 @@ class Separator(Protocol):
     def labels(self) -> tuple[str, ...]:
         """Labels that it knows."""
 
-    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
+    def separate(
+        self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
+    ) -> Tensor:
         """Stems ``[B, T]`` (float32) of mixtures ``[B, T]`` of any length, for one query per mixture.
 
-        A query is a label or ClearSep's sentence for it, "The sound of dog bark". Mixtures may be padded with zeros to
-        a common length; ``lengths`` has the number of samples of each without padding. Mixtures may be in CPU memory
-        whatever the separator's device is; stems may be on any device. Raises ``ValueError`` for an unknown label.
+        A query is a label, ClearSep's sentence for it ("The sound of dog bark"), or a :class:`Query`, which a separator
+        gets only from callers that make one. Mixtures may be padded with zeros to a common length; ``lengths`` has the
+        number of samples of each without padding. Mixtures may be in CPU memory whatever the separator's device is;
+        stems may be on any device. Raises ``ValueError`` for an unknown label. A separator whose queries can name
+        unwanted sounds says so by an attribute ``uses_unwanted``; a pass then names the other labels of each clip.
         """
+
+
+class NetworkSeparator(nn.Module):
+    """Base of the separators that are networks: checks mixtures, makes vectors of queries, joins chunks.
+
+    A subclass defines ``architecture``, ``config``, ``sample_rate_hz``, :meth:`encode` and :meth:`separate_chunk`. It
+    is made from its config and a list of labels, and its state dict is what a checkpoint stores.
+    """
+
+    architecture: str
+    """Name of the network's code in ``separator.json``."""
+    config: Any
+    """Config object of the network's shape."""
+    embedder: QueryEmbedder | None = None
+    """What makes embeddings of queries; None for a closed vocabulary, or without one."""
+
+    chunk_s, overlap_s = 12.0, 1.0
+    """Longer mixtures are cut into chunks of this length, which overlap."""
+    uses_unwanted = False
+    """Queries can name sounds that the stem must not contain."""
+    sample_rate_hz: int
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that it knows without an encoder."""
+        return self.embedder.labels if self.embedder is not None else ()
+
+    def encode(self, queries: Sequence[str | Query]) -> Tensor:
+        """Vectors ``[B, Q]`` of queries, on the network's device; ``ValueError`` for an unknown label."""
+        raise NotImplementedError
+
+    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+        """Stems ``[B, T]`` of mixtures of one chunk's length at most, for vectors of queries."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    @torch.inference_mode()
+    def separate(
+        self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """See :meth:`Separator.separate`; mixtures longer than ``chunk_s`` are cut into chunks that overlap."""
+        if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
+            raise ValueError(
+                f"mixtures must have shape [B, T] for B queries, got {tuple(mix_BT.shape)} for {len(queries)} queries; "
+                "give one query for each mixture"
+            )
+        if not torch.isfinite(mix_BT).all():
+            raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
+        query_BQ = self.encode(queries)
+        mix_BT = mix_BT.to(self.device, torch.float32)
+        lengths_B = torch.tensor(lengths or [mix_BT.shape[1]] * len(queries), device=self.device, dtype=torch.long)
+        if mix_BT.numel() == 0:
+            return torch.zeros_like(mix_BT)
+        return overlap_add(
+            lambda chunk_BT, inside_B: self.separate_chunk(chunk_BT, query_BQ, inside_B),
+            mix_BT,
+            lengths_B,
+            chunk_samples=round(self.chunk_s * self.sample_rate_hz),
+            overlap_samples=round(self.overlap_s * self.sample_rate_hz),
+        )
 
 
 def overlap_add(

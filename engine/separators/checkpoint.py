@@ -1,18 +1,36 @@
-"""Checkpoint folders of the built-in separator: ``separator.json`` and ``weights.safetensors``."""
+"""Checkpoint folders of separators: ``separator.json`` and ``weights.safetensors``, one layout for every kind.
+
+A separator that reads text has the description of its encoder in ``separator.json``; the encoder is a folder of its own
+(:mod:`engine.separators.clap`), by default ``encoder`` in the separator's folder.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NotRequired, cast
 
 import torch
+from typing_extensions import TypedDict
 
-from engine.separators.model import QuerySeparator
+from engine.separators.base import NetworkSeparator
+from engine.separators.model import BUILT_IN, QuerySeparator
 from engine.separators.network import NetworkConfig
-from engine.storage.files import damaged, require_intact
+from engine.separators.queries import Embeddings, Encoder, QueryEmbedder
+from engine.storage.files import damaged, read_json, require_intact
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name, location
+from engine.storage.paths import Name, location, resolve_name
 from engine.storage.weights import Checkpoint, Description
+
+
+class QueryDescription(TypedDict):
+    """The encoder of a separator's queries."""
+
+    template: str
+    """Makes a sentence of a label, such as ``The sound of {label}``."""
+    encoder: str
+    """Folder of the encoder; relative names start from the separator's folder."""
+    encoder_fingerprint: str
+    """Fingerprint of the encoder that the separator was trained with."""
 
 
 class SeparatorDescription(Description):
@@ -20,37 +38,101 @@ class SeparatorDescription(Description):
 
     sample_rate_hz: int
     """Rate of the audio that the separator takes and returns."""
+    queries: NotRequired[QueryDescription]
+    """Encoder of its queries; without it the separator has a closed vocabulary."""
+    licence: NotRequired[str]
+    """Licence of converted weights."""
+    source: NotRequired[str]
+    """Project whose weights were converted."""
+    source_sha256: NotRequired[str]
+    """SHA-256 of the file that was converted."""
 
 
-_CHECKPOINT = Checkpoint(
-    kind="separator",
-    architecture="band_split_tcn",
-    config=NetworkConfig,
-    make=QuerySeparator,
-    description=SeparatorDescription,
-)
+def _checkpoint(architecture: str, config: type, make: Any) -> Checkpoint[NetworkSeparator]:  # noqa: ANN401 - a class
+    return Checkpoint(
+        kind="separator", architecture=architecture, config=config, make=make, description=SeparatorDescription
+    )
 
 
-def save(separator: QuerySeparator, folder: Name, *, history: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Write a separator's folder, with the ``history`` of its trainings."""
+_CHECKPOINTS = {
+    BUILT_IN: _checkpoint(BUILT_IN, NetworkConfig, QuerySeparator),
+}
+"""Every architecture, with its config class and its network."""
+
+
+def save(
+    separator: NetworkSeparator,
+    folder: Name,
+    *,
+    history: Sequence[Mapping[str, Any]] = (),
+    about: Mapping[str, object] | None = None,
+) -> None:
+    """Write a separator's folder, with the ``history`` of its trainings.
+
+    ``about`` has the optional fields of :class:`SeparatorDescription`, such as ``queries`` and ``licence``.
+    """
 
     def more(description: Mapping[str, Any]) -> Mapping[str, Any]:
-        rate = {"sample_rate_hz": separator.sample_rate_hz}
-        return rate | {"fingerprint": fingerprint({**description, **rate})}
+        values = {"sample_rate_hz": separator.sample_rate_hz, **(about or {})}
+        return values | {"fingerprint": fingerprint({**description, **values})}
 
-    _CHECKPOINT.save(separator, folder, config=separator.config, labels=separator.labels, more=more, history=history)
+    labels = separator.labels if isinstance(separator, QuerySeparator) else ()
+    _CHECKPOINTS[separator.architecture].save(
+        separator, folder, config=separator.config, labels=labels, more=more, history=history
+    )
 
 
 def read_description(folder: Name) -> SeparatorDescription:
     """The description in ``separator.json``, checked for format and architecture."""
-    return cast(SeparatorDescription, _CHECKPOINT.read(folder))
+    return cast(SeparatorDescription, _checkpoint_of(folder).read(folder))
+
+
+def _checkpoint_of(folder: Name) -> Checkpoint[NetworkSeparator]:
+    path = location(folder) / "separator.json"
+    found = read_json(path) if path.is_file() else None
+    architecture = found.get("architecture") if isinstance(found, dict) else None
+    return _CHECKPOINTS.get(str(architecture), _CHECKPOINTS[BUILT_IN])  # whose reader explains what is wrong
 
 
 def load(folder: Name, *, device: str | torch.device = "cpu") -> QuerySeparator:
-    """The separator in a folder, ready to separate; ``ValueError`` if its files do not fit."""
-    separator = _CHECKPOINT.load(folder, device=device)
-    require_fingerprint(folder)
+    """The built-in separator in a folder, which can be trained further; ``ValueError`` if it is another or damaged."""
+    separator = open_checkpoint(folder, device=device)
+    if not isinstance(separator, QuerySeparator):
+        raise ValueError(
+            f"a separator that is trained further must be the built-in network, got {separator.architecture} in "
+            f"{folder}; train a student from scratch (--from scratch)"
+        )
     return separator
+
+
+def open_checkpoint(
+    folder: Name, *, device: str | torch.device = "cpu", embeddings: Name | None = None
+) -> NetworkSeparator:
+    """The separator in a folder, of whatever kind, ready to separate; ``ValueError`` if its files do not fit.
+
+    ``embeddings`` is a folder that :meth:`Embeddings.save` wrote, so that known labels need no encoder.
+    """
+    separator = _checkpoint_of(folder).load(folder, device=device)
+    require_fingerprint(folder)
+    known = Embeddings.load(location(embeddings)) if embeddings is not None else None
+    separator.embedder = query_embedder(folder, known)
+    return separator
+
+
+def query_embedder(folder: Name, known: Embeddings | None = None) -> QueryEmbedder | None:
+    """What makes embeddings of queries for the separator in a folder; None for a closed vocabulary."""
+    described = read_description(folder).get("queries")
+    if described is None:
+        return None
+    encoder = resolve_name(described["encoder"], folder=location(folder))
+
+    def open_encoder() -> Encoder:
+        from engine.separators.clap import open_clap
+
+        return open_clap(encoder, fingerprint=described["encoder_fingerprint"])
+
+    identity = fingerprint([described["template"], described["encoder_fingerprint"]])
+    return QueryEmbedder(template=described["template"], encoder=identity, open_encoder=open_encoder, embeddings=known)
 
 
 def require_fingerprint(folder: Name) -> None:

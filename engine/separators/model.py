@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from engine.errors import nearest
 from engine.schema import plain_label
-from engine.separators.base import overlap_add
+from engine.separators.base import NetworkSeparator
 from engine.separators.network import MaskNetwork, NetworkConfig
+from engine.separators.queries import Query, label_of_query
 
-_CHUNK_S, _OVERLAP_S = 12.0, 1.0  # of longer mixtures
+BUILT_IN = "band_split_tcn"
+"""Architecture of the project's own network, the only one that is trained here."""
 
 
 class QueryEncoder(nn.Module):
@@ -54,8 +56,10 @@ class QueryEncoder(nn.Module):
         return self.vectors_LQ[index_B]
 
 
-class QuerySeparator(nn.Module):
+class QuerySeparator(NetworkSeparator):
     """The built-in :class:`~engine.separators.base.Separator`, of a network and a vocabulary."""
+
+    architecture = BUILT_IN
 
     def __init__(self, config: NetworkConfig, labels: Sequence[str]) -> None:
         super().__init__()
@@ -67,38 +71,25 @@ class QuerySeparator(nn.Module):
         return self.network.config
 
     @property
-    def sample_rate_hz(self) -> int:
+    def sample_rate_hz(self) -> int:  # type: ignore[override]
         return self.config.sample_rate_hz
 
     @property
     def labels(self) -> tuple[str, ...]:
         return self.queries.labels
 
+    def encode(self, queries: Sequence[str | Query]) -> Tensor:
+        """See :meth:`NetworkSeparator.encode`; a query is a label of the vocabulary."""
+        rows = [self.queries.index(label_of_query(query)) for query in queries]
+        vectors_BQ: Tensor = self.queries(torch.tensor(rows, device=self.device, dtype=torch.long))
+        return vectors_BQ
+
+    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+        """See :meth:`NetworkSeparator.separate_chunk`."""
+        stems_BT: Tensor = self.network(mix_BT, query_BQ, lengths_B)
+        return stems_BT
+
     def forward(self, mix_BT: Tensor, index_B: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Stems ``[B, T]`` for rows of the vocabulary; differentiable, in one chunk."""
         stems_BT: Tensor = self.network(mix_BT, self.queries(index_B), lengths_B)
         return stems_BT
-
-    @torch.inference_mode()
-    def separate(self, mix_BT: Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None) -> Tensor:
-        """See :meth:`Separator.separate`; mixtures longer than 12 s are cut into chunks that overlap by 1 s."""
-        if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
-            raise ValueError(
-                f"mixtures must have shape [B, T] for B queries, got {tuple(mix_BT.shape)} for {len(queries)} queries; "
-                "give one query for each mixture"
-            )
-        if not torch.isfinite(mix_BT).all():
-            raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
-        device = self.queries.vectors_LQ.device
-        index_B = torch.tensor([self.queries.index(query) for query in queries], device=device, dtype=torch.long)
-        mix_BT = mix_BT.to(device, torch.float32)
-        lengths_B = torch.tensor(lengths or [mix_BT.shape[1]] * len(queries), device=device, dtype=torch.long)
-        if mix_BT.numel() == 0:
-            return torch.zeros_like(mix_BT)
-        return overlap_add(
-            lambda chunk_BT, inside_B: self(chunk_BT, index_B, inside_B),
-            mix_BT,
-            lengths_B,
-            chunk_samples=round(_CHUNK_S * self.sample_rate_hz),
-            overlap_samples=round(_OVERLAP_S * self.sample_rate_hz),
-        )

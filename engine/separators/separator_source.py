@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
+from engine.schema import plain_label
 from engine.separators.base import Separator
-from engine.separators.checkpoint import load, read_description
+from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description
+from engine.separators.model import BUILT_IN
+from engine.separators.queries import Embeddings
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
-from engine.storage.paths import Name, location
+from engine.storage.paths import Location, Name, location
 
 SeparatorFactory = Callable[[str], Separator]
 """Takes a device, such as ``cpu`` or ``cuda``, and returns a separator that runs on it."""
@@ -23,8 +26,10 @@ class SeparatorSource(ModelSource[Separator]):
     """Rate of the audio that the separator takes and returns."""
     labels: tuple[str, ...]
     """Labels that the separator knows."""
-    is_checkpoint: bool
-    """The name is a folder that ``engine.separators.load`` can read."""
+    is_trainable: bool
+    """The name is a folder that ``engine.separators.load`` can read: a student can continue from it."""
+    reads_text: bool = False
+    """Any text can be a query, because the separator has an encoder."""
 
     @classmethod
     def from_factory(cls, factory: SeparatorFactory, *, name: str | None = None) -> SeparatorSource:
@@ -42,9 +47,29 @@ class SeparatorSource(ModelSource[Separator]):
             fingerprint=fingerprint,
             sample_rate_hz=separator.sample_rate_hz,
             labels=tuple(separator.labels),
-            is_checkpoint=False,
+            is_trainable=False,
             factory=factory,
         )
+
+    def with_labels(self, labels: Iterable[str], store: Location) -> SeparatorSource:
+        """The same separator with the embeddings of labels in the folder ``store``, where workers read them.
+
+        They are computed here, unless they are there already, so that no worker holds an encoder. A separator with a
+        closed vocabulary is returned as it is. Raises ``ValueError`` if the encoder cannot be opened.
+        """
+        if not self.reads_text:
+            return self
+        kept = Embeddings.load(store)
+        embedder = query_embedder(self.name)
+        assert embedder is not None
+        if kept is not None and kept.encoder == embedder.encoder:
+            embedder = query_embedder(self.name, kept)
+            assert embedder is not None
+        spelled = {plain_label(label): label for label in (*self.labels, *embedder.labels, *labels)}
+        if kept is None or set(map(plain_label, kept.labels)) != set(spelled):
+            kept = embedder.embed_labels(list(spelled.values()))
+            kept.save(store)
+        return replace(self, labels=kept.labels, factory=functools.partial(_open_checkpoint, self.name, str(store)))
 
 
 def find_separator(name: SeparatorSource | SeparatorFactory | Name) -> SeparatorSource:
@@ -65,8 +90,9 @@ def find_separator(name: SeparatorSource | SeparatorFactory | Name) -> Separator
         fingerprint=description["fingerprint"],
         sample_rate_hz=description["sample_rate_hz"],
         labels=tuple(description["labels"]),
-        is_checkpoint=True,
-        factory=functools.partial(_open_checkpoint, folder),
+        is_trainable=description["architecture"] == BUILT_IN,
+        reads_text="queries" in description,
+        factory=functools.partial(_open_checkpoint, folder, None),
     )
 
 
@@ -84,5 +110,5 @@ def load_separator(name: SeparatorFactory | Name, device: str = "cpu") -> Separa
     return find_separator(name).open(device)
 
 
-def _open_checkpoint(folder: str, device: str) -> Separator:
-    return load(folder, device=device)
+def _open_checkpoint(folder: str, embeddings: str | None, device: str) -> Separator:
+    return open_checkpoint(folder, device=device, embeddings=embeddings)

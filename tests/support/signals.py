@@ -246,7 +246,7 @@ class FixedSource:
     separator: Separator
     name: str = "bands"
     fingerprint: str = "bands"
-    is_checkpoint: bool = False
+    is_trainable: bool = False
 
     @property
     def sample_rate_hz(self) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from engine.passes.separate import separate_clips
 from engine.schema import FAILURES
-from engine.separators.batching import BatchedSeparator, Query, pack
+from engine.separators.batching import BatchedSeparator, SeparationRequest, pack
 from tests.support.signals import (
     RATE_HZ,
     BandSeparator,
@@ -121,7 +121,7 @@ def test_the_fill_of_batches_is_the_share_of_audio_in_them():
 def test_what_does_not_fit_in_memory_is_not_tried_again_at_every_turn():
     separator = SmallMemorySeparator(max_samples=4 * 400 + 399)
     batched = BatchedSeparator(separator=separator, batch_s=1000.0)
-    queries = [Query(samples_T=mixture(400), label="low") for _ in range(16)]
+    queries = [SeparationRequest(samples_T=mixture(400), query="low") for _ in range(16)]
     too_large = []
     for _ in range(6):
         separator.shapes.clear()

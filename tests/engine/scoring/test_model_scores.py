@@ -9,7 +9,7 @@ from engine.schema import SCORES, SeparatedClip
 from engine.scoring.model_scores import Scorer, tagger_margins
 from engine.scoring.reseparate import reseparate
 from engine.scoring.scores import score_clip
-from engine.separators.batching import BatchedSeparator, Query
+from engine.separators.batching import BatchedSeparator, SeparationRequest
 from engine.taggers import Tagger
 from tests.support.signals import RATE_HZ, BandSeparator, BandTagger, decoded, snr_db, tone, two_bands
 
@@ -149,7 +149,7 @@ def test_no_clips():
 def test_stems_are_returned_in_the_order_of_the_queries():
     signals = {size: two_bands(size, seed=size) for size in (100, 8000, 900, 4000)}
     queries = [
-        Query(samples_T=np.float32(low_T + high_T), label=label)
+        SeparationRequest(samples_T=np.float32(low_T + high_T), query=label)
         for low_T, high_T in signals.values()
         for label in ("high", "low")
     ]

@@ -20,7 +20,7 @@ def test_a_checkpoint_folder_is_described_without_opening_it(tmp_path, monkeypat
     tiny_checkpoint(tmp_path / "s", ["dog", "cat"])
     monkeypatch.chdir(tmp_path)
     source = find_separator("s")
-    assert source.name == str(tmp_path / "s") and source.is_checkpoint
+    assert source.name == str(tmp_path / "s") and source.is_trainable
     assert source.labels == ("dog", "cat") and source.sample_rate_hz == RATE_HZ
     assert source.fingerprint == read_description(tmp_path / "s")["fingerprint"]
     (tmp_path / "s" / "weights.safetensors").unlink()
@@ -39,7 +39,7 @@ def test_a_checkpoint_opens_where_it_is_unpickled(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["open_bands", "Fingerprinted", "open_on"])
 def test_a_factory_by_its_dotted_name(name):
     source = find_separator(f"{OWN}:{name}")
-    assert source.name == f"{OWN}:{name}" and not source.is_checkpoint
+    assert source.name == f"{OWN}:{name}" and not source.is_trainable
     assert source.labels == ("low", "high") and source.sample_rate_hz == RATE_HZ
     mix_BT = torch.from_numpy(mixture(1000))[None]
     for opened in (source.open(), pickle.loads(pickle.dumps(source)).open("cpu"), load_separator(source.name)):
@@ -88,7 +88,7 @@ def test_a_module_of_the_current_folder_opens_in_a_process_elsewhere(tmp_path, m
 def test_a_folder_of_that_name_is_a_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_checkpoint(tmp_path / "own:folder")
-    assert find_separator("own:folder").is_checkpoint
+    assert find_separator("own:folder").is_trainable
 
 
 @pytest.mark.parametrize(

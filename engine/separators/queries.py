@@ -1,0 +1,231 @@
+"""Queries: a label, text or an audio example of what to separate, and of what the stem must not contain.
+
+Shape legend: L labels, E features of an embedding, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from engine.schema import plain_label
+from engine.storage.files import read_record, sha256_file, write_bytes, write_json
+from engine.storage.paths import Location
+
+_MAX_TEXT = 2000  # characters of a query; the encoders read some 500 tokens
+_DESCRIPTION, _VECTORS = "embeddings.json", "embeddings.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AudioExample:
+    """A sound as a query: the separator finds what sounds like it."""
+
+    samples_T: np.ndarray
+    """Float32 mono samples."""
+    sample_rate_hz: int
+
+
+@dataclass(frozen=True)
+class QueryPart:
+    """One description of a sound, with its weight among the others of the query."""
+
+    sound: str | AudioExample
+    """A label, text, or an audio example."""
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sound, str) and not plain_label(self.sound):
+            raise ValueError(f"a query must have words, got {self.sound!r}; say what to separate")
+        if isinstance(self.sound, str) and len(self.sound) > _MAX_TEXT:
+            raise ValueError(
+                f"a query must have at most {_MAX_TEXT} characters, got {len(self.sound)}; describe it in fewer"
+            )
+        if not 0.0 < self.weight < float("inf"):
+            raise ValueError(f"the weight of a query must be above 0, got {self.weight}; leave the query out for 0")
+
+
+Sounds = str | AudioExample | QueryPart | Sequence[str | AudioExample | QueryPart]
+"""One description of a sound, or several."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A sound to separate, described by one or several parts, and sounds that the stem must not contain.
+
+    >>> query = cs.Query("dog bark", unwanted=["rain", "siren"])
+    >>> [part.sound for part in query.unwanted]
+    ['rain', 'siren']
+    """
+
+    wanted: tuple[QueryPart, ...]
+    """Descriptions of the sound; their embeddings are averaged by weight."""
+    unwanted: tuple[QueryPart, ...] = ()
+    """Descriptions of other sounds, for separators that use them."""
+
+    def __init__(self, wanted: Sounds, unwanted: Sounds = ()) -> None:
+        object.__setattr__(self, "wanted", _parts(wanted))
+        object.__setattr__(self, "unwanted", _parts(unwanted))
+        if not self.wanted:
+            raise ValueError("a query must have a sound to separate, got none; give a label, text or an audio example")
+        both = _texts(self.wanted) & _texts(self.unwanted)
+        if both:
+            raise ValueError(
+                f"a query must not want and exclude the same sound, got {sorted(both)}; remove one of both"
+            )
+
+    @property
+    def text(self) -> str:
+        """The query in words, for tables and messages."""
+        names = [part.sound if isinstance(part.sound, str) else "an audio example" for part in self.wanted]
+        return " + ".join(names)
+
+
+def as_query(query: str | Query) -> Query:
+    """A label or text as a query; a query is returned as it is."""
+    return query if isinstance(query, Query) else Query(query)
+
+
+def label_of_query(query: str | Query) -> str:
+    """The label of a query for a separator with a closed vocabulary; ``ValueError`` if it is anything else."""
+    if isinstance(query, str):
+        return query
+    (part, *others) = query.wanted
+    if others or not isinstance(part.sound, str):
+        raise ValueError(
+            f"a query of a separator with a closed vocabulary must be one label, got {query.text!r}; give one of its "
+            "labels, or take a separator with a text encoder"
+        )
+    return part.sound
+
+
+def _parts(sounds: Sounds) -> tuple[QueryPart, ...]:
+    several = [sounds] if isinstance(sounds, str | AudioExample | QueryPart) else sounds
+    return tuple(one if isinstance(one, QueryPart) else QueryPart(one) for one in several)
+
+
+def _texts(parts: Iterable[QueryPart]) -> set[str]:
+    return {plain_label(part.sound) for part in parts if isinstance(part.sound, str)}
+
+
+class Encoder(Protocol):
+    """Maps text and audio to the same space; what a CLAP does."""
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings ``[N, E]`` of unit length, on the CPU."""
+
+    def embed_audio(self, samples_T: np.ndarray, *, sample_rate_hz: int) -> Tensor:
+        """Embedding ``[E]`` of unit length of a sound, on the CPU; ``ValueError`` for an encoder of text alone."""
+
+
+class EmbeddingsRecord(TypedDict):
+    """The content of ``embeddings.json``."""
+
+    labels: list[str]
+    encoder: str
+    """Fingerprint of the encoder and of the template."""
+    sha256: str
+    """Of the file with the vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Labels with their embeddings, computed once, so that no worker has to hold a text encoder."""
+
+    labels: tuple[str, ...] = ()
+    vectors_LE: Tensor
+    """Float32, of unit length."""
+    encoder: str
+    """Fingerprint of the encoder and of the template."""
+
+    def save(self, folder: Location) -> None:
+        """Write ``embeddings.safetensors`` and ``embeddings.json``, the latter last."""
+        write_bytes(folder / _VECTORS, save({"vectors_LE": self.vectors_LE.float().contiguous()}))
+        sha256 = sha256_file(folder / _VECTORS)
+        write_json(folder / _DESCRIPTION, {"labels": list(self.labels), "encoder": self.encoder, "sha256": sha256})
+
+    @classmethod
+    def load(cls, folder: Location) -> Embeddings | None:
+        """What :meth:`save` wrote; None if there is nothing, or not the same."""
+        if not ((folder / _DESCRIPTION).is_file() and (folder / _VECTORS).is_file()):
+            return None
+        record = read_record(folder / _DESCRIPTION, EmbeddingsRecord, needs=["labels", "encoder", "sha256"])
+        if sha256_file(folder / _VECTORS) != record["sha256"]:
+            return None
+        vectors_LE = load((folder / _VECTORS).read_bytes())["vectors_LE"]
+        return cls(labels=tuple(record["labels"]), vectors_LE=vectors_LE, encoder=record["encoder"])
+
+
+class QueryEmbedder:
+    """Embeddings of queries: labels from a table, everything else from the encoder, which is opened when needed."""
+
+    def __init__(
+        self,
+        *,
+        template: str,
+        encoder: str,
+        open_encoder: Callable[[], Encoder],
+        embeddings: Embeddings | None = None,
+    ) -> None:
+        """``template`` makes a sentence of a label; ``encoder`` is the fingerprint of both."""
+        self.template, self.encoder = template, encoder
+        self._open_encoder = open_encoder
+        self._opened: Encoder | None = None
+        self._known: dict[str, Tensor] = {}
+        self.labels: tuple[str, ...] = ()
+        if embeddings is not None:
+            if embeddings.encoder != encoder:
+                raise ValueError(
+                    f"embeddings of labels must be of the encoder {encoder}, got those of {embeddings.encoder}; "
+                    "give another output folder"
+                )
+            self.labels = embeddings.labels
+            for label, vector_E in zip(embeddings.labels, embeddings.vectors_LE, strict=True):
+                self._known[plain_label(label)] = vector_E
+
+    def embed_labels(self, labels: Sequence[str]) -> Embeddings:
+        """The embeddings of labels, in order; those that are not in the table are computed."""
+        new = [label for label in labels if plain_label(label) not in self._known]
+        for first in range(0, len(new), 64):
+            texts = [self.sentence(label) for label in new[first : first + 64]]
+            for label, vector_E in zip(new[first : first + 64], self._open().embed_text(texts), strict=True):
+                self._known[plain_label(label)] = vector_E
+        vectors = [self._known[plain_label(label)] for label in labels]
+        vectors_LE = torch.stack(vectors) if vectors else torch.zeros(0, 0)
+        return Embeddings(labels=tuple(labels), vectors_LE=vectors_LE, encoder=self.encoder)
+
+    def sentence(self, label: str) -> str:
+        """The text of a label that the encoder reads; ClearSep's sentence is taken for its label."""
+        words = label.strip().replace("_", " ")
+        if words.lower().startswith("the sound of ") and "{label}" in self.template:
+            words = words[len("the sound of ") :]
+        return self.template.format(label=words)
+
+    def wanted(self, query: str | Query) -> Tensor:
+        """The embedding ``[E]``, of unit length, of the sound that a query wants."""
+        return self._mean(as_query(query).wanted)
+
+    def unwanted(self, query: str | Query) -> Tensor | None:
+        """The embedding ``[E]``, of unit length, of the sounds that a query excludes; None if there are none."""
+        parts = as_query(query).unwanted
+        return self._mean(parts) if parts else None
+
+    def _mean(self, parts: Sequence[QueryPart]) -> Tensor:
+        vectors = [part.weight * self._embed(part.sound) for part in parts]
+        return torch.nn.functional.normalize(torch.stack(vectors).sum(0), dim=0)
+
+    def _embed(self, sound: str | AudioExample) -> Tensor:
+        if isinstance(sound, str):
+            return self.embed_labels([sound]).vectors_LE[0]
+        return self._open().embed_audio(sound.samples_T, sample_rate_hz=sound.sample_rate_hz)
+
+    def _open(self) -> Encoder:
+        if self._opened is None:
+            self._opened = self._open_encoder()
+        return self._opened
