@@ -263,7 +263,7 @@ class Htsat(nn.Module):
     def forward(self, power_BNF: Tensor) -> Tensor:
         """Embedding ``[B, C]``, before CLAP's projection: the mean over the last map."""
         last_BHWC: Tensor = self.norm(self.maps(power_BNF)[-1])
-        return last_BHWC.mean((1, 2))
+        return last_BHWC.mean(dim=(1, 2))
 
 
 def side_of_stage(stage: int) -> int:
