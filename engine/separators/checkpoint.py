@@ -12,6 +12,7 @@ from typing import Any, NotRequired, cast
 import torch
 from typing_extensions import TypedDict
 
+from engine.separators.audiosep import AudioSep, AudioSepConfig
 from engine.separators.base import NetworkSeparator
 from engine.separators.model import BUILT_IN, QuerySeparator
 from engine.separators.network import NetworkConfig
@@ -56,6 +57,7 @@ def _checkpoint(architecture: str, config: type, make: Any) -> Checkpoint[Networ
 
 _CHECKPOINTS = {
     BUILT_IN: _checkpoint(BUILT_IN, NetworkConfig, QuerySeparator),
+    AudioSep.architecture: _checkpoint(AudioSep.architecture, AudioSepConfig, AudioSep),
 }
 """Every architecture, with its config class and its network."""
 
