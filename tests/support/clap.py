@@ -6,6 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from engine.separators.clap import Clap, ClapConfig, read_clap, save_clap
 
 TINY_TEXT = {"text_layers": 2, "text_width": 32, "text_heads": 2, "text_hidden": 64, "vocabulary": 261, "positions": 66}
+TINY_AUDIO = {"audio_channels": 8, "audio_heads": 2, **{f"audio_depth_{i}": 1 + (i == 1) for i in (1, 2, 3, 4)}}
 
 
 def tiny_tokenizer():
@@ -22,12 +23,13 @@ def tiny_tokenizer():
 
 def tiny_clap(*, audio=False, embedding_width=512, seed=7):
     """Random weights, large enough that texts differ."""
-    clap = Clap(ClapConfig(embedding_width=embedding_width, **TINY_TEXT)).eval()
+    shape = TINY_TEXT | (TINY_AUDIO if audio else {"audio_channels": 0})
+    clap = Clap(ClapConfig(embedding_width=embedding_width, **shape)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in clap.named_parameters():
-            spread = 0.1 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
-            mean = 1.0 if name.endswith("orm.weight") else 0.0
+            spread = 0.1 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+            mean = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
             parameter.copy_(mean + spread * torch.randn(parameter.shape, generator=generator))
     return clap
 

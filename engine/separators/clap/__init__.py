@@ -1,4 +1,4 @@
-"""CLAP, the encoder of text and audio for queries and taggers (Wu et al. 2023, arXiv 2211.06687)."""
+"""CLAP: encoders that map text and audio to one space (Wu et al. 2023, arXiv 2211.06687)."""
 
 from engine.separators.clap.encoder import Clap, ClapConfig
 from engine.separators.clap.folder import open_clap, read_clap, save_clap

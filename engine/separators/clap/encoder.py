@@ -1,32 +1,38 @@
-"""The networks of CLAP: RoBERTa for text, each with a projection to the space that text and audio share.
+"""The networks of CLAP: RoBERTa for text and HTSAT for audio, each with a projection to one space.
 
 The modules have LAION's names, so the names of tensors are those of LAION's files.
 
-Shape legend: N texts, K tokens, E features of an embedding.
+Shape legend: N texts, K tokens, E features of an embedding, T samples, W windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import torch
+import torchaudio
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.separators.clap.htsat import SAMPLE_RATE_HZ, Htsat, HtsatConfig, power_spectrum
 from engine.settings import Count, CountOrZero, config
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_PAD = 1
-_FIRST_POSITION = _PAD + 1  # RoBERTa counts positions from the token after the padding's
+_PAD = 1  # RoBERTa's token of padding; positions are counted from the number after it
+_WINDOW_SAMPLES = 10 * SAMPLE_RATE_HZ  # of the sounds that CLAP was trained on
+_WINDOWS_AT_ONCE = 8
+_Depth = Annotated[Count, Field(le=100)]
 
 
 @config
 class ClapConfig:
-    """Shape of a CLAP; the defaults are those of LAION's text encoder, RoBERTa-base."""
+    """Shape of a CLAP; the defaults are those of LAION's with HTSAT-base and RoBERTa-base."""
 
     embedding_width: Annotated[Count, Field(le=1 << 14)] = 512
     """Features of an embedding."""
@@ -42,6 +48,29 @@ class ClapConfig:
     """Tokens that the tokenizer knows."""
     positions: Annotated[int, Field(ge=4, le=1 << 16)] = 514
     """Positions of tokens, two more than a text can have tokens."""
+    audio_channels: Annotated[CountOrZero, Field(le=1 << 12)] = 128
+    """Width of the audio encoder's first stage; 0: there is no audio encoder."""
+    audio_heads: Annotated[Count, Field(le=1 << 8)] = 4
+    """Attention heads of its first stage."""
+    audio_depth_1: _Depth = 2
+    """Blocks of its first stage."""
+    audio_depth_2: _Depth = 2
+    """Blocks of its second stage."""
+    audio_depth_3: _Depth = 12
+    """Blocks of its third stage."""
+    audio_depth_4: _Depth = 2
+    """Blocks of its fourth stage."""
+
+    def __post_init__(self) -> None:
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_heads must divide text_width {self.text_width}, got {self.text_heads}; choose such as 1"
+            )
+
+    @property
+    def audio(self) -> HtsatConfig:
+        """Shape of the audio encoder, if there is one."""
+        return HtsatConfig(**{one.name: getattr(self, f"audio_{one.name}") for one in fields(HtsatConfig)})
 
 
 class Clap(nn.Module):
@@ -58,6 +87,10 @@ class Clap(nn.Module):
         if config.text_layers:
             self.text_branch = _roberta(config)
             self.text_projection = _projection(config.text_width, config.embedding_width)
+        if config.audio_channels:
+            self.audio_branch = Htsat(config.audio)
+            self.audio_projection = _projection(config.audio.features, config.embedding_width)
+            self.logit_scale_a = nn.Parameter(torch.zeros(()))  # logarithm of what similarities to texts are scaled by
 
     @property
     def device(self) -> torch.device:
@@ -88,10 +121,29 @@ class Clap(nn.Module):
         inputs = {"input_ids": ids_NK.to(self.device), "attention_mask": mask_NK.to(self.device)}
         return _unit(self.text_projection(self.text_branch(**inputs).pooler_output))
 
+    @torch.no_grad()
     def embed_audio(self, samples_T: np.ndarray, *, sample_rate_hz: int) -> Tensor:
-        """Embedding ``[E]`` of unit length, on the CPU; ``ValueError`` without an audio encoder."""
-        self._require("audio", 0)
-        raise NotImplementedError
+        """Embedding ``[E]`` of unit length of a sound, on the CPU; the mean over windows of at most 10 s.
+
+        A window is repeated until it fills 10 s, as in CLAP's training. Raises ``ValueError`` without an audio encoder,
+        and for sound that is empty, silent or not finite.
+        """
+        self._require("audio", self.config.audio_channels)
+        wave_T = torch.from_numpy(np.asarray(samples_T, dtype=np.float32).copy())
+        if wave_T.ndim != 1 or not wave_T.isfinite().all() or not wave_T.any():
+            raise ValueError(
+                f"an audio query must be one channel of sound, finite and not silent, got shape {tuple(wave_T.shape)}; "
+                "give another example"
+            )
+        wave_T = torchaudio.functional.resample(wave_T, sample_rate_hz, SAMPLE_RATE_HZ)
+        windows = [_filled(one) for one in wave_T.tensor_split(ceil(len(wave_T) / _WINDOW_SAMPLES))]
+        parts_WE = [self.embed_windows(torch.stack(part)) for part in _batches(windows)]
+        return _unit(torch.cat(parts_WE).mean(0))
+
+    @torch.no_grad()
+    def embed_windows(self, wave_WT: Tensor) -> Tensor:
+        """Embeddings ``[W, E]`` of unit length, on the CPU, of windows of 10 s at 48 kHz."""
+        return _unit(self.audio_projection(self.audio_branch(power_spectrum(wave_WT.to(self.device)))))
 
     def _require(self, what: str, size: int) -> None:
         if not size:
@@ -99,6 +151,16 @@ class Clap(nn.Module):
                 f"a CLAP must have an encoder of {what} for a query of {what}, got one without; convert a file that "
                 "has both"
             )
+
+
+def _filled(wave_T: Tensor) -> Tensor:
+    """A window of 10 s with as many whole repetitions of a sound as fit; silence follows."""
+    repeated_T = wave_T.repeat(_WINDOW_SAMPLES // len(wave_T))
+    return nn.functional.pad(repeated_T, (0, _WINDOW_SAMPLES - len(repeated_T)))
+
+
+def _batches(windows: list[Tensor]) -> list[list[Tensor]]:
+    return [windows[i : i + _WINDOWS_AT_ONCE] for i in range(0, len(windows), _WINDOWS_AT_ONCE)]
 
 
 def _unit(vector: Tensor) -> Tensor:
