@@ -31,6 +31,10 @@ def tiny_clap(*, audio=False, embedding_width=512, seed=7):
             spread = 0.1 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
             mean = 1.0 if "norm" in name.lower() and name.endswith("weight") else 0.0
             parameter.copy_(mean + spread * torch.randn(parameter.shape, generator=generator))
+        if audio:
+            clap.audio_branch.bn0.running_mean.fill_(-40.0)  # of decibels
+            clap.audio_branch.bn0.running_var.fill_(400.0)
+            clap.logit_scale_a.fill_(3.0)
     return clap
 
 
