@@ -72,8 +72,10 @@ def _config_of(tensors: Mapping[str, Tensor]) -> ClapSepConfig:
 
 def _adapters(wanted: Mapping[str, tuple[int, ...]], rank: int) -> dict[str, tuple[int, ...]]:
     adapted = {match[1]: wanted[name] for name in wanted if (match := _ADAPTED.fullmatch(name))}
-    narrow = {f"{name}.lora_A": (rank, shape[1]) for name, shape in adapted.items()}
-    return narrow | {f"{name}.lora_B": (shape[0], rank) for name, shape in adapted.items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, (num_out, num_in) in adapted.items():
+        shapes |= {f"{name}.lora_A": (rank, num_in), f"{name}.lora_B": (num_out, rank)}
+    return shapes
 
 
 def _is_ignored(name: str) -> bool:

@@ -127,13 +127,21 @@ class MaskDecoder(nn.Module):
             nn.Linear(wide, _NUM_BINS),
         )
 
-    def forward(self, maps: Sequence[Tensor], magnitude_BNF: Tensor, query_BQ: Tensor) -> Tensor:
-        """Mask ``[B, N, F]`` from 0 to 1; ``maps`` are those of :meth:`~engine.separators.clap.htsat.Htsat.maps`."""
+    def forward(self, maps: Sequence[Tensor], magnitude_BNF: Tensor, query_BQ: Tensor, num_frames_B: Tensor) -> Tensor:
+        """Mask ``[B, N, F]`` from 0 to 1; ``maps`` are those of :meth:`~engine.separators.clap.htsat.Htsat.maps`.
+
+        Frames from ``num_frames_B`` on are padding and change nothing.
+        """
         *encoded, last_BHWC = maps
         map_BHWC = self.film(last_BHWC, query_BQ)
         for stage, skip, skipped_BHWC in zip(self.layers, self.skip, reversed(encoded), strict=True):
             map_BHWC = skip(skipped_BHWC, query_BQ, stage(map_BHWC))
-        bands_BNM = unfold_picture(self.inverse_patch_embed(map_BHWC))[:, : magnitude_BNF.shape[1]]
+        num_frames = magnitude_BNF.shape[1]
+        bands_BNM = unfold_picture(self.inverse_patch_embed(map_BHWC))[:, :num_frames]
         normed_BNF = self.spec_norm(magnitude_BNF.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
-        logits_BNF: Tensor = self.mask_net(torch.cat([normed_BNF, bands_BNM.to(normed_BNF.dtype)], dim=-1))
-        return logits_BNF.float().sigmoid()
+        inward, norm, transformer, outward = self.mask_net
+        hidden_BNC = norm(inward(torch.cat([normed_BNF, bands_BNM.to(normed_BNF.dtype)], dim=-1)))
+        is_padding_BN = torch.arange(num_frames, device=num_frames_B.device) >= num_frames_B[:, None]
+        hidden_BNC = transformer(hidden_BNC, src_key_padding_mask=is_padding_BN if is_padding_BN.any() else None)
+        mask_BNF: Tensor = outward(hidden_BNC).float().sigmoid()
+        return mask_BNF
