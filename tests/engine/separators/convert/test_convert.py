@@ -23,6 +23,7 @@ from tests.support.originals import (
     write_tokenizer,
 )
 
+pytest_plugins = ["tests.support.s3_server"]
 MIX_BT = torch.randn(2, 8000, generator=torch.Generator().manual_seed(2))
 
 
@@ -176,6 +177,13 @@ def test_other_precisions_become_float32(tmp_path, dtype):
     name = str(dtype).removeprefix("torch.")
     assert converted["notes"][0] == f"weights of {name} in a.ckpt were converted to float32"
     assert {value.dtype for value in open_checkpoint(tmp_path / "out").state_dict().values()} == {torch.float32}
+
+
+def test_a_conversion_to_s3(s3, files):
+    out = f"s3://{s3.bucket}/audiosep"
+    convert(files / "audiosep.ckpt", out)
+    assert convert(files / "audiosep.ckpt", out, tokenizer=files / "tokenizer")["notes"] == []
+    assert load_separator(out).separate(MIX_BT[:1], ["dog"]).shape == (1, 8000)
 
 
 # Bad input.
