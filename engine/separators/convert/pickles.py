@@ -31,7 +31,8 @@ _MAX_INDEX_BYTES = 1 << 24
 _MAX_TENSORS = 20_000
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS, _PREFIX = ("state_dict", "model"), "module."
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""Names of the files with weights in a folder of Hugging Face."""
 _REMEDY = "give a checkpoint of AudioSep, CLAPSep or CLAP as its authors released it"
 
 
@@ -81,9 +82,9 @@ def _weights_of(name: Name) -> tuple[Path, Mapping[str, Any]]:
         return path, {}
     if not path.is_dir():
         raise ValueError(f"there is no {path}; give a checkpoint file, or a folder with config.json and the weights")
-    found = [path / weights for weights in _WEIGHTS if (path / weights).is_file()]
+    found = [path / weights for weights in WEIGHTS if (path / weights).is_file()]
     if not found or not (path / "config.json").is_file():
-        missing = "config.json" if found else " or ".join(_WEIGHTS)
+        missing = "config.json" if found else " or ".join(WEIGHTS)
         raise ValueError(f"there is no checkpoint in {path} (no {missing}); give a folder that has it, or the file")
     config = read_json(path / "config.json", most_bytes=1 << 22, remedy="copy it again")
     return found[0], config if isinstance(config, dict) else {}
