@@ -41,6 +41,7 @@ bench: setup ## write every table of README.md and docs/results.md; needs ESC10=
 	$(BIN)/python -m benchmarks.speed.tracks
 	$(BIN)/python -m benchmarks.scale.scale
 	$(BIN)/python -m benchmarks.speed.scoring --esc10 $(ESC10)
+	$(BIN)/python -m benchmarks.speed.separators --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.quality.esc10 --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.quality.truth --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.quality.fooling --esc10 $(ESC10)
