@@ -61,6 +61,8 @@ def convert(
             _add_tokenizer(_encoder_folder(target), tokenizer)
         return _outcome(target, [])
     found = open_source(source, clap_source)
+    if template is not None and (found.separator is None or found.encoder is None):
+        raise ValueError(f"--template must come with a separator that reads text, got {source.path}; leave it out")
     found.template = template or found.template
     _save(found, target, tokenizer)
     return _outcome(target, found.notes)

@@ -28,7 +28,7 @@ from engine.storage.files import read_json, sha256_file
 from engine.storage.paths import Name, is_s3, location
 
 _MAX_INDEX_BYTES = 1 << 24
-_MAX_TENSORS = 20_000
+_MAX_TENSORS, _MAX_NAME = 20_000, 200
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _WRAPPERS, _PREFIX = ("state_dict", "model"), "module."
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -66,7 +66,7 @@ def read_tensors(name: Name) -> ForeignCheckpoint:
         tensors, ignored = _unwrapped(value)
         if positions is not None:
             tensors = _mapped(tensors, positions, path)
-    except (ValueError, SafetensorError, OSError, RuntimeError, zipfile.BadZipFile) as error:
+    except (ValueError, SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise ValueError(f"cannot read {path} ({shown(error)}); {_REMEDY}") from None
     return ForeignCheckpoint(
         path=path, tensors=tensors, format=kind, sha256=sha256_file(path), ignored=ignored, config=config
@@ -139,6 +139,9 @@ def _read_archive(file: _Bounded) -> tuple[Any, dict[str, int]]:
             raise ValueError(cause)
         file.seek(entry.header_offset)
         header = file.read(30)
+        if len(header) < 30:
+            cause = "its list of entries is damaged"
+            raise ValueError(cause)
         positions[key] = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))
     return value, positions
 
@@ -196,6 +199,9 @@ def _unwrapped(value: Any) -> tuple[dict[str, Any], tuple[str, ...]]:  # noqa: A
     ignored += [str(name) for name in entries if str(name) not in tensors]
     if not 0 < len(tensors) <= _MAX_TENSORS:
         cause = f"it must have from 1 to {_MAX_TENSORS:,} tensors by name, got {len(tensors):,}"
+        raise ValueError(cause)
+    if longest := [name for name in tensors if len(name) > _MAX_NAME]:
+        cause = f"names of tensors must have at most {_MAX_NAME} characters, got {len(longest[0]):,}"
         raise ValueError(cause)
     if all(name.startswith(_PREFIX) for name in tensors):
         tensors = {name.removeprefix(_PREFIX): one for name, one in tensors.items()}

@@ -1,8 +1,9 @@
 """A reader of pickles that can run nothing: it builds plain values, and of classes and functions knows a few names.
 
 Python's own unpickler imports what a pickle names and calls it. Here a name is looked up in a table of our functions,
-each operation outside the list is refused, and mappings have keys of text and numbers only (nested tuples as keys, a
-hundred bytes long, would take years to hash).
+and each operation outside the list is refused. A pickle of a hundred bytes can stand for a value of billions of parts,
+which takes years to hash or to print: keys are text and small numbers, nothing is printed before its type is known, and
+no operation takes longer than the bytes in the file that it comes from.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from engine.cli.display import shown
 
 _MAX_OPERATIONS = 500_000  # a checkpoint of a thousand tensors with its optimiser has some 100,000
-_MAX_SIZE = 1 << 48
+_MAX_SIZE, _MAX_AXES, _MAX_ARGUMENTS, _MAX_SCALAR = 1 << 48, 8, 16, 64
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _EMPTY: dict[str, Callable[[], object]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
@@ -157,10 +158,10 @@ class _Machine:
             if not isinstance(known, _Known) or known.call is None:
                 cause = f"it calls a {type(known).__name__}"
                 raise ValueError(cause)
-            self.stack.append(known.call(*_require(tuple, arguments)))
+            self.stack.append(known.call(*_short(arguments, _MAX_ARGUMENTS)))
         elif name == "BUILD":  # the byte order of a numpy type, or the versions of modules in an OrderedDict
             (state,) = self._pop(1)
-            if isinstance(self.stack[-1], np.dtype) and ">" in state:
+            if isinstance(self.stack[-1], np.dtype) and ">" in _short(state, _MAX_ARGUMENTS):
                 self.stack[-1] = self.stack[-1].newbyteorder(">")
             elif not isinstance(self.stack[-1], (np.dtype, dict)):
                 cause = f"it changes a {type(self.stack[-1]).__name__}"
@@ -189,6 +190,14 @@ def _require(kind: type, value: Any) -> Any:  # noqa: ANN401 - checks the type o
     return value
 
 
+def _short(value: Any, most: int) -> tuple[Any, ...]:  # noqa: ANN401 - checks the type of any value
+    values: tuple[Any, ...] = _require(tuple, value)
+    if len(values) > most:
+        cause = f"a tuple of {most} values is needed where it has {len(values):,}"
+        raise TypeError(cause)
+    return values
+
+
 def _pairs(values: Sequence[Any]) -> Iterator[tuple[str | int, Any]]:
     """Keys and values in turn; keys whose hashes may take long, or be equal, are refused."""
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -199,7 +208,7 @@ def _pairs(values: Sequence[Any]) -> Iterator[tuple[str | int, Any]]:
 
 
 def _known(module: object, name: object) -> _Known:
-    full = f"{module}.{name}"
+    full = f"{_require(str, module)}.{_require(str, name)}"
     if module in ("torch", "torch.cuda") and name in _STORAGES:
         return _Known(dtype=_STORAGES[str(name)])
     if full not in _CALLS:
@@ -210,36 +219,38 @@ def _known(module: object, name: object) -> _Known:
 
 def _numbers(reference: Any) -> StoredNumbers:  # noqa: ANN401 - any value
     """The storage of a reference ``("storage", type, key, device, count)``; older files add a view, which is none."""
-    what, known, key, _, count, *view = _require(tuple, reference)
+    what, known, key, _, count, *view = _short(reference, _MAX_ARGUMENTS)
     if what != "storage" or known.dtype is None or any(one is not None for one in view):
         cause = "its pickle refers to something else than the numbers of a tensor"
         raise ValueError(cause)
-    return StoredNumbers(str(key), known.dtype, _size(count))
+    return StoredNumbers(_require(str, key), known.dtype, _size(count))
 
 
 def _size(value: Any) -> int:  # noqa: ANN401 - any value
-    if type(value) is not int or not 0 <= value < _MAX_SIZE:
-        cause = f"its pickle has a tensor with the size {shown(repr(value), most=30)}"
+    size: int = _require(int, value)
+    if not 0 <= size < _MAX_SIZE:
+        cause = f"its pickle has a tensor with the size {shown(size, most=30)}"
         raise ValueError(cause)
-    return value
+    return size
 
 
 def _tensor(numbers: StoredNumbers, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:  # noqa: ANN401 - unchecked
     """The arguments are those of torch's function; of gradients and hooks nothing is kept."""
-    sizes, steps = (tuple(map(_size, _require(tuple, one))) for one in (shape, stride))
+    sizes, steps = (tuple(map(_size, _short(one, _MAX_AXES))) for one in (shape, stride))
     last = _size(offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     count = math.prod(sizes)
     if count > numbers.count or (count and last >= numbers.count):
-        cause = f"its pickle has a tensor of shape {'x'.join(map(str, sizes[:8]))} that is larger than what is stored"
+        cause = f"its pickle has a tensor of shape {'x'.join(map(str, sizes))} that is larger than what is stored"
         raise ValueError(cause)
     return StoredTensor(numbers, offset, sizes, steps)
 
 
 def _numpy_type(code: object, *_: object) -> np.dtype[Any]:
-    if re.fullmatch(r"[<>|=]?[biufc][1-8]", str(code)) is None:
-        cause = f"its pickle has the numpy type {shown(code, most=30)}, which is no number"
+    name: str = _require(str, code)
+    if re.fullmatch(r"[<>|=]?[biufc][1-8]", name) is None:
+        cause = f"its pickle has the numpy type {shown(name, most=30)}, which is no number"
         raise ValueError(cause)
-    return np.dtype(str(code))
+    return np.dtype(name)
 
 
 def _numpy_scalar(kind: Any, data: bytes) -> object:  # noqa: ANN401 - any value
@@ -249,20 +260,16 @@ def _numpy_scalar(kind: Any, data: bytes) -> object:  # noqa: ANN401 - any value
     return np.frombuffer(data, kind, count=1)[0].item()
 
 
-def _latin1(text: str, encoding: object) -> bytes:
-    """Bytes as protocol 2 writes them; there is one encoding."""
-    return text.encode("latin1")
-
-
-def _ordered(items: Sequence[Sequence[Any]] = ()) -> dict[str | int, Any]:
-    return dict(_pairs([one for pair in items for one in pair]))
+def _latin1(text: object, _: object) -> bytes:
+    """The bytes of a scalar as protocol 2 writes them; there is one encoding."""
+    return str(_require(str, text)[:_MAX_SCALAR]).encode("latin1")
 
 
 _CALLS: dict[str, Callable[..., object]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
     "torch.Size": lambda values: values,
-    "collections.OrderedDict": _ordered,
+    "collections.OrderedDict": lambda: {},  # its items follow
     "_codecs.encode": _latin1,
     "numpy.dtype": _numpy_type,
     **dict.fromkeys(("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"), _numpy_scalar),

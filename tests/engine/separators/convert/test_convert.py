@@ -255,6 +255,12 @@ def test_templates_have_the_label_once(files, tmp_path, template):
         convert(files / "audiosep.ckpt", tmp_path / "out", template=template)
 
 
+def test_a_template_without_a_separator_that_reads_text(files, tmp_path, write_checkpoint):
+    for source in (files / "clap.pt", write_checkpoint(("dog", "bell"))):
+        with pytest.raises(ValueError, match="--template must come with a separator that reads text, got"):
+            convert(source, tmp_path / "out", template="a {label}")
+
+
 def test_tokenizers_that_do_not_fit(files, tmp_path):
     with pytest.raises(ValueError, match=r"there is no tokenizer.json"):
         convert(files / "audiosep.ckpt", tmp_path / "out", tokenizer=tmp_path)

@@ -164,6 +164,7 @@ def test_all_but_tensors_and_plain_values_is_refused_by_name(tmp_path, content, 
 PROTO, STOP = b"\x80\x04", b"."
 TORCH = b"\x8c\x0ctorch._utils\x8c\x12_rebuild_tensor_v2\x93"
 STORAGE = b"(\x8c\x07storage\x8c\x05torch\x8c\x0cFloatStorage\x93\x8c\x010\x8c\x03cpuJ%btQ"
+NESTED = b"]q\x00" + b"".join(b"]q%ch%ch%c\x86a" % (n, n - 1, n - 1) for n in range(1, 100))  # the last is in slot c
 BOMBS = {
     "the hash of nested tuples": (b"})" + b"2\x86" * 60 + b"Ns", "operation DUP"),
     "nested tuples from the memo": (
@@ -176,6 +177,26 @@ BOMBS = {
     ),
     "a list that holds itself": (b"]q\x00h\x00a", "from 1 to 20,000 tensors"),
     "a mapping that holds itself": (b"}q\x00\x8c\x05modelh\x00s", "from 1 to 20,000 tensors"),
+    "a list of lists as the key of a storage": (
+        NESTED + b"(\x8c\x07storage\x8c\x05torch\x8c\x0cFloatStorage\x93hcN" + b"K\x04tQ",
+        "a str is needed where it has a list",
+    ),
+    "a list of lists as a name": (NESTED + b"\x8c\x05torchhc\x93", "a str is needed where it has a list"),
+    "a list of lists as a size": (
+        NESTED + TORCH + b"(" + STORAGE % struct.pack("<i", 4) + b"hcK\x03\x85K\x01\x85\x89NtR",
+        "a int is needed where it has a list",
+    ),
+    "a list of lists as a type": (NESTED + b"\x8c\x05numpy\x8c\x05dtype\x93hc\x85R", "a str is needed"),
+    "a call with a thousand arguments": (
+        b"\x8c\x0bcollections\x8c\x0bOrderedDict\x93(" + b"N" * 1000 + b"tR",
+        "a tuple of 16 values is needed where it has 1,000",
+    ),
+    "an OrderedDict of a list": (b"\x8c\x0bcollections\x8c\x0bOrderedDict\x93]\x85R", "takes 0 positional arguments"),
+    "a tensor of a thousand axes": (
+        TORCH + b"(" + STORAGE % struct.pack("<i", 4) + b"K\x00(" + b"K\x01" * 1000 + b"t(" + b"K\x01" * 1000 + b"ttR",
+        "a tuple of 8 values is needed",
+    ),
+    "numbers of text": (b"\x8c\x05numpy\x8c\x05dtype\x93\x8c\x02O8\x85R", "numpy type O8, which is no number"),
     "a memo of billions": (b"Nr\xff\xff\xff\x7f", "from 1 to 20,000 tensors"),
     "a text longer than the file": (b"\x8d" + b"\xff" * 7 + b"\x00abc", "is damaged"),
     "a frame longer than the file": (b"\x95" + b"\xff" * 7 + b"\x00N", "from 1 to 20,000 tensors"),
@@ -213,6 +234,20 @@ def test_the_number_of_operations_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.separators.convert.unpickler._MAX_OPERATIONS", 100)
     torch.save(WEIGHTS, tmp_path / "a.pt")
     refuse(tmp_path / "a.pt", "more than 100 operations")
+
+
+def test_long_names_and_many_tensors_are_refused(tmp_path):
+    torch.save({"a" * 201: torch.ones(1)}, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", "names of tensors must have at most 200 characters, got 201")
+    one = torch.ones(1)
+    torch.save({str(number): one for number in range(20_001)}, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", "from 1 to 20,000 tensors by name, got 20,001")
+
+
+def test_names_of_one_large_tensor_do_not_add_up(tmp_path):
+    one = torch.ones(1000)
+    torch.save({str(number): one for number in range(100)}, tmp_path / "a.pt")
+    refuse(tmp_path / "a.pt", "its tensors have 400,000 bytes, and the file only")
 
 
 def test_a_compressed_archive_is_refused(tmp_path):
