@@ -16,6 +16,7 @@ from engine.separators.base import NetworkSeparator
 from engine.separators.model import BUILT_IN, QuerySeparator
 from engine.separators.network import NetworkConfig
 from engine.separators.queries import Embeddings, Encoder, QueryEmbedder
+from engine.storage.documents import MAX_DESCRIPTION_BYTES
 from engine.storage.files import damaged, read_json, require_intact
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location, resolve_name
@@ -89,7 +90,7 @@ def read_description(folder: Name) -> SeparatorDescription:
 
 def _checkpoint_of(folder: Name) -> Checkpoint[NetworkSeparator]:
     path = location(folder) / "separator.json"
-    found = read_json(path) if path.is_file() else None
+    found = read_json(path, most_bytes=MAX_DESCRIPTION_BYTES) if path.is_file() else None
     architecture = found.get("architecture") if isinstance(found, dict) else None
     return _CHECKPOINTS.get(str(architecture), _CHECKPOINTS[BUILT_IN])  # whose reader explains what is wrong
 
