@@ -18,6 +18,7 @@ from engine.separators.clapsep import ClapSep, ClapSepConfig
 from engine.separators.model import BUILT_IN, QuerySeparator
 from engine.separators.network import NetworkConfig
 from engine.separators.queries import Embeddings, Encoder, QueryEmbedder
+from engine.storage.documents import MAX_DESCRIPTION_BYTES
 from engine.storage.files import damaged, read_json, require_intact
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location, resolve_name
@@ -93,7 +94,7 @@ def read_description(folder: Name) -> SeparatorDescription:
 
 def _checkpoint_of(folder: Name) -> Checkpoint[NetworkSeparator]:
     path = location(folder) / "separator.json"
-    found = read_json(path) if path.is_file() else None
+    found = read_json(path, most_bytes=MAX_DESCRIPTION_BYTES) if path.is_file() else None
     architecture = found.get("architecture") if isinstance(found, dict) else None
     return _CHECKPOINTS.get(str(architecture), _CHECKPOINTS[BUILT_IN])  # whose reader explains what is wrong
 
