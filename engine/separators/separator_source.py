@@ -6,11 +6,9 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from engine.schema import plain_label
 from engine.separators.base import Separator
 from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description
 from engine.separators.model import BUILT_IN
-from engine.separators.queries import Embeddings
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
 from engine.storage.paths import Location, Name, location
 
@@ -59,16 +57,9 @@ class SeparatorSource(ModelSource[Separator]):
         """
         if not self.reads_text:
             return self
-        kept = Embeddings.load(store)
         embedder = query_embedder(self.name)
         assert embedder is not None
-        if kept is not None and kept.encoder == embedder.encoder:
-            embedder = query_embedder(self.name, kept)
-            assert embedder is not None
-        spelled = {plain_label(label): label for label in (*self.labels, *embedder.labels, *labels)}
-        if kept is None or set(map(plain_label, kept.labels)) != set(spelled):
-            kept = embedder.embed_labels(list(spelled.values()))
-            kept.save(store)
+        kept = embedder.embed_once(labels, store)
         return replace(self, labels=kept.labels, factory=functools.partial(_open_checkpoint, self.name, str(store)))
 
 
