@@ -120,39 +120,51 @@ def make_task(
 
     Raises ``ValueError`` for an encoder that the student cannot have.
     """
-    network, started = network or NetworkConfig(), find_encoder(start) if start else None
-    if start is None and network.text_features and text_encoder is None:
-        raise ValueError(
-            f"text_encoder must be set for network.text_features={network.text_features}, got null; set both or neither"
-        )
+    network, start = network or NetworkConfig(), str(location(start)) if start else None
+    if start is None:
+        queries = require_encoder(network, text_encoder)
+    else:
+        queries = _kept_encoder(start, text_encoder)
     tracks = str(location(data.tracks)) if data.tracks else None
     return TrainingTask(
         config=config,
         data=TrainingData(clean=data.clean, tracks=tracks),
         network=network,
-        start=str(location(start)) if start else None,
+        start=start,
         validation=validation,
-        queries=_encoder(text_encoder, start, started) if text_encoder is not None else started,
+        queries=queries,
     )
 
 
-def _encoder(name: Name, start: Name | None, started: QueryDescription | None) -> QueryDescription:
-    """The encoder with a name, which must be the one of the separator that the student starts from, if there is one."""
-    named = find_encoder(name)
-    if named is None:
+def require_encoder(network: NetworkConfig, name: Name | None) -> QueryDescription | None:
+    """The encoder with a name, for a student from scratch; ``ValueError`` if it is none, or if one is missing."""
+    if name is None:
+        if network.text_features:
+            raise ValueError(
+                f"text_encoder must be set for network.text_features={network.text_features}, got null; set both or "
+                "neither"
+            )
+        return None
+    found = find_encoder(name)
+    if found is None:
         raise ValueError(
             f"text_encoder must be a CLAP or a separator that reads text, got {name}, which has a closed vocabulary; "
             "give another folder"
         )
-    if start is None:
-        return named
-    if started is None or named["encoder_fingerprint"] != started["encoder_fingerprint"]:
-        got = "another encoder" if started else "none"
+    return found
+
+
+def _kept_encoder(start: str, name: Name | None) -> QueryDescription | None:
+    """The encoder of the separator that a student starts from; its folder may have another name now."""
+    kept, named = find_encoder(start), find_encoder(name) if name is not None else None
+    if name is None:
+        return kept
+    if kept is None or named is None or named["encoder_fingerprint"] != kept["encoder_fingerprint"]:
         raise ValueError(
-            f"text_encoder must be the encoder that {start} was trained with, got {name} for a separator with {got}; "
-            "leave it out, or train a student from scratch"
+            f"text_encoder must be the encoder that {start} was trained with, got {name}; leave it out, or train a "
+            "student from scratch"
         )
-    return {**started, "encoder": named["encoder"]}
+    return {**kept, "encoder": named["encoder"]}
 
 
 def with_embeddings(task: TrainingTask, labels: Sequence[str], store: Location) -> TrainingTask:

@@ -176,7 +176,7 @@ def _measure(
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))
             decode = Decode(config, root=root, out=str(out), sample_rate_hz=separator.sample_rate_hz)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = ScoreAndWrite(str(out), separator.sample_rate_hz)
+            write = ScoreAndWrite(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
             for shard in decode.decode(task=0):
                 started = time.perf_counter()
                 separated = separate.separate(shard)

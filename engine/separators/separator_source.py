@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
+from engine.schema import plain_label
 from engine.separators.base import Separator
 from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description
 from engine.separators.model import BUILT_IN
@@ -49,13 +50,14 @@ class SeparatorSource(ModelSource[Separator]):
             factory=factory,
         )
 
-    def with_labels(self, labels: Iterable[str], store: Location) -> SeparatorSource:
+    def with_labels(self, labels: Collection[str], store: Location) -> SeparatorSource:
         """The same separator with the embeddings of labels in the folder ``store``, where workers read them.
 
         They are computed here, unless they are there already, so that no worker holds an encoder. A separator with a
-        closed vocabulary is returned as it is. Raises ``ValueError`` if the encoder cannot be opened.
+        closed vocabulary, or one that was trained with all these labels, is returned as it is. Raises ``ValueError`` if
+        the encoder cannot be opened.
         """
-        if not self.reads_text:
+        if not self.reads_text or set(map(plain_label, labels)) <= set(map(plain_label, self.labels)):
             return self
         embedder = query_embedder(self.name)
         assert embedder is not None
