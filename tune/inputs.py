@@ -187,7 +187,7 @@ def _require_encoder(config: RunConfig, separator: SeparatorSource | None) -> No
 
 
 def student_rate_hz(config: RunConfig, separator: SeparatorSource | None) -> int:
-    """Rate of the students; the first one of a separator that is not trained further has the architecture ``network``."""
+    """Rate of the students: that of a separator that is trained further, else that of ``network``."""
     if separator is not None and separator.is_trainable:
         return separator.sample_rate_hz
     return config.network.sample_rate_hz
