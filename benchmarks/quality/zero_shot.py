@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import pages
-from benchmarks.setting import Setting, train
+from benchmarks.setting import Setting, Size, train
 from engine.corpus.sources import SourceClips
 from engine.scoring.metrics import si_sdr_db, snr_db
 from engine.separators import NetworkConfig, QueryEmbedder, QuerySeparator, load
@@ -57,6 +58,9 @@ ARMS: dict[str, QueryVariation | None] = {
     "text with interpolation": dataclasses.replace(_BOTH, noise=0.0),
 }
 """How each student is queried while it learns; null: by labels of a closed vocabulary."""
+_FIRST = tuple(ARMS)[:3]
+_BATCH = 8
+_SIZE = Size(student_steps=400, num_mixtures=100, network=NetworkConfig(channels=64, num_blocks=5))
 
 
 class WordVectors:
@@ -95,7 +99,7 @@ def student(work: Setting, choice: int, arm: str, *, seed: int = 0) -> QuerySepa
         work.out / "zero_shot" / f"{choice}-{arm.replace(' ', '_')}-{seed}",
         TrainingData(clean=without(work.sources(1), held_out)),
         steps=work.size.student_steps,
-        mix=MixConfig(query_variation=variation or _NONE),
+        mix=MixConfig(batch_size=_BATCH, query_variation=variation or _NONE),
         seed=seed,
         embedder=embedder() if variation else None,
     )
@@ -208,24 +212,30 @@ def main() -> None:
     torch.set_num_threads(1)
     work = Setting.from_arguments(arguments)
     if not arguments.quick:
-        size = dataclasses.replace(work.size, network=NetworkConfig(channels=128, num_blocks=6), student_steps=600)
-        work = dataclasses.replace(work, size=size)
+        work = dataclasses.replace(work, size=_SIZE)
     settings = ValidationConfig(clips="", num_mixtures=work.size.num_mixtures)
     mixtures = draw_mixtures(ValidationSet(config=settings, sources=work.sources(4)), sample_rate_hz=work.rate_hz)
-    found: dict[str, list[list[Row]]] = {arm: [] for arm in ARMS}
-    for choice in range(arguments.choices):
-        for arm in ARMS:
-            found[arm].append(figures(work, choice, arm, mixtures))
-        tables = [table(found), label_table(found, "text with noise and interpolation")]
+    found: dict[str, list[list[Row]]] = {}
+    for arms in (_FIRST, ARMS):  # those that matter most come first, if there is no time for all
+        for choice, arm in itertools.product(range(arguments.choices), arms):
+            found.setdefault(arm, [])[choice:] = [figures(work, choice, arm, mixtures)]
+        tables = [table(found), label_table(found, _FIRST[-1])]
         print(*tables, sep="\n\n", flush=True)
-    if not arguments.quick:
-        network = work.size.network
-        about = (
-            f"{work.size.student_steps} steps of a network of {network.channels} channels and {network.num_blocks} "
-            f"blocks on 56 clips of fold 1, one seed; {len(mixtures)} two-source mixtures of all labels of fold 4, "
-            f"{arguments.choices} choices of three held-out labels. {pages.stamp()}"
-        )
-        pages.write_page(_PAGE, "Labels that a student was not trained on", *tables, about)
+        if not arguments.quick:
+            pages.write_page(
+                _PAGE, "Labels that a student was not trained on", *tables, _about(work, arguments.choices)
+            )
+
+
+def _about(work: Setting, num_choices: int) -> str:
+    size, network = work.size, work.size.network
+    return (
+        f"{size.student_steps} steps of {_BATCH} mixtures, network of {network.channels} channels and "
+        f"{network.num_blocks} blocks, 56 clips of fold 1, one seed; {size.num_mixtures} two-source mixtures of all "
+        f"labels of fold 4, of which every source is a query; {num_choices} choices of three held-out labels. "
+        f"Half of the mixture has an SDRi of 3 dB whatever the query is, so only SI-SDRi and the share of stems that "
+        f"are nearer to their own source show that a query is understood. {pages.stamp()}"
+    )
 
 
 if __name__ == "__main__":
