@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from engine.cli.reports import DAMAGED, is_shard, pass_report, shard_report, values_report
+from engine.cli.reports import (
+    DAMAGED,
+    checkpoint_report,
+    is_checkpoint,
+    is_shard,
+    pass_report,
+    shard_report,
+    values_report,
+)
 from engine.cli.tables import FLOOR, Report, Table, db_text, limit_text, tracks_table
 from engine.corpus.read import read_corpus
 from engine.corpus.table import Corpus
@@ -13,8 +21,10 @@ from engine.errors import DamagedError
 from engine.passes.shards import damaged_files
 from engine.selection.tracks import Selection, read_tracks
 from engine.separators import read_description, require_fingerprint
+from engine.separators.clap import read_clap
 from engine.storage.files import check_record, read_record
 from engine.storage.paths import Location, Name, location
+from engine.taggers import read_tagger
 from tune.run import RunSummary
 
 if TYPE_CHECKING:
@@ -83,7 +93,7 @@ def _label_cell(validation: Evaluation, label: str) -> str:
 
 
 def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options of read_corpus
-    """Report of a run, a pass, a selection of tracks, a stem shard, a checkpoint or a corpus.
+    """Report of a run, a pass, a selection of tracks, a stem shard, a checkpoint (of others too) or a corpus.
 
     ``reading`` are the options of :func:`engine.corpus.read.read_corpus`.
 
@@ -96,9 +106,8 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
             summary = read_record(path / "summary.json", RunSummary)
         damaged = _damaged_in_run(path)
         return run_tables(summary), {"kind": "run", **summary, **({DAMAGED: damaged} if damaged else {})}
-    if (path / "separator.json").is_file():
-        require_fingerprint(path)
-        return values_report("checkpoint", read_description(path))
+    if (report := _model_report(path)) is not None:
+        return report
     if (path / "kept.parquet").is_file():
         read_tracks(path)  # raises if the selection is unfinished
         selection = read_record(path / "manifest.json", Selection)
@@ -107,6 +116,17 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     if (stems / "pass.json").is_file():
         return pass_report(stems)
     return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
+
+
+def _model_report(path: Location) -> Report | None:
+    """Report of a separator, an encoder or a tagger of this project or another; None for anything else."""
+    if (path / "separator.json").is_file():
+        require_fingerprint(path)
+        return values_report("checkpoint", read_description(path))
+    for kind, read in (("clap", read_clap), ("tagger", read_tagger)):
+        if (path / f"{kind}.json").is_file():
+            return values_report(kind, read(path))
+    return checkpoint_report(path) if is_checkpoint(path) else None
 
 
 def _damaged_in_run(run: Location) -> list[str]:

@@ -1,4 +1,4 @@
-"""Commands of the engine: ``separate-corpus``, ``plan``, ``filter``, ``score`` and ``failures``."""
+"""Commands of the engine: ``separate-corpus``, ``plan``, ``filter``, ``score``, ``failures`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -185,6 +185,36 @@ def failures(
     print_result(lambda: tables, value, as_json)
 
 
+def convert(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="File of AudioSep, CLAPSep or LAION's CLAP, or folder of Hugging Face or of this project."),
+    ],
+    out: Annotated[str, typer.Option("-o", "--out", help="New folder or s3:// address of the separator.")],
+    clap: Annotated[
+        str | None, typer.Option(help="CLAP that a CLAPSep was trained on: LAION's file, or a folder.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="tokenizer.json of FacebookAI/roberta-base, or a folder with it.")
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Sentence of a label, such as 'The sound of {label}'.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Convert a checkpoint of AudioSep, CLAPSep or CLAP into a folder of this project; runs nothing that is in it.
+
+    Example: `clearsep convert audiosep_base_4M_steps.ckpt -o audiosep`
+
+    `clearsep inspect CHECKPOINT` shows before that which model a file holds.
+    """
+    from engine.cli.reports import conversion_tables
+    from engine.separators.convert.convert import convert as convert_checkpoint
+
+    converted = convert_checkpoint(checkpoint, out, clap=clap, tokenizer=tokenizer, template=template)
+    print_result(lambda: conversion_tables(converted), converted, as_json)
+    for note in converted["notes"]:
+        _LOGGER.warning(note)
+
+
 def register(app: typer.Typer) -> None:
     """Add this package's commands to the command line."""
     app.command("separate-corpus")(separate_corpus)
@@ -192,3 +222,4 @@ def register(app: typer.Typer) -> None:
     app.command("filter")(filter_)
     app.command()(score)
     app.command()(failures)
+    app.command()(convert)

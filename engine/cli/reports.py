@@ -1,10 +1,11 @@
-"""Reports on what a pass left on disk: its summary, its failures and its shards, as tables and as plain values."""
+"""Reports on files: passes with their failures and shards, checkpoints of others; as tables and as plain values."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,11 +13,11 @@ from engine.cli.tables import Report, Table, pass_table
 from engine.passes.records import done_names, failure_reasons, failure_rows
 from engine.passes.shards import damaged_files, open_shard, read_summary, verify
 from engine.schema import SCORES
+from engine.separators.convert.convert import Conversion
+from engine.separators.convert.identify import identify
+from engine.separators.convert.pickles import WEIGHTS, read_tensors
 from engine.storage.files import parquet_file
 from engine.storage.paths import Location, Name, location
-
-if TYPE_CHECKING:
-    pass
 
 _MAX_FAILURES = 50
 DAMAGED = "damaged_files"
@@ -94,6 +95,49 @@ def shard_report(path: Location) -> Report:
     columns = ("clip_id", "label", "num_samples", *SCORES.names)
     cells = [[_cell(row[name]) for name in columns] for row in rows]
     return [Table(title=f"{len(rows)} stems", columns=columns, rows=cells)], {"kind": "stems", "stems": rows}
+
+
+def checkpoint_report(path: Location) -> Report:
+    """The model in a checkpoint of another project, from the header of its tensors, and what to do with it."""
+    checkpoint = read_tensors(path)
+    identity, tensors = identify(checkpoint), checkpoint.tensors
+    return values_report(
+        "foreign checkpoint",
+        {
+            "model": identity.name,
+            "format": checkpoint.format,
+            "num_tensors": len(tensors),
+            "num_values": sum(one.numel() for one in tensors.values()),
+            "dtypes": dict(Counter(str(one.dtype).removeprefix("torch.") for one in tensors.values())),
+            "num_bytes": checkpoint.path.stat().st_size,
+            "sha256": checkpoint.sha256,
+            "other_entries": list(checkpoint.ignored[:20]),
+            "licence": identity.licence,
+            "next": identity.next.replace("FILE", str(path)),
+        },
+    )
+
+
+def is_checkpoint(path: Location) -> bool:
+    """True for a file by whose name a program keeps weights, and for a folder of Hugging Face."""
+    if path.is_file():
+        return path.suffix in (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+    return (path / "config.json").is_file() and any((path / name).is_file() for name in WEIGHTS)
+
+
+def conversion_tables(converted: Conversion) -> list[Table]:
+    """Result of a conversion, and how to use it."""
+    folder = converted["folder"]
+    rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in converted.items()]
+    uses = [
+        ["take it through a run", f"clearsep run laptop -o runs/first --set separator={folder} --set corpus=LIST"],
+        ["separate a corpus", f"clearsep separate-corpus LIST --separator {folder} -o OUT"],
+        ["in Python", f"clearsep.load_separator({folder!r})"],
+    ]
+    if converted["kind"] == "clap":
+        uses = [["with CLAPSep", f"clearsep convert CLAPSEP --clap {folder} -o OUT"]]
+    given = Table(title="Converted", columns=["", ""], rows=[row for row in rows if row[0] != "notes"])
+    return [given, Table(title="Use", columns=["", ""], rows=uses)]
 
 
 def _cell(value: object) -> str:

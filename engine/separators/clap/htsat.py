@@ -250,7 +250,7 @@ class Htsat(nn.Module):
             if level_B1NM.shape[2] < NUM_FRAMES:
                 size = (NUM_FRAMES, _NUM_BANDS)
                 level_B1NM = nn.functional.interpolate(level_B1NM, size, mode="bicubic", align_corners=True)
-        parts = level_B1NM.view(-1, _FOLDS, NUM_FRAMES // _FOLDS, _NUM_BANDS)
+        parts: Tensor = level_B1NM.view(-1, _FOLDS, NUM_FRAMES // _FOLDS, _NUM_BANDS)
         return parts.transpose(2, 3).reshape(len(parts), _FOLDS * _NUM_BANDS, -1)
 
     def maps(self, power_BNF: Tensor) -> list[Tensor]:
@@ -262,8 +262,8 @@ class Htsat(nn.Module):
 
     def forward(self, power_BNF: Tensor) -> Tensor:
         """Embedding ``[B, C]``, before CLAP's projection: the mean over the last map."""
-        last_BHWC: Tensor = self.norm(self.maps(power_BNF)[-1])
-        return last_BHWC.mean((1, 2))
+        embedding_BC: Tensor = self.norm(self.maps(power_BNF)[-1]).mean(dim=(1, 2))
+        return embedding_BC
 
 
 def side_of_stage(stage: int) -> int:

@@ -56,12 +56,13 @@ _NEEDED = {  # what the networks here have, by part of Hugging Face's config, wi
 
 def recognises(names: Collection[str]) -> bool:
     """True for the names of the tensors in a file of LAION's CLAP, or in a ``ClapModel`` of Hugging Face."""
-    return any(name.startswith((f"{_LAION}text_branch.", _HUGGING_FACE_AUDIO)) for name in names)
+    begins = ("text_branch.", "audio_branch.", "text_model.", _HUGGING_FACE_AUDIO)
+    return any(name.removeprefix(_LAION).startswith(begins) for name in names)
 
 
 def from_laion(tensors: Mapping[str, Tensor]) -> Clap:
-    """The CLAP in LAION's file, whose names start with ``module.``; ``ValueError`` that lists what does not fit."""
-    return _from(_within(tensors, _LAION), what="a CLAP of LAION")
+    """The CLAP in LAION's file, whose names may start with ``module.``; ``ValueError`` that lists what does not fit."""
+    return _from({name.removeprefix(_LAION): value for name, value in tensors.items()}, what="a CLAP of LAION")
 
 
 def from_audiosep(tensors: Mapping[str, Tensor]) -> Clap:
