@@ -107,7 +107,9 @@ def tune_(
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint or a corpus.")],
+    path: Annotated[
+        str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint (of others too) or a corpus.")
+    ],
     class_map: ClassMap = None,
     audio_root: AudioRoot = None,
     columns: Columns = None,

@@ -125,7 +125,11 @@ def _encoder_folder(target: Location) -> Location:
     """The folder of the encoder of a separator, or of a CLAP alone."""
     if not (target / "separator.json").is_file():
         return target
-    queries = read_description(target).get("queries")
+    return _encoder_of(read_description(target), target)
+
+
+def _encoder_of(description: Mapping[str, Any], target: Location) -> Location:
+    queries = description.get("queries")
     return resolve_name(queries["encoder"], folder=target) if queries is not None else target / _ENCODER
 
 
@@ -133,9 +137,9 @@ def _outcome(target: Location, notes: list[str]) -> Conversion:
     """A report of what is in a folder."""
     is_separator = (target / "separator.json").is_file()
     description: Mapping[str, Any] = read_description(target) if is_separator else read_clap(target)
-    encoder, kinds, notes = _encoder_folder(target), [], list(notes)
+    encoder, kinds, notes = _encoder_of(description, target) if is_separator else target, [], list(notes)
     if (encoder / "clap.json").is_file():
-        network = read_clap(encoder)["network"]
+        network = read_clap(encoder)["network"] if is_separator else description["network"]
         kinds = [kind for kind, size in (("text", "text_layers"), ("audio", "audio_channels")) if network[size]]
     elif is_separator and not description["labels"]:
         notes.append("it has no text encoder: queries by text and audio fail, vectors in Python work")

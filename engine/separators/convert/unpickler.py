@@ -214,10 +214,10 @@ def _numbers(reference: Any) -> StoredNumbers:  # noqa: ANN401 - any value
     if what != "storage" or known.dtype is None or any(one is not None for one in view):
         cause = "its pickle refers to something else than the numbers of a tensor"
         raise ValueError(cause)
-    return StoredNumbers(str(key), known.dtype, _whole(count))
+    return StoredNumbers(str(key), known.dtype, _size(count))
 
 
-def _whole(value: Any) -> int:  # noqa: ANN401 - any value
+def _size(value: Any) -> int:  # noqa: ANN401 - any value
     if type(value) is not int or not 0 <= value < _MAX_SIZE:
         cause = f"its pickle has a tensor with the size {shown(repr(value), most=30)}"
         raise ValueError(cause)
@@ -226,8 +226,8 @@ def _whole(value: Any) -> int:  # noqa: ANN401 - any value
 
 def _tensor(numbers: StoredNumbers, offset: int, shape: Any, stride: Any, *_: object) -> StoredTensor:  # noqa: ANN401 - unchecked
     """The arguments are those of torch's function; of gradients and hooks nothing is kept."""
-    sizes, steps = (tuple(map(_whole, _require(tuple, one))) for one in (shape, stride))
-    last = _whole(offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
+    sizes, steps = (tuple(map(_size, _require(tuple, one))) for one in (shape, stride))
+    last = _size(offset) + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     count = math.prod(sizes)
     if count > numbers.count or (count and last >= numbers.count):
         cause = f"its pickle has a tensor of shape {'x'.join(map(str, sizes[:8]))} that is larger than what is stored"
