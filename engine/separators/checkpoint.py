@@ -127,7 +127,7 @@ def open_checkpoint(
 
 
 def query_embedder(folder: Name, known: Embeddings | None = None) -> QueryEmbedder | None:
-    """What makes embeddings of queries for the separator in a folder; None for a closed vocabulary.
+    """The embedder of queries for the separator in a folder; None for a closed vocabulary.
 
     Labels that the built-in separator was trained with are known: their embeddings are in its weights.
     """
@@ -163,7 +163,7 @@ def find_encoder(folder: Name) -> QueryDescription | None:
 
 
 def make_embedder(described: QueryDescription, known: Embeddings | None = None) -> QueryEmbedder:
-    """What makes embeddings of queries with a described encoder, which is opened when a query needs it."""
+    """The embedder of queries with a described encoder, which is opened when a query needs it."""
     encoder = described["encoder"]
 
     def open_encoder() -> Encoder:
