@@ -20,7 +20,7 @@ from engine.scoring.estimator import SiSdrEstimator, load_estimator, save_estima
 from engine.scoring.metrics import si_sdr_db
 from engine.scoring.model_scores import Scorer
 from engine.selection.thresholds import Thresholds
-from engine.separators import NetworkConfig, load, save
+from engine.separators import NetworkConfig, QueryEmbedder, load, save
 from engine.separators.batching import BatchedSeparator
 from engine.settings import build
 from engine.storage.fingerprints import fingerprint
@@ -172,16 +172,22 @@ def train(
     mix: MixConfig | None = None,
     seed: int = 0,
     start: Path | None = None,
+    embedder: QueryEmbedder | None = None,
 ) -> Path:
-    """Train a separator in this process on one thread, once; returns its folder."""
+    """Train a separator in this process on one thread, once; returns its folder.
+
+    ``embedder`` makes embeddings of its labels, for a network that reads text.
+    """
     if (folder / "separator.json").is_file():
         return folder
     config = DistilConfig(steps=steps, mix=mix or MixConfig(), seed=seed, warmup_steps=min(50, steps // 4))
     began = str(start) if start else None
-    mixer = make_mixer(data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began)
-    student = Student(config, mixer.labels, start=began, network=work.size.network, device=torch.device("cpu"))
+    known = embedder.embed_labels(sorted(set(data.clean.labels))) if embedder and data.clean else None
+    mixer = make_mixer(data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began, embeddings=known)
+    device = torch.device("cpu")
+    student = Student(config, mixer.labels, start=began, network=work.size.network, device=device, embedder=embedder)
     for step in range(steps):
-        student.learn(student.separator, mixer.batch(step), torch.device("cpu"))
+        student.learn(student.separator, mixer.batch(step), device)
     save(student.result(), folder)
     return folder
 

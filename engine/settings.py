@@ -9,7 +9,8 @@ A config class stands next to the code that it configures::
         batch_s: Annotated[Positive, RUNTIME] = 80.0
         \"\"\"Audio in one call of the separator, in seconds.\"\"\"
 
-A field marked ``RUNTIME`` changes how fast the work goes, not its result; :func:`deciding` leaves it out.
+A field marked ``RUNTIME`` changes how fast the work goes, not its result; :func:`deciding` leaves it out. A field
+marked ``NEWER`` is younger than folders that users have; :func:`deciding` leaves it out while it has its default.
 """
 
 from __future__ import annotations
@@ -44,6 +45,17 @@ class Runtime:
 
 RUNTIME = Runtime()
 """``Annotated[int, RUNTIME]``: the result is the same whatever the value, so a resumed run may change it."""
+
+
+class Newer:
+    """Marks a setting that older folders do not have; see :data:`NEWER`."""
+
+    def __repr__(self) -> str:
+        return "NEWER"
+
+
+NEWER = Newer()
+"""``Annotated[int, NEWER]``: the default is what was done before the setting was there, so that old folders fit."""
 
 
 def _not_a_bool(value: object) -> object:
@@ -116,13 +128,15 @@ def plain(settings: Any) -> Any:  # noqa: ANN401 - walks any JSON-like value
 def deciding(settings: Any, kind: type | None = None) -> Tree:  # noqa: ANN401 - a config object or plain settings
     """The settings that decide a result, as plain values: all but those that are marked :data:`RUNTIME`.
 
-    Takes a config object, or plain settings and their config class ``kind``.
+    Those that are marked :data:`NEWER` are left out while they have their default. Takes a config object, or plain
+    settings and their config class ``kind``.
     """
     kind = kind or type(settings)
     found: Tree = {}
     for key, value in plain(settings).items():
         field = fields_of(kind).get(key)
-        if field is None or RUNTIME not in field.metadata:
+        is_default = field is not None and NEWER in field.metadata and value == default_of(field)
+        if field is None or not (RUNTIME in field.metadata or is_default):
             inner = config_class(field.annotation) if field is not None else None
             found[key] = deciding(value, inner) if inner is not None and isinstance(value, dict) else value
     return found
@@ -298,6 +312,11 @@ def _inner_fields(annotation: Any) -> dict[str, Any]:  # noqa: ANN401 - any type
     return found
 
 
+def default_of(field: Any) -> Any:  # noqa: ANN401 - pydantic's FieldInfo, and the default of any setting
+    """The default of a setting, as plain values; None if it has none."""
+    return None if field.is_required() else plain(field.get_default(call_default_factory=True))
+
+
 def _remedy(field: Any) -> str:  # noqa: ANN401 - pydantic's FieldInfo
-    default = None if field is None or field.is_required() else plain(field.get_default(call_default_factory=True))
+    default = None if field is None else default_of(field)
     return "correct it" if default is None or isinstance(default, (dict, list)) else f"choose one such as {default}"

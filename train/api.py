@@ -42,15 +42,17 @@ def distil(
     config: DistilConfig | Mapping[str, Any] | None = None,
     network: NetworkConfig | Mapping[str, Any] | None = None,
     validation: ValidationConfig | Mapping[str, Any] | None = None,
+    text_encoder: Name | None = None,
 ) -> TrainingRecord:
     """Train a separator into the checkpoint folder ``out``; returns the record of the training.
 
     It learns from ``clean`` (single-source clips: CSV ``path,label[,fold]`` or a folder with a subfolder per label),
     from ``tracks`` (a folder that :func:`select_tracks` wrote), or from both. It continues from the checkpoint
-    ``start``, or starts from scratch with the architecture ``network``. ``config``, ``network`` and ``validation`` are
-    settings by name, as ``clearsep settings distil`` lists them. Needs :func:`connect`; the same call resumes an
-    interrupted training. Raises ``ValueError`` for inputs or settings that cannot work, ``RuntimeError`` if the
-    training fails.
+    ``start``, or starts from scratch with the architecture ``network``. With ``text_encoder`` (the folder of a CLAP, or
+    of a separator that has one) a student from scratch reads text: it answers words that it was not trained on.
+    ``config``, ``network`` and ``validation`` are settings by name, as ``clearsep settings distil`` lists them. Needs
+    :func:`connect`; the same call resumes an interrupted training. Raises ``ValueError`` for inputs or settings that
+    cannot work, ``RuntimeError`` if the training fails.
 
     >>> with cs.connect():
     ...     record = cs.distil("student", clean="clips.csv", config={"steps": 2, "mix": {"batch_size": 2}})
@@ -67,6 +69,7 @@ def distil(
         start=start,
         network=build(NetworkConfig, network or {}),
         validation=resolve_validation(checked) if checked else None,
+        text_encoder=text_encoder,
     )
 
 

@@ -71,6 +71,10 @@ def distil(
     audio_root: AudioRoot = None,
     allow_outside: AllowOutside = False,
     tracks: Annotated[str | None, typer.Option(help="Tracks that `filter` or an iteration selected.")] = None,
+    text_encoder: Annotated[
+        str | None,
+        typer.Option(help="Folder of a CLAP, or of a separator that has one: the student reads text."),
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -103,6 +107,7 @@ def distil(
             start=None if from_ == "scratch" else from_,
             network=settings.network,
             validation=validation,
+            text_encoder=text_encoder,
         )
     print_result(lambda: [curve_table(record)], record, as_json)
 

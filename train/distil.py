@@ -34,7 +34,16 @@ from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import ValidationSet, draw_mixtures
 from train.progress import load_state, logged_progress, remove_damaged, report_progress, save_state
 from train.student import DistilConfig, Student
-from train.task import TrainingRecord, TrainingTask, check_task, data_record, make_task, task_identity
+from train.task import (
+    TrainingRecord,
+    TrainingTask,
+    about,
+    check_task,
+    data_record,
+    make_task,
+    task_identity,
+    with_embeddings,
+)
 
 _BATCH_TIMEOUT_S = 900.0  # long enough for an autoscaler to add a node
 
@@ -47,16 +56,20 @@ def distil(
     start: Name | None = None,
     network: NetworkConfig | None = None,
     validation: ValidationSet | None = None,
+    text_encoder: Name | None = None,
 ) -> TrainingRecord:
     """Train a student into the checkpoint folder ``out``; returns the entry of its history, with the learning curve.
 
-    ``start`` is the teacher's checkpoint folder; without it a network of ``network``'s shape is trained from scratch.
+    ``start`` is the teacher's checkpoint folder; without it a network of ``network``'s shape is trained from scratch,
+    which reads text if there is a ``text_encoder``: the folder of a CLAP, or of a separator that has one.
     A training that was stopped resumes from its last checkpoint, and a finished one returns at once. Raises
     ``ValueError`` for training data or settings that cannot work, ``RuntimeError`` if the training itself failed.
     """
     out, config = location(out), config or DistilConfig()
     started = time.perf_counter()
-    task = make_task(data=data, config=config, start=start, network=network, validation=validation)
+    task = make_task(
+        data=data, config=config, start=start, network=network, validation=validation, text_encoder=text_encoder
+    )
     identity = task_identity(task)
     if (out / "separator.json").is_file():
         record = cast(TrainingRecord, read_description(out)["history"][-1])
@@ -67,13 +80,14 @@ def distil(
                 f"{out} must be empty or hold this training, got a separator of another training; give another folder"
             )
         return record
-    check_task(task)
+    labels = check_task(task)
     work = out.parent / f".{out.name}-training"
     with lock(work, "training"):
         history = list(read_description(task.start)["history"]) if task.start else []
         states = work / identity
         remove_leftovers(states)
         remove_damaged(states)
+        task = with_embeddings(task, labels, work / "queries")
         with logged_progress(work) as progress:
             _fit(replace(task, progress=str(progress), states=str(states)), work)
         state = load_state(states)
@@ -90,7 +104,7 @@ def distil(
         }
         if data.clean is not None:
             data.clean.keep_with(out)
-        save(load(states / "separator"), out, history=[*history, dict(record)])
+        save(load(states / "separator"), out, history=[*history, dict(record)], about=about(task))
         remove_tree(work)
     return cast(TrainingRecord, read_description(out)["history"][-1])
 
@@ -135,7 +149,7 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
     device = ray.train.torch.get_device()
     torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // num_ranks - 1))
     mixer = task.mixer(rank=rank, num_ranks=num_ranks)
-    student = Student(task.config, mixer.labels, start=task.start, network=task.network, device=device)
+    student = task.student(mixer.labels, device=device)
     _restore(student, task, device, rank)
     if student.finished:
         return
@@ -162,7 +176,7 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
             stop = _agree(student.finished, num_ranks)
             if rank == 0:
                 if stop:
-                    save(student.result(), location(task.states) / "separator")
+                    save(student.result(), location(task.states) / "separator", about=about(task))
                 save_state(location(task.states), student.state(), step=student.step)
             ray.train.report({"step": student.step})
             if stop:

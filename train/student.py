@@ -11,7 +11,7 @@ from typing import Annotated, TypedDict
 import torch
 from torch import Tensor, nn
 
-from engine.separators import NetworkConfig, QuerySeparator, load
+from engine.separators import NetworkConfig, QueryEmbedder, QuerySeparator, load
 from engine.settings import RUNTIME, Count, CountOrZero, Fraction, NonNegative, Positive, Seed, config
 from train.data.batch import Batch
 from train.data.config import MixConfig
@@ -101,11 +101,14 @@ class Student:
         start: str | None,
         network: NetworkConfig,
         device: torch.device,
+        embedder: QueryEmbedder | None = None,
     ) -> None:
+        """``embedder`` knows all labels; only for a student that reads text."""
         self.config, self.loss = config, loss_of(config.mix)
         torch.manual_seed(config.seed)
-        self.separator = load(start) if start else QuerySeparator(network, labels)
-        self.separator.queries.grow(labels)
+        self.separator = load(start) if start else QuerySeparator(network, [] if embedder else labels)
+        self.separator.embedder = embedder
+        self.separator.grow(labels)
         self.separator.to(device).train()
         self.average = copy.deepcopy(self.separator).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -121,7 +124,7 @@ class Student:
             group["lr"] = self.config.learning_rate * self._schedule()
         batch = batch.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            stems_BT = model(batch.mix_BT, batch.index_B)
+            stems_BT = model(batch.mix_BT, batch.query)
         loss = self.loss(batch, stems_BT.float())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
+import torch
+
 from engine.selection.tracks import Selection, read_tracks
-from engine.separators import NetworkConfig, read_description
-from engine.settings import Tree, deciding, plain
+from engine.separators import (
+    Embeddings,
+    NetworkConfig,
+    QueryDescription,
+    find_encoder,
+    identity_of,
+    make_embedder,
+    query_embedder,
+    read_description,
+)
+from engine.settings import Tree, deciding
 from engine.storage.files import read_record
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Name, location
+from engine.storage.paths import Location, Name, location
 from train.data.config import MixConfig
 from train.data.mixer import Mixer
 from train.data.strategies.compose import learns_absence
 from train.data.training_data import TrainingData, make_mixer
 from train.evaluation.mixtures import ValidationSet
-from train.student import CurvePoint, DistilConfig
+from train.student import CurvePoint, DistilConfig, Student
 
 
 class DataRecord(TypedDict):
@@ -61,6 +73,10 @@ class TrainingTask:
     """Checkpoint folder to start from; None: from scratch."""
     validation: ValidationSet | None
     """Mixtures on which it is validated."""
+    queries: QueryDescription | None = None
+    """Encoder of the queries; None: a closed vocabulary."""
+    embeddings: Embeddings | None = None
+    """Embeddings of all labels, so that no worker opens the encoder; None: a closed vocabulary."""
     states: str = ""
     """Folder of the states from which it resumes."""
     progress: str = ""
@@ -82,7 +98,13 @@ class TrainingTask:
             rank=rank,
             num_ranks=num_ranks,
             start=self.start,
+            embeddings=self.embeddings,
         )
+
+    def student(self, labels: Sequence[str], *, device: torch.device) -> Student:
+        """The student at the beginning of its training."""
+        embedder = make_embedder(self.queries, self.embeddings) if self.queries is not None else None
+        return Student(self.config, labels, start=self.start, network=self.network, device=device, embedder=embedder)
 
 
 def make_task(
@@ -92,16 +114,77 @@ def make_task(
     start: Name | None = None,
     network: NetworkConfig | None = None,
     validation: ValidationSet | None = None,
+    text_encoder: Name | None = None,
 ) -> TrainingTask:
-    """A task whose paths are absolute, because workers run in other folders."""
+    """A task whose paths are absolute, because workers run in other folders.
+
+    Raises ``ValueError`` for an encoder that the student cannot have.
+    """
+    network, start = network or NetworkConfig(), str(location(start)) if start else None
+    if start is None:
+        queries = require_encoder(network, text_encoder)
+    else:
+        queries = _kept_encoder(start, text_encoder)
     tracks = str(location(data.tracks)) if data.tracks else None
     return TrainingTask(
         config=config,
         data=TrainingData(clean=data.clean, tracks=tracks),
-        network=network or NetworkConfig(),
-        start=str(location(start)) if start else None,
+        network=network,
+        start=start,
         validation=validation,
+        queries=queries,
     )
+
+
+def require_encoder(network: NetworkConfig, name: Name | None) -> QueryDescription | None:
+    """The encoder with a name, for a student from scratch; ``ValueError`` if it is none, or if one is missing."""
+    if name is None:
+        if network.text_features:
+            raise ValueError(
+                f"text_encoder must be set for network.text_features={network.text_features}, got null; set both or "
+                "neither"
+            )
+        return None
+    found = find_encoder(name)
+    if found is None:
+        raise ValueError(
+            f"text_encoder must be a CLAP or a separator that reads text, got {name}, which has a closed vocabulary; "
+            "give another folder"
+        )
+    return found
+
+
+def _kept_encoder(start: str, name: Name | None) -> QueryDescription | None:
+    """The encoder of the separator that a student starts from; its folder may have another name now."""
+    kept, named = find_encoder(start), find_encoder(name) if name is not None else None
+    if name is None:
+        return kept
+    if kept is None or named is None or named["encoder_fingerprint"] != kept["encoder_fingerprint"]:
+        raise ValueError(
+            f"text_encoder must be the encoder that {start} was trained with, got {name}; leave it out, or train a "
+            "student from scratch"
+        )
+    return {**kept, "encoder": named["encoder"]}
+
+
+def with_embeddings(task: TrainingTask, labels: Sequence[str], store: Location) -> TrainingTask:
+    """The task with the embeddings of all labels that its student learns or is validated on, kept in ``store``.
+
+    They are computed here, by the encoder, unless they are there already. A task of a closed vocabulary is returned as
+    it is.
+    """
+    if task.queries is None:
+        return task
+    embedder = (query_embedder(task.start) if task.start else None) or make_embedder(task.queries)
+    validated = task.validation.sources.labels if task.validation else ()
+    embeddings = embedder.embed_once([*labels, *validated], store)
+    width = embeddings.vectors_LE.shape[1]
+    if task.start is None and task.network.text_features not in (0, width):
+        raise ValueError(
+            f"network.text_features must be {width}, the width of the encoder, got {task.network.text_features}; "
+            "leave it out"
+        )
+    return replace(task, embeddings=embeddings, network=replace(task.network, text_features=width))
 
 
 def training_identity(
@@ -111,19 +194,25 @@ def training_identity(
     start: Name | None = None,
     network: NetworkConfig | None = None,
     validation: ValidationSet | None = None,
+    text_encoder: Name | None = None,
 ) -> str:
     """Fingerprint of a training; trainings with the same identity give the same separator."""
-    return task_identity(make_task(data=data, config=config, start=start, network=network, validation=validation))
+    task = make_task(
+        data=data, config=config, start=start, network=network, validation=validation, text_encoder=text_encoder
+    )
+    return task_identity(task)
 
 
 def task_identity(task: TrainingTask) -> str:
     """Fingerprint of settings, training data and start; not of where it runs or where its files are."""
     data = task.data
     chosen_by = task.validation if task.config.patience is not None else None
+    reads = {"queries": identity_of(task.queries)} if task.queries and not task.start else {}
     return fingerprint(
         {
+            **reads,
             "config": deciding(task.config),
-            "network": None if task.start else plain(task.network),
+            "network": None if task.start else deciding(task.network),
             "start": read_description(task.start)["fingerprint"] if task.start else None,
             "clean": data.clean.fingerprint if data.clean else None,
             "tracks": _tracks_fingerprint(data.tracks, task.config.mix) if data.tracks else None,
@@ -149,8 +238,13 @@ def data_record(data: TrainingData) -> DataRecord:
     }
 
 
-def check_task(task: TrainingTask) -> None:
-    """Raise ``ValueError`` on the driver, before workers start, for training data and settings that cannot work."""
+def about(task: TrainingTask) -> dict[str, object]:
+    """The optional fields of the student's description."""
+    return {"queries": dict(task.queries)} if task.queries is not None else {}
+
+
+def check_task(task: TrainingTask) -> list[str]:
+    """The labels of a training; raises ``ValueError``, before workers start, for data and settings that cannot work."""
     labels = list(task.mixer().labels)
     if len(labels) < 2:
         raise ValueError(f"training must have sounds of two labels or more, got {labels}; give more clips or tracks")
@@ -158,3 +252,4 @@ def check_task(task: TrainingTask) -> None:
         raise ValueError(
             "patience must have a validation to choose by, got none; set validation, or patience null to run all steps"
         )
+    return labels

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator
 from engine.passes.config import PassConfig
 from engine.selection.thresholds import Thresholds
 from engine.separators import NetworkConfig
-from engine.settings import RUNTIME, config
+from engine.settings import NEWER, RUNTIME, config
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
@@ -46,9 +46,12 @@ class RunConfig:
     separator: str | None = None
     """Seed: a checkpoint folder, or the dotted name ``package.module:factory`` of a separator of your own.
 
-    With a separator of your own, the student of iteration 1 is trained from scratch. Null: the seed is trained on
-    ``clean``.
+    A folder of the built-in network is trained further. With any other (one that ``clearsep convert`` made, or your
+    own) the student of iteration 1 is trained from scratch. Null: the seed is trained on ``clean``.
     """
+    text_encoder: Annotated[str | None, NEWER] = None
+    """Separators that are trained from scratch read text: the folder of a CLAP, or of a separator that has one; null:
+    their queries are labels."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     """Architecture of a separator that is trained from scratch."""
     seed_training: DistilConfig = field(default_factory=lambda: DistilConfig(steps=1600))

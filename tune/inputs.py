@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from engine.storage.fingerprints import claim
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 from train.evaluation.mixtures import ValidationSet, resolve_validation
+from train.task import require_encoder
 from tune.config import RunConfig
 
 _NAMES = ("corpus", "class_map", "audio_root", "clean", "clips")
@@ -82,9 +83,10 @@ def resolve(config: RunConfig) -> Inputs:
     with named_in("engine", PassConfig):
         require_clips(inputs.corpus, config.engine)
     require_judges(config)
-    _require_one_rate(config, inputs.separator)
+    _require_encoder(config, inputs.separator)
+    _require_stem_rate(config, inputs.separator)
     for name in ("validation", "training_validation"):
-        require_known_labels(name, getattr(inputs, name), inputs)
+        require_known_labels(name, getattr(inputs, name), inputs, config)
     return inputs
 
 
@@ -174,35 +176,62 @@ def require_judges(config: RunConfig) -> None:
         )
 
 
-def _require_one_rate(config: RunConfig, separator: SeparatorSource | None) -> None:
-    """The first student of a separator that cannot be trained on has the architecture ``network``."""
-    if separator is None or separator.is_trainable or separator.sample_rate_hz == config.network.sample_rate_hz:
-        return
-    raise ValueError(
-        f"network.sample_rate_hz must be {separator.sample_rate_hz}, the rate of {separator.name}, got "
-        f"{config.network.sample_rate_hz}; set network.sample_rate_hz={separator.sample_rate_hz}"
-    )
+def _require_encoder(config: RunConfig, separator: SeparatorSource | None) -> None:
+    """Raise ``ValueError`` if the students cannot have the text encoder."""
+    if config.text_encoder is not None and separator is not None and separator.is_trainable:
+        raise ValueError(
+            f"text_encoder must be null for a separator that is trained further, got {config.text_encoder}; remove it: "
+            f"students keep the queries of {separator.name}"
+        )
+    require_encoder(config.network, config.text_encoder)
 
 
-def require_known_labels(name: str, validation: ValidationSet | None, inputs: Inputs) -> None:
+def student_rate_hz(config: RunConfig, separator: SeparatorSource | None) -> int:
+    """Rate of the students: that of a separator that is trained further, else that of ``network``."""
+    if separator is not None and separator.is_trainable:
+        return separator.sample_rate_hz
+    return config.network.sample_rate_hz
+
+
+def _require_stem_rate(config: RunConfig, separator: SeparatorSource | None) -> None:
+    rate_hz, given = student_rate_hz(config, separator), config.engine.stem_rate_hz
+    if given not in (None, rate_hz):
+        raise ValueError(
+            f"engine.stem_rate_hz must be {rate_hz}, the rate of the students, got {given}; remove it: a run sets it"
+        )
+
+
+def require_known_labels(name: str, validation: ValidationSet | None, inputs: Inputs, config: RunConfig) -> None:
     """Raise ``ValueError`` if a validation has a label that a separator of the run will not know."""
     if validation is None:
         return
-    known = _known_labels(inputs)
+    known = _known_labels(inputs, reads_text=config.text_encoder is not None)
+    if known is None:
+        return
     if unknown := sorted({label for label in validation.sources.labels if plain_label(label) not in known}):
         raise ValueError(
             f"{name}.clips must have labels that the run's separators know, got {unknown}; remove those clips"
         )
 
 
-def _known_labels(inputs: Inputs) -> set[str]:
-    """Labels, in plain spelling, that the separators of all iterations know."""
-    clean = {plain_label(label) for label in inputs.clean.labels} if inputs.clean else set[str]()
-    if inputs.separator is None:
-        return clean
-    known = {plain_label(label) for label in inputs.separator.labels}
-    if inputs.separator.is_trainable:
-        return known
+def _known_labels(inputs: Inputs, *, reads_text: bool) -> set[str] | None:
+    """Labels, in plain spelling, that the separators of all iterations know; None: they read any text.
+
+    ``reads_text``: separators that are trained from scratch read text.
+    """
+    seed = inputs.separator
+    if seed is not None and seed.is_trainable:
+        return None if seed.reads_text else _plain(seed.labels)
+    students = _plain(inputs.clean.labels) if inputs.clean else set[str]()
+    if seed is None:
+        return None if reads_text else students
     # The first student is trained from scratch, on the corpus' labels and the clean clips.
-    clean |= {plain_label(label) for row in inputs.corpus.sorted_clips() for label in row["labels"]}
-    return known & clean if known else clean
+    students |= {plain_label(label) for row in inputs.corpus.sorted_clips() for label in row["labels"]}
+    known = None if seed.reads_text or not seed.labels else _plain(seed.labels)
+    if reads_text:
+        return known
+    return students if known is None else known & students
+
+
+def _plain(labels: Iterable[str]) -> set[str]:
+    return {plain_label(label) for label in labels}

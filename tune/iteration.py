@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
@@ -29,7 +29,7 @@ from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mix
 from train.task import training_identity
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
-from tune.inputs import Inputs
+from tune.inputs import Inputs, student_rate_hz
 from tune.judges import Judges
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ class Work:
     mixtures: dict[str, list[EvaluationMixture]] = field(default_factory=dict)
     """Mixtures that were drawn so far, by the fingerprint of their validation."""
 
+    @property
+    def student_rate_hz(self) -> int:
+        """Rate of its students, at which stems are written and separators are measured."""
+        return student_rate_hz(self.config, self.seed)
+
 
 def iterate(
     work: Work, number: int, thresholds: Thresholds, teacher: SeparatorSource, *, retry_failed: bool = False
@@ -141,6 +146,8 @@ def iterate(
 def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed: bool) -> tuple[Location, PassSummary]:
     """Separate and score the corpus; returns the pass's folder and its summary."""
     corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
+    if teacher.sample_rate_hz != work.student_rate_hz:
+        config = replace(config, stem_rate_hz=work.student_rate_hz)
     identity = pass_identity(corpus, separator=teacher, tagger=tagger, config=config)
     folder = work.artifacts.path_for("passes", number, identity | {"contents": work.contents})
     if retry_failed and (folder / "separator" / "separator.json").is_file():
@@ -180,13 +187,18 @@ def _distil(work: Work, number: int, teacher: SeparatorSource, tracks: Location)
     data = TrainingData(clean=work.inputs.clean, tracks=str(tracks))
     start = teacher.name if teacher.is_trainable else None
     network = None if teacher.is_trainable else work.config.network
-    config, validation = work.config.distil, work.inputs.training_validation
-    identity = training_identity(data=data, config=config, start=start, network=network, validation=validation)
+    how: dict[str, Any] = {
+        "data": data,
+        "config": work.config.distil,
+        "start": start,
+        "network": network,
+        "validation": work.inputs.training_validation,
+        "text_encoder": None if teacher.is_trainable else work.config.text_encoder,
+    }
+    identity = training_identity(**how)
     folder = work.artifacts.path_for("separators", number, identity) / "separator"
     with work.artifacts.building(folder.parent):
-        return folder, work.distil(
-            folder, data=data, config=config, start=start, network=network, validation=validation
-        )
+        return folder, work.distil(folder, **how)
 
 
 def validate(
@@ -204,8 +216,10 @@ def validate(
         if work.artifacts.shared and path.is_file():
             return read_record(path, Evaluation)
         if name not in work.mixtures:
-            work.mixtures[name] = draw_mixtures(validation, sample_rate_hz=separator.sample_rate_hz)
-        evaluation = evaluate(SeparatorSystem(separator.open()), work.mixtures[name])
+            work.mixtures[name] = draw_mixtures(validation, sample_rate_hz=work.student_rate_hz)
+        opened = separator.with_labels(validation.sources.labels, folder / "queries").open()
+        system = SeparatorSystem(opened, sample_rate_hz=work.student_rate_hz)
+        evaluation = evaluate(system, work.mixtures[name])
         if work.artifacts.shared:
             write_json(path, evaluation)
     record_validation(number, evaluation["sdri_db"])

@@ -72,6 +72,7 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
             data=TrainingData(clean=clean.without(part, _NUM_PARTS)),
             config=replace(config.seed_training, steps=config.calibration.steps, patience=None),
             network=config.network,
+            text_encoder=config.text_encoder,
         )
         held_out.append((_scorer(config, inputs, find_separator(separator)), clean.part(part, _NUM_PARTS)))
     about = {"held_out": "by halves" if inputs.separator is None else "all clips", "clean": config.clean}

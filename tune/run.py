@@ -11,7 +11,7 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from engine.passes.records import claim_files
-from engine.separators import SeparatorSource, find_separator, load, read_description, save
+from engine.separators import SeparatorSource, find_encoder, find_separator, load, read_description, save
 from engine.settings import Tree, plain
 from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
 from engine.storage.files import open_binary, read_record, write_json
@@ -144,7 +144,9 @@ def _seed(config: RunConfig, inputs: Inputs, folder: Location) -> SeparatorSourc
         return given
     if not (folder / "separator.json").is_file():
         if given is not None:
-            save(load(given.name), folder, history=read_description(given.name)["history"])
+            queries = find_encoder(given.name)
+            about = {"queries": dict(queries)} if queries is not None else {}
+            save(load(given.name), folder, history=read_description(given.name)["history"], about=about)
         else:
             _LOGGER.info(f"iteration 0: training the seed for {config.seed_training.steps} steps")
             distil(
@@ -153,6 +155,7 @@ def _seed(config: RunConfig, inputs: Inputs, folder: Location) -> SeparatorSourc
                 config=config.seed_training,
                 network=config.network,
                 validation=inputs.training_validation,
+                text_encoder=config.text_encoder,
             )
     return find_separator(folder)
 

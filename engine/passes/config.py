@@ -9,7 +9,7 @@ from pydantic import Field
 from engine.audio.decode import MAX_DURATION_S
 from engine.corpus.table import Corpus
 from engine.schema import SCORES_VERSION
-from engine.settings import RUNTIME, Count, Fraction, NonNegative, Positive, config, deciding
+from engine.settings import NEWER, RUNTIME, Count, Fraction, NonNegative, Positive, config, deciding
 
 if TYPE_CHECKING:
     from engine.separators import SeparatorSource
@@ -35,6 +35,11 @@ class PassConfig:
     """Rows of the manifest that one decoding task owns."""
     shard_s: Positive = 320.0
     """Audio of a stem shard, in seconds of mixture. A shard is written, or redone, as a whole."""
+    stem_rate_hz: Annotated[Count | None, NEWER] = None
+    """Rate of the mixtures and stems that are written, in Hz; null: the separator's, at which they are scored.
+
+    A run sets it to the rate of its students.
+    """
     batch_s: Annotated[Positive, RUNTIME] = 80.0
     """Audio in one call of the separator, in seconds, padding included; lowered automatically if memory runs out."""
     min_actors: Annotated[Count | None, RUNTIME] = None

@@ -178,7 +178,7 @@ def _measure(
             labels = [label for row in rows for label in row["labels"]]
             separator, tagger = separator.with_labels(labels, out / "queries"), tagger and tagger.with_labels(labels)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = ScoreAndWrite(str(out), separator.sample_rate_hz)
+            write = ScoreAndWrite(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
             for shard in decode.decode(task=0):
                 started = time.perf_counter()
                 separated = separate.separate(shard)

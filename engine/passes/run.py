@@ -129,7 +129,8 @@ def _run_missing_tasks(
         functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
     )
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
-    steps = _Steps(config, decode, models, ScoreAndWrite(str(out), rate_hz, hand), hand)
+    write = ScoreAndWrite(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
+    steps = _Steps(config, decode, models, write, hand)
     totals = before
     for number in range(_MAX_TURNS):
         if not (missing := missing_tasks(out, totals)):

@@ -10,6 +10,7 @@ from typing import cast
 
 import numpy as np
 import pyarrow as pa
+import soxr
 import torch
 
 from engine.audio.flac import encode_flac24, round_flac24
@@ -30,8 +31,12 @@ from engine.taggers import Tagger
 class ScoreAndWrite:
     """Ray Data task: writes separated shards; the record comes last, so a shard counts as a whole or not at all."""
 
-    def __init__(self, out: str, sample_rate_hz: int, hand: InHand | None = None) -> None:
+    def __init__(
+        self, out: str, sample_rate_hz: int, hand: InHand | None = None, *, written_hz: int | None = None
+    ) -> None:
+        """Stems of ``sample_rate_hz`` are scored, and written at ``written_hz``; null: at the same rate."""
         self.out, self.sample_rate_hz, self.hand = location(out), sample_rate_hz, hand or InHand()
+        self.written_hz = written_hz or sample_rate_hz
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
@@ -67,9 +72,14 @@ class ScoreAndWrite:
         return ShardReport(name=shard.name, record=record, failed=failed, use=shard.use)
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, object]]:
-        signals = (item.clip.samples_T, *item.stems_ST)
-        mixture, *coded = (encode_flac24(signal_T, sample_rate_hz=self.sample_rate_hz) for signal_T in signals)
-        audio: list[dict[str, object]] = [{"audio_flac": data, "audio_exponent": exponent} for data, exponent in coded]
+        signals = [item.clip.samples_T, *item.stems_ST]
+        if self.written_hz != self.sample_rate_hz:
+            signals = [soxr.resample(one, self.sample_rate_hz, self.written_hz, quality="HQ") for one in signals]
+        common = {"sample_rate_hz": self.written_hz, "num_samples": len(signals[0])}
+        mixture, *coded = (encode_flac24(signal_T, sample_rate_hz=self.written_hz) for signal_T in signals)
+        audio: list[dict[str, object]] = [
+            {**common, "audio_flac": data, "audio_exponent": exponent} for data, exponent in coded
+        ]
         audio[0] |= {"mixture_flac": mixture[0], "mixture_exponent": mixture[1]}
         return audio
 
@@ -80,14 +90,9 @@ class ScoreAndWrite:
             stems_ST=torch.from_numpy(stored_ST),
             sample_rate_hz=self.sample_rate_hz,
         )
-        common = {
-            **item.clip.row,
-            "sample_rate_hz": self.sample_rate_hz,
-            "num_samples": len(item.clip.samples_T),
-        }
         extra = item.extra or [{}] * len(item.labels)
         return [
-            {**common, "label": label, **coded, **score, **more}
+            {**item.clip.row, "label": label, **coded, **score, **more}
             for label, coded, score, more in zip(item.labels, audio, scores, extra, strict=True)
         ]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired, cast
 
 import torch
+from safetensors.torch import load as load_tensors
 from typing_extensions import TypedDict
 
 from engine.separators.audiosep import AudioSep, AudioSepConfig
@@ -23,6 +24,8 @@ from engine.storage.files import damaged, read_json, require_intact
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location, resolve_name
 from engine.storage.weights import Checkpoint, Description
+
+_SENTENCE = "The sound of {label}"  # ClearSep's
 
 
 class QueryDescription(TypedDict):
@@ -79,9 +82,9 @@ def save(
 
     def more(description: Mapping[str, Any]) -> Mapping[str, Any]:
         values = {"sample_rate_hz": separator.sample_rate_hz, **(about or {})}
-        return values | {"fingerprint": fingerprint({**description, **values})}
+        return values | {"fingerprint": _fingerprint({**description, **values})}
 
-    labels = separator.labels if isinstance(separator, QuerySeparator) else ()
+    labels = separator.queries.labels if isinstance(separator, QuerySeparator) else ()
     _CHECKPOINTS[separator.architecture].save(
         separator, folder, config=separator.config, labels=labels, more=more, history=history
     )
@@ -125,28 +128,79 @@ def open_checkpoint(
 
 
 def query_embedder(folder: Name, known: Embeddings | None = None) -> QueryEmbedder | None:
-    """The embedder of queries for the separator in a folder; None for a closed vocabulary."""
+    """The embedder of queries for the separator in a folder; None for a closed vocabulary.
+
+    Labels that the built-in separator was trained with are known: their embeddings are in its weights.
+    """
+    description, described = read_description(folder), find_encoder(folder)
+    if described is None:
+        return None
+    embedder = make_embedder(described, known)
+    if description["architecture"] == BUILT_IN:
+        vectors_LE = load_tensors((location(folder) / "weights.safetensors").read_bytes())["queries.vectors_LE"]
+        own = Embeddings(labels=tuple(description["labels"]), vectors_LE=vectors_LE, encoder=embedder.encoder)
+        embedder.know(own)
+    return embedder
+
+
+def find_encoder(folder: Name) -> QueryDescription | None:
+    """The encoder of a folder, by its absolute name: a separator's, or None for a closed vocabulary; or a CLAP itself.
+
+    A CLAP reads ClearSep's sentence for each label. Raises ``ValueError`` if the folder is neither.
+    """
+    if (location(folder) / "clap.json").is_file():
+        from engine.separators.clap import read_clap
+
+        about = read_clap(folder)
+        return {
+            "template": _SENTENCE,
+            "encoder": str(location(folder)),
+            "encoder_fingerprint": about["fingerprint"],
+        }
     described = read_description(folder).get("queries")
     if described is None:
         return None
-    encoder = resolve_name(described["encoder"], folder=location(folder))
+    return {**described, "encoder": str(resolve_name(described["encoder"], folder=location(folder)))}
+
+
+def make_embedder(described: QueryDescription, known: Embeddings | None = None) -> QueryEmbedder:
+    """The embedder of queries with a described encoder, which is opened when a query needs it."""
+    encoder = described["encoder"]
 
     def open_encoder() -> Encoder:
         from engine.separators.clap import open_clap
 
+        if not location(encoder).is_dir():
+            raise ValueError(
+                f"there is no encoder in {encoder}, which new words need; copy the encoder there, or query a label "
+                "that the separator was trained with"
+            )
         return open_clap(encoder, fingerprint=described["encoder_fingerprint"])
 
-    identity = fingerprint([described["template"], described["encoder_fingerprint"]])
-    return QueryEmbedder(template=described["template"], encoder=identity, open_encoder=open_encoder, embeddings=known)
+    return QueryEmbedder(
+        template=described["template"], encoder=identity_of(described), open_encoder=open_encoder, embeddings=known
+    )
+
+
+def identity_of(described: QueryDescription) -> str:
+    """Fingerprint of an encoder and the template of its sentences: equal ones give equal embeddings."""
+    return fingerprint([described["template"], described["encoder_fingerprint"]])
+
+
+def _fingerprint(description: Mapping[str, Any]) -> str:
+    """Fingerprint of all that decides a separator's outputs: not of its history, nor of where its encoder lies."""
+    values = {key: value for key, value in description.items() if key not in ("fingerprint", "history")}
+    if "queries" in values:
+        values["queries"] = {key: value for key, value in values["queries"].items() if key != "encoder"}
+    return fingerprint(values)
 
 
 def require_fingerprint(folder: Name) -> None:
     """Raise ``DamagedError`` if the weights or the description of a separator are not those that were saved."""
     description = read_description(folder)
-    values = {key: value for key, value in description.items() if key not in ("fingerprint", "history")}
     weights = location(folder) / "weights.safetensors"
     if not weights.is_file():
         raise damaged(weights)
     require_intact(weights, description["weights_sha256"])
-    if description.get("fingerprint") != fingerprint(values):
+    if description.get("fingerprint") != _fingerprint(description):
         raise damaged(location(folder) / "separator.json")

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from engine.settings import Count, config
+from engine.settings import NEWER, Count, CountOrZero, config
 
 _GROUPS = 8
 _FLOOR = 1e-4  # added to the power of a bin, in a mixture of unit power
@@ -46,6 +46,9 @@ class NetworkConfig:
     """Number of dilated convolutions; the dilation doubles from one to the next and starts again at 1 after five."""
     query_features: Annotated[Count, Field(le=1 << 14)] = 64
     """Length of a query's vector."""
+    text_features: Annotated[CountOrZero, Field(le=1 << 14), NEWER] = 0
+    """Width of the embeddings of text that queries are; 0: queries are labels of a closed vocabulary. A training with
+    ``text_encoder`` sets it."""
 
     def __post_init__(self) -> None:
         if self.num_fft % self.hop_samples or self.num_fft < 2 * self.hop_samples:

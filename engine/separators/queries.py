@@ -144,6 +144,11 @@ class Embeddings:
     encoder: str
     """Fingerprint of the encoder and of the template."""
 
+    def of(self, labels: Sequence[str]) -> Tensor:
+        """The embeddings ``[L, E]`` of some of the labels, in order."""
+        rows = {plain_label(label): row for row, label in enumerate(self.labels)}
+        return self.vectors_LE[[rows[plain_label(label)] for label in labels]]
+
     def save(self, folder: Location) -> None:
         """Write ``embeddings.safetensors`` and ``embeddings.json``, the latter last."""
         write_bytes(folder / _VECTORS, save({"vectors_LE": self.vectors_LE.float().contiguous()}))
@@ -152,7 +157,7 @@ class Embeddings:
 
     @classmethod
     def load(cls, folder: Location) -> Embeddings | None:
-        """The embeddings that :meth:`save` wrote; None if there are none, or not the same."""
+        """Read what :meth:`save` wrote; None if there is nothing, or not the same."""
         if not ((folder / _DESCRIPTION).is_file() and (folder / _VECTORS).is_file()):
             return None
         record = read_record(folder / _DESCRIPTION, EmbeddingsRecord, needs=["labels", "encoder", "sha256"])
@@ -180,14 +185,30 @@ class QueryEmbedder:
         self._known: dict[str, Tensor] = {}
         self.labels: tuple[str, ...] = ()
         if embeddings is not None:
-            if embeddings.encoder != encoder:
-                raise ValueError(
-                    f"embeddings of labels must be of the encoder {encoder}, got those of {embeddings.encoder}; "
-                    "give another output folder"
-                )
-            self.labels = embeddings.labels
-            for label, vector_E in zip(embeddings.labels, embeddings.vectors_LE, strict=True):
-                self._known[plain_label(label)] = vector_E
+            self.know(embeddings)
+
+    def know(self, embeddings: Embeddings) -> None:
+        """Add labels whose embeddings are known; ``ValueError`` if these are of another encoder."""
+        if embeddings.encoder != self.encoder:
+            raise ValueError(
+                f"embeddings of labels must be of the encoder {self.encoder}, got those of {embeddings.encoder}; "
+                "give another output folder"
+            )
+        new = [label for label in embeddings.labels if plain_label(label) not in self._known]
+        self.labels += tuple(new)
+        for label, vector_E in zip(embeddings.labels, embeddings.vectors_LE, strict=True):
+            self._known.setdefault(plain_label(label), vector_E)
+
+    def embed_once(self, labels: Iterable[str], store: Location) -> Embeddings:
+        """The embeddings of labels and of those that it knows, kept in the folder ``store`` for the next time."""
+        kept = Embeddings.load(store)
+        if kept is not None and kept.encoder == self.encoder:
+            self.know(kept)
+        spelled = {plain_label(label): label for label in (*self.labels, *labels)}
+        if kept is None or kept.encoder != self.encoder or set(map(plain_label, kept.labels)) != set(spelled):
+            kept = self.embed_labels([*spelled.values()])
+            kept.save(store)
+        return kept
 
     def embed_labels(self, labels: Sequence[str]) -> Embeddings:
         """The embeddings of labels, in order; those that are not in the table are computed."""

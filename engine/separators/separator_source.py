@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from engine.schema import plain_label
 from engine.separators.base import Separator
 from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description
 from engine.separators.model import BUILT_IN
-from engine.separators.queries import Embeddings
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
 from engine.storage.paths import Location, Name, location
 
@@ -51,24 +50,18 @@ class SeparatorSource(ModelSource[Separator]):
             factory=factory,
         )
 
-    def with_labels(self, labels: Iterable[str], store: Location) -> SeparatorSource:
+    def with_labels(self, labels: Collection[str], store: Location) -> SeparatorSource:
         """The same separator with the embeddings of labels in the folder ``store``, where workers read them.
 
         They are computed here, unless they are there already, so that no worker holds an encoder. A separator with a
-        closed vocabulary is returned as it is. Raises ``ValueError`` if the encoder cannot be opened.
+        closed vocabulary, or one that was trained with all these labels, is returned as it is. Raises ``ValueError`` if
+        the encoder cannot be opened.
         """
-        if not self.reads_text:
+        if not self.reads_text or set(map(plain_label, labels)) <= set(map(plain_label, self.labels)):
             return self
-        kept = Embeddings.load(store)
         embedder = query_embedder(self.name)
         assert embedder is not None
-        if kept is not None and kept.encoder == embedder.encoder:
-            embedder = query_embedder(self.name, kept)
-            assert embedder is not None
-        spelled = {plain_label(label): label for label in (*self.labels, *embedder.labels, *labels)}
-        if kept is None or set(map(plain_label, kept.labels)) != set(spelled):
-            kept = embedder.embed_labels(list(spelled.values()))
-            kept.save(store)
+        kept = embedder.embed_once(labels, store)
         return replace(self, labels=kept.labels, factory=functools.partial(_open_checkpoint, self.name, str(store)))
 
 

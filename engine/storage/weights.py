@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from typing_extensions import TypedDict
 
 from engine.cli.display import shown
 from engine.schema import MAX_TEXT
-from engine.settings import fields_of
+from engine.settings import NEWER, deciding, fields_of
 from engine.storage.documents import MAX_DESCRIPTION_BYTES, parse_json
 from engine.storage.files import atomic_path, check_record, open_binary, read_json, sha256_file, write_json
 from engine.storage.paths import Location, Name, location
@@ -95,7 +95,7 @@ class Checkpoint(Generic[Network]):
         description: dict[str, Any] = {
             "format": _FORMAT,
             "architecture": self.architecture,
-            "network": asdict(config),
+            "network": deciding(config),
             "labels": list(labels),
             "weights_sha256": sha256_file(weights),
         }
@@ -132,7 +132,8 @@ class Checkpoint(Generic[Network]):
         """The network of a description, with weights drawn at random."""
         try:
             config = self.config(**description["network"])
-            if missing := sorted(set(fields_of(self.config)) - set(description["network"])):
+            needed = {name for name, field in fields_of(self.config).items() if NEWER not in field.metadata}
+            if missing := sorted(needed - set(description["network"])):
                 cause = f"{missing[0]} must be set, got nothing"
                 raise ValueError(cause)
             labels = description["labels"]

@@ -321,7 +321,7 @@ def run_stages(
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=root, out=str(out), sample_rate_hz=RATE_HZ)
     separate = Separate(open_separator, open_tagger, config)
-    write = ScoreAndWrite(str(out), RATE_HZ)
+    write = ScoreAndWrite(str(out), RATE_HZ, written_hz=config.stem_rate_hz)
     written: list[str] = []
     for task in missing_tasks(out, read_totals(out)):
         for shard in decode(pa.Table.from_pylist([task])):

@@ -1,6 +1,6 @@
 """Training mixtures with their targets, and the batch of tensors that they become.
 
-Shape legend: B queries, G groups of queries that share a target, T samples.
+Shape legend: B queries, G groups of queries that share a target, T samples, E features of an embedding.
 """
 
 from __future__ import annotations
@@ -60,6 +60,13 @@ class Batch:
     """Number of the mixture that each group belongs to, counted from 0."""
     is_complete_G: Tensor
     """True if the targets of that mixture add up to it."""
+    query_BE: Tensor | None = None
+    """Each query as an embedding, for a separator that reads text."""
+
+    @property
+    def query(self) -> Tensor:
+        """Each query as the student takes it: an embedding, or else the position of its label."""
+        return self.index_B if self.query_BE is None else self.query_BE
 
     def regroup(self, stems_BT: Tensor, group_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Sum of the stems of each group and mixture of each group, both ``[G, T]``; ``group_B`` replaces the own."""
@@ -70,7 +77,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items()})
+        return Batch(**{name: value.to(device) for name, value in vars(self).items() if value is not None})
 
 
 def collate(mixtures: Sequence[TrainingMixture], labels: Sequence[str]) -> Batch:

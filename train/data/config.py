@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from engine.settings import Count, Fraction, NonNegative, Positive, config
+from dataclasses import field
+from typing import Annotated
+
+from engine.settings import NEWER, Count, Fraction, NonNegative, Positive, config
+from train.data.query_variation import QueryVariation
 from train.data.strategies.absent_labels import AbsentLabels
 from train.data.strategies.consistency import Consistency
 from train.data.strategies.estimate_weights import EstimateWeights
@@ -39,6 +43,8 @@ class MixConfig:
     """Audio of each kind that a worker keeps in memory, in seconds; a larger pool rotates."""
     refresh_steps: Count = 200
     """Steps after which a rotating pool loads its next part."""
+    query_variation: Annotated[QueryVariation, NEWER] = field(default_factory=QueryVariation)
+    """Variation of queries in text, for students that read it."""
     natural_targets: NaturalTargets | None = None
     """Remix natural clips whose whole mixture is the target."""
     mixit: MixIt | None = None

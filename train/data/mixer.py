@@ -7,12 +7,14 @@ depends only on the seed, the rank and the step, so a resumed training sees the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.data.batch import Batch, Target, TrainingMixture, collate
 from train.data.pools import Cropper, Pool, Sound
+from train.data.query_variation import varied_queries
 
 if TYPE_CHECKING:
     from train.data.config import MixConfig
@@ -34,8 +36,10 @@ class Mixer:
         sample_rate_hz: int,
         seed: int,
         rank: int,
+        vectors_LE: np.ndarray | None = None,
     ) -> None:
-        self.pools, self.labels, self.config = pools, tuple(labels), config
+        """``vectors_LE`` are the embeddings of the labels, for a student that reads text."""
+        self.pools, self.labels, self.config, self.vectors_LE = pools, tuple(labels), config, vectors_LE
         self.seed, self.rank = seed, rank
         self.cropper = Cropper(config, sample_rate_hz=sample_rate_hz)
 
@@ -54,7 +58,13 @@ class Mixer:
         for pool in self.pools.values():
             pool.prepare(step)
         rng = np.random.default_rng([self.seed, 2, self.rank, step])
-        return collate([self.mixture(rng) for _ in range(self.config.batch_size)], self.labels)
+        mixtures = [self.mixture(rng) for _ in range(self.config.batch_size)]
+        batch = collate(mixtures, self.labels)
+        if self.vectors_LE is None:
+            return batch
+        variation = self.config.query_variation
+        query_BE = varied_queries(batch, mixtures, self.labels, self.vectors_LE, variation, rng)
+        return replace(batch, query_BE=query_BE)
 
     def mixture(self, rng: np.random.Generator) -> TrainingMixture:
         """A natural clip or a remix; in some, the query names a sound that is not there and the target is silence."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from engine.corpus.sources import SourceClips
 from engine.schema import plain_label
-from engine.separators import read_description
+from engine.separators import Embeddings, read_description
 from engine.storage.paths import Name
 from train.data.config import MixConfig
 from train.data.items import Item, clean_items, pair_items, track_items
@@ -39,9 +39,11 @@ def make_mixer(
     rank: int = 0,
     num_ranks: int = 1,
     start: str | None = None,
+    embeddings: Embeddings | None = None,
 ) -> Mixer:
     """The mixer of a worker; its labels are those of the checkpoint ``start``, then the others of the training data.
 
+    ``embeddings`` has those of all labels, for a student that reads text.
     Raises ``ValueError`` for tracks that cannot be read or have another sample rate.
     """
     items = _items(data, mix, sample_rate_hz=sample_rate_hz)
@@ -56,8 +58,9 @@ def make_mixer(
         )
         for kind, some in items.items()
     }
-    kind = mixer_class(mix)
-    return kind(pools, list(spelling.values()), mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank)
+    kind, labels = mixer_class(mix), list(spelling.values())
+    vectors_LE = embeddings.of(labels).numpy() if embeddings is not None else None
+    return kind(pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, vectors_LE=vectors_LE)
 
 
 def _items(data: TrainingData, mix: MixConfig, *, sample_rate_hz: int) -> dict[str, list[Item]]:

@@ -121,7 +121,7 @@ def _confirmation(config: SearchConfig, run_config: RunConfig, inputs: Inputs) -
     confirmation = resolve_validation(
         config.confirmation or replace(own, seed=own.seed + 1), allow_outside=run_config.allow_outside
     )
-    require_known_labels("confirmation", confirmation, inputs)
+    require_known_labels("confirmation", confirmation, inputs, run_config)
     return confirmation
 
 

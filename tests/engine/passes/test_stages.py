@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import soxr
 import torch
 
 from engine.corpus.read import read_corpus
@@ -315,6 +316,19 @@ def test_one_actor_that_does_all_steps_writes_the_same_shard(corpus, judged, tmp
     assert written
     for path in written:
         assert path.read_bytes() == (judged / "stems" / path.name).read_bytes()
+
+
+def test_stems_are_written_at_another_rate_and_scored_at_their_own(corpus, finished, tmp_path):
+    config = replace(CONFIG, stem_rate_hz=RATE_HZ // 2)
+    run_stages(rows_of(corpus), corpus.root, tmp_path / "out", config=config)
+    audio = ("sample_rate_hz", "num_samples", "audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent")
+    for row, plain in zip(stems_of(tmp_path / "out"), stems_of(finished), strict=True):
+        assert (row["sample_rate_hz"], row["num_samples"]) == (RATE_HZ // 2, -(-plain["num_samples"] // 2))
+        assert {name for name in row if row[name] != plain[name]} <= set(audio)
+        for what in ("audio", "mixture") if row["mixture_flac"] else ("audio",):
+            expected_T = soxr.resample(stored_audio(plain, what), RATE_HZ, RATE_HZ // 2, quality="HQ")
+            assert snr_db(estimate=stored_audio(row, what), reference=expected_T) > 90.0
+    assert "stem_rate_hz" not in deciding(CONFIG) and deciding(config)["stem_rate_hz"] == RATE_HZ // 2
 
 
 def test_a_separator_that_returns_nan_costs_that_clip_alone_with_judges_too(tmp_path):

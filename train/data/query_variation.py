@@ -1,0 +1,57 @@
+"""Embeddings of queries that vary while a student learns, so that it also answers embeddings that it has not seen.
+
+A student sees as many embeddings as its training has labels, but is queried with any words afterwards. Noise makes it
+answer a neighbourhood of each (CapDec, arXiv 2211.00575; for separation Saijo et al., arXiv 2409.13152); interpolation
+makes it answer what lies between two labels, by the sound that is in the mixture (as CLAPSep, arXiv 2402.17455, does
+between the embeddings of a text and of a sound).
+
+Shape legend: B queries, L labels, E features of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.settings import Fraction, NonNegative, config
+from train.data.batch import Batch, TrainingMixture
+
+
+@config
+class QueryVariation:
+    """Variation of the embeddings of queries; only for students that read text."""
+
+    noise: NonNegative = 0.3
+    """Length of the Gaussian noise on an embedding, which has length 1; the sum is brought back to length 1."""
+    interpolation: Fraction = 0.3
+    """Largest weight of another label, which is not in the mixture, in an embedding; it is drawn evenly from 0 on."""
+
+
+def varied_queries(
+    batch: Batch,
+    mixtures: Sequence[TrainingMixture],
+    labels: Sequence[str],
+    vectors_LE: np.ndarray,
+    config: QueryVariation,
+    rng: np.random.Generator,
+) -> Tensor:
+    """Embeddings ``[B, E]`` of a batch's queries, of length 1, with noise and with some of an absent label."""
+    query_BE = vectors_LE[batch.index_B.numpy()]
+    other_BE = query_BE.copy()
+    for row, number in enumerate(batch.mixture_G[batch.group_B].tolist()):
+        present = {labels[int(batch.index_B[row])], *mixtures[number].labels_present}
+        absent = [position for position, label in enumerate(labels) if label not in present]
+        if absent:
+            other_BE[row] = vectors_LE[absent[rng.integers(len(absent))]]
+    weight_B1 = rng.uniform(0.0, config.interpolation, (len(query_BE), 1))
+    noise_BE = rng.normal(0.0, config.noise / query_BE.shape[1] ** 0.5, query_BE.shape)
+    varied_BE = _unit((1.0 - weight_B1) * query_BE + weight_B1 * other_BE) + noise_BE
+    return torch.from_numpy(_unit(varied_BE).astype(np.float32))
+
+
+def _unit(vectors_BE: np.ndarray) -> np.ndarray:
+    unit_BE: np.ndarray = vectors_BE / np.maximum(np.linalg.norm(vectors_BE, axis=1, keepdims=True), 1e-12)
+    return unit_BE
