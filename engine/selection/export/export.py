@@ -6,7 +6,6 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -22,7 +21,7 @@ from engine.selection.export.formats import FORMATS, ExportedShard, Format
 from engine.selection.export.records import Provenance, read_records
 from engine.selection.tracks import Selection, read_tracks
 from engine.storage.files import read_record, sha256_file, write_bytes, write_json
-from engine.storage.fingerprints import claim, fingerprint, read_sealed, write_sealed
+from engine.storage.fingerprints import claim, fingerprint, read_sealed, require_unused, write_sealed
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 
@@ -61,7 +60,7 @@ def export_tracks(tracks: Name, out: Name, *, format: str, shard_mb: float = 500
     >>> manifest["num_tracks"], manifest["num_by_label"]
     (4, {'bell': 2, 'dog': 2})
     """
-    tracks, out, kind = location(tracks), location(out), find_format(format)
+    tracks, out, kind = location(tracks), location(out), _find_format(format)
     if not shard_mb > 0.0:
         raise ValueError(f"shard_mb must be above 0, got {shard_mb}; give a size such as 500")
     index, stems = read_tracks(tracks)
@@ -69,7 +68,8 @@ def export_tracks(tracks: Name, out: Name, *, format: str, shard_mb: float = 500
         raise ValueError(f"{tracks} must have tracks, got none; run `clearsep filter` with looser thresholds")
     selection = read_record(tracks / "manifest.json", Selection, needs=["fingerprint"])
     identity = {"export": format, "selection": selection["fingerprint"], "shard_mb": shard_mb, "version": _VERSION}
-    require_unused(out, _CLAIM, what="an export")
+    if not (out / _CLAIM).is_file():
+        require_unused(out)
     with lock(out, _LOCK):
         claim(out / _CLAIM, identity, what="an export")
         shards = _write_shards(index, stems, out, kind, _provenance(selection, tracks), shard_mb)
@@ -82,23 +82,11 @@ def export_tracks(tracks: Name, out: Name, *, format: str, shard_mb: float = 500
     return manifest
 
 
-def find_format(name: str) -> Format:
+def _find_format(name: str) -> Format:
     """The format of a name; ``ValueError`` for another."""
     if name not in FORMATS:
         raise ValueError(f"the format of exported tracks must be a known one, got {name!r}; {nearest(name, FORMATS)}")
     return FORMATS[name]
-
-
-def require_unused(out: Location, own: str, *, what: str) -> None:
-    """Raise ``ValueError`` if a folder has files without ``own`` among them; ``what`` is a noun such as "an export"."""
-    if (out / own).is_file():
-        return
-    if isinstance(out, Path):
-        names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
-    else:
-        names = [child.name for child in out.children()]
-    if others := sorted(name for name in names if not name.startswith(".")):
-        raise ValueError(f"{out} must be a new folder or {what} of the same, got one with {others[0]}; give another")
 
 
 def _provenance(selection: Selection, tracks: Location) -> Provenance:

@@ -156,7 +156,7 @@ def test_bad_input(tracks, tmp_path, write_checkpoint, cli):
     assert "no finished selection" in error(write_checkpoint(["a"]), "--format", "flac", "-o", out)
     assert "shard_mb must be above 0" in error(tracks, "--format", "flac", "-o", out, "--shard-mb", "0")
     assert not out.exists()
-    assert "must be a new folder or an export" in error(tracks, "--format", "flac", "-o", tracks)
+    assert "must be a new folder" in error(tracks, "--format", "flac", "-o", tracks)
     export_tracks(tracks, out, format="flac")
     assert "must hold an export with these settings, got an export with another export" in error(
         tracks, "--format", "datasets", "-o", out
