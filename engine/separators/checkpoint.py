@@ -12,7 +12,9 @@ from typing import Any, NotRequired, cast
 import torch
 from typing_extensions import TypedDict
 
+from engine.separators.audiosep import AudioSep, AudioSepConfig
 from engine.separators.base import NetworkSeparator
+from engine.separators.clapsep import ClapSep, ClapSepConfig
 from engine.separators.model import BUILT_IN, QuerySeparator
 from engine.separators.network import NetworkConfig
 from engine.separators.queries import Embeddings, Encoder, QueryEmbedder
@@ -56,6 +58,8 @@ def _checkpoint(architecture: str, config: type, make: Any) -> Checkpoint[Networ
 
 _CHECKPOINTS = {
     BUILT_IN: _checkpoint(BUILT_IN, NetworkConfig, QuerySeparator),
+    ClapSep.architecture: _checkpoint(ClapSep.architecture, ClapSepConfig, ClapSep),
+    AudioSep.architecture: _checkpoint(AudioSep.architecture, AudioSepConfig, AudioSep),
 }
 """Every architecture, with its config class and its network."""
 

@@ -1,0 +1,88 @@
+"""AudioSep as a separator: its transform, its mask, and rows of different lengths.
+
+Shape legend: B batch, T samples, N frames, F bins, M channels of the mask, Q query features, R rows of one length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from engine.separators.audiosep.network import AudioSepConfig, ResUNet
+from engine.separators.base import NetworkSeparator
+from engine.separators.queries import Query
+
+_QUIETEST, _LOUDEST = 1e-5, 1e10  # magnitudes that the network gets; the latter keeps its sums finite
+
+
+class AudioSep(NetworkSeparator):
+    """AudioSep, which separates any sound that text describes; made by :func:`~engine.separators.audiosep.from_original`."""
+
+    architecture = "audiosep"
+    chunk_s = 10.2
+    """A clip of 10 s is separated in one piece, as in the published evaluations."""
+    window_T: Tensor
+
+    def __init__(self, config: AudioSepConfig, labels: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.network = ResUNet(config)
+        with torch.device("cpu"):  # on ``meta`` a window has no values
+            self.register_buffer("window_T", torch.hann_window(config.num_fft), persistent=False)
+
+    @property
+    def sample_rate_hz(self) -> int:  # type: ignore[override]
+        return int(self.config.sample_rate_hz)
+
+    def encode(self, queries: Sequence[str | Query]) -> Tensor:
+        """See :meth:`NetworkSeparator.encode`; sounds that a query excludes do not change its vector."""
+        if self.embedder is None:
+            raise ValueError(
+                "an AudioSep separator must have a text encoder, got none; convert its checkpoint with its text branch"
+            )
+        vectors = [self.embedder.wanted(query) for query in queries]
+        query_BQ = torch.stack(vectors) if vectors else torch.zeros(0, self.config.query_features)
+        if query_BQ.shape[1] != self.config.query_features:
+            raise ValueError(
+                f"embeddings of queries must have {self.config.query_features} features, got {query_BQ.shape[1]}; "
+                "give the separator the encoder of its own checkpoint"
+            )
+        return query_BQ.to(self.device, torch.float32)
+
+    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+        """See :meth:`NetworkSeparator.separate_chunk`; rows of one length are separated together, without padding."""
+        stems_BT = torch.zeros_like(mix_BT)
+        lengths = lengths_B.tolist()
+        for length in set(lengths) - {0}:
+            rows = [row for row, one in enumerate(lengths) if one == length]
+            for some in torch.tensor(rows, device=mix_BT.device).split(self._most_rows(length)):
+                stems_BT[some, :length] = self._separate(mix_BT[some, :length], query_BQ[some])
+        return stems_BT
+
+    def _most_rows(self, length: int) -> int:
+        """Rows in one call of the network: on a CPU more than a chunk takes memory and saves no time."""
+        return max(1, round(self.chunk_s * self.sample_rate_hz) // length) if self.device.type == "cpu" else 1 << 20
+
+    def _separate(self, mix_RT: Tensor, query_RQ: Tensor) -> Tensor:
+        """Stems ``[R, T]`` of mixtures without padding; those too short for a frame are extended by silence."""
+        size, hop, length = self.config.num_fft, self.config.hop_samples, mix_RT.shape[1]
+        mix_RT = pad(mix_RT, (0, max(0, size // 2 + 1 - length)))
+        with torch.autocast(mix_RT.device.type, enabled=False):
+            mix_RFN = torch.stft(mix_RT, size, hop, window=self.window_T, return_complex=True)
+            magnitude_RNF = mix_RFN.abs().mT.clamp(_QUIETEST, _LOUDEST)
+        logits_RMNF = self.network(magnitude_RNF, query_RQ)
+        with torch.autocast(mix_RT.device.type, enabled=False):
+            stem_RFN = torch.zeros_like(mix_RFN)  # the last bin is silent
+            stem_RFN[:, :-1] = mix_RFN[:, :-1] * complex_mask(logits_RMNF.float()).mT
+            return torch.istft(stem_RFN, size, hop, window=self.window_T, length=mix_RT.shape[1])[:, :length]
+
+
+def complex_mask(logits_RMNF: Tensor) -> Tensor:
+    """A factor ``[R, N, F]`` for each bin: a magnitude from 0 to 1, and a turn of the phase."""
+    magnitude_RNF = logits_RMNF[:, 0].sigmoid()
+    real_RNF, imaginary_RNF = logits_RMNF[:, 1].tanh(), logits_RMNF[:, 2].tanh()
+    gain_RNF = magnitude_RNF / torch.hypot(real_RNF, imaginary_RNF).clamp(min=1e-10)
+    return torch.complex(real_RNF * gain_RNF, imaginary_RNF * gain_RNF)
