@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.separators.audiosep.network import AudioSepConfig, ResUNet, ShiftedNorm
+from engine.separators.audiosep.network import AudioSepConfig, Pointwise, ResUNet, ShiftedNorm
 from engine.separators.audiosep.separator import AudioSep
 from engine.separators.convert.keys import require_tensors
 
@@ -53,7 +53,7 @@ def from_original(tensors: Mapping[str, Tensor]) -> AudioSep:
 
 
 def _config(tensors: Mapping[str, Tensor], prefix: str) -> AudioSepConfig:
-    """The config that the shapes of tensors imply; the rate and the step between frames, which are in no file, scaled."""
+    """The config that the shapes of tensors imply; the step between frames, which is in no file, is to scale."""
     usual = AudioSepConfig()
 
     def size(name: str, axis: int, otherwise: int) -> int:
@@ -74,7 +74,7 @@ def _config(tensors: Mapping[str, Tensor], prefix: str) -> AudioSepConfig:
 def _modules(network: ResUNet) -> Iterator[tuple[str, str, nn.Module]]:
     """Name here, name there and module of everything with weights."""
     for name, module in network.named_modules():
-        if isinstance(module, ShiftedNorm | nn.Conv2d | nn.ConvTranspose2d):
+        if isinstance(module, ShiftedNorm | Pointwise | nn.Conv2d | nn.ConvTranspose2d):
             yield name, _original(name), module
 
 
@@ -98,7 +98,9 @@ def _shapes(network: ResUNet) -> Iterator[tuple[str, Sequence[int]]]:
                 yield f"{_film(norm)}.weight", module.shift.weight.shape
                 yield f"{_film(norm)}.bias", module.shift.bias.shape
         else:
-            yield from ((f"base.{original}.{key}", one.shape) for key, one in module.named_parameters())
+            kernel = (1, 1) if isinstance(module, Pointwise) else ()
+            for key, one in module.named_parameters():
+                yield f"base.{original}.{key}", (*one.shape, *(kernel if key == "weight" else ()))
 
 
 def _norm_shapes(norm: str, channels: int) -> Iterator[tuple[str, Sequence[int]]]:
@@ -117,7 +119,8 @@ def _values(network: ResUNet, tensors: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield f"{name}.shift.weight", tensors[f"{_film(original)}.weight"]
             yield f"{name}.shift.bias", tensors[f"{_film(original)}.bias"] + shift_C
         else:
-            yield from ((f"{name}.{key}", tensors[f"base.{original}.{key}"]) for key, _ in module.named_parameters())
+            for key, one in module.named_parameters():
+                yield f"{name}.{key}", tensors[f"base.{original}.{key}"].reshape(one.shape)
 
 
 def _scale_and_shift(tensors: Mapping[str, Tensor], norm: str) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ with their channels last, which halves the time of the convolutions on a CPU.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Annotated
 
@@ -21,6 +22,8 @@ from engine.settings import Count, config
 
 _SLOPE = 0.01
 _FRAMES = 32  # the encoders halve the number of frames five times, and the number of bins six times
+_STRIDES = [(2, 2)] * 5 + [(1, 2)]  # of the encoders, in frames and bins
+_STRIP, _MARGIN = 64, 2  # frames that a CPU processes at once, and how many before and after them they depend on
 _MASK = 3  # logits of each bin: magnitude, and both parts of a turn of the phase
 Width = Annotated[Count, Field(le=1 << 13)]
 
@@ -73,11 +76,19 @@ class ShiftedNorm(nn.Module):
         self.scale_C = nn.Parameter(torch.ones(channels))
         self.shift = nn.Linear(query_features, channels)
 
-    def forward(self, hidden_BCNF: Tensor, query_BQ: Tensor, out_BCNF: Tensor | None = None) -> Tensor:
-        """``out_BCNF`` is memory for the result, perhaps that of ``hidden_BCNF``; by default it is new."""
+    def forward(self, hidden_BCNF: Tensor, query_BQ: Tensor) -> Tensor:
+        """Activations ``[B, C, N, F]``, in new memory."""
         scale_C11 = self.scale_C[:, None, None].to(hidden_BCNF.dtype)
         shift_BC11 = self.shift(query_BQ)[..., None, None].to(hidden_BCNF.dtype)
-        return leaky_relu_(torch.addcmul(shift_BC11, hidden_BCNF, scale_C11, out=out_BCNF), _SLOPE)
+        return leaky_relu_(torch.addcmul(shift_BC11, hidden_BCNF, scale_C11), _SLOPE)
+
+
+class Pointwise(nn.Linear):
+    """A convolution of one bin and frame: a matrix product, which torch's convolution does not make of it."""
+
+    def forward(self, hidden_BCNF: Tensor) -> Tensor:
+        """Maps channels ``[B, C, N, F]``."""
+        return super().forward(hidden_BCNF.movedim(1, -1)).movedim(-1, 1)
 
 
 class ResUNetBlock(nn.Module):
@@ -89,21 +100,17 @@ class ResUNetBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.norm2 = ShiftedNorm(outputs, query_features)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else None
+        self.shortcut = Pointwise(inputs, outputs) if inputs != outputs else nn.Identity()
 
-    def forward(self, hidden_BCNF: Tensor, query_BQ: Tensor) -> Tensor:
-        """The input's memory is used for the result, or for values on the way to it."""
-        if self.shortcut is None:
-            sum_BCNF, inner_BCNF = hidden_BCNF, self.norm1(hidden_BCNF, query_BQ)
-        else:
-            sum_BCNF = self.shortcut(hidden_BCNF)
-            inner_BCNF = self.norm1(hidden_BCNF, query_BQ, hidden_BCNF)
-        inner_BCNF = self.conv1(inner_BCNF)
-        return sum_BCNF.add_(self.conv2(self.norm2(inner_BCNF, query_BQ, inner_BCNF)))
+    def forward(self, query_BQ: Tensor, hidden_BCNF: Tensor) -> Tensor:
+        """Channels ``[B, C, N, F]``; a frame depends on two frames before it and two after it."""
+        inner_BCNF = self.conv1(self.norm1(hidden_BCNF, query_BQ))
+        inner_BCNF = self.conv2(self.norm2(inner_BCNF, query_BQ))
+        return inner_BCNF.add_(self.shortcut(hidden_BCNF))
 
 
 class ResUNetDecoder(nn.Module):
-    """Doubles the resolution, and adds channels that an encoder had at this resolution."""
+    """Refines the resolution, and adds channels that an encoder had at that resolution."""
 
     def __init__(self, inputs: int, outputs: int, query_features: int, stride: tuple[int, int]) -> None:
         super().__init__()
@@ -111,20 +118,11 @@ class ResUNetDecoder(nn.Module):
         self.up = nn.ConvTranspose2d(inputs, outputs, stride, stride, bias=False)
         self.block = ResUNetBlock(2 * outputs, outputs, query_features)
 
-    def forward(self, hidden_BCNF: Tensor, query_BQ: Tensor, take_skip: Callable[[], Tensor]) -> Tensor:
-        """``take_skip`` gives away the encoder's channels, so that their memory is free when they are copied."""
-        finer_BCNF = self.up(self.norm(hidden_BCNF, query_BQ, hidden_BCNF))
-        del hidden_BCNF
-        both = [finer_BCNF, take_skip()]
-        del finer_BCNF
-        return self.block(_joined(both), query_BQ)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Parts side by side as channels; the list is emptied."""
-    joined_BCNF = torch.cat(parts, dim=1)
-    parts.clear()
-    return joined_BCNF
+    def forward(self, query_BQ: Tensor, hidden_BCNF: Tensor, skip_BCNF: Tensor) -> Tensor:
+        """Channels ``[B, C, N, F]`` of the resolution of ``skip_BCNF``, the channels of the encoder."""
+        finer_BCNF = self.up(self.norm(hidden_BCNF, query_BQ))
+        output_BCNF: Tensor = self.block(query_BQ, torch.cat([finer_BCNF, skip_BCNF], dim=1))
+        return output_BCNF
 
 
 class ResUNet(nn.Module):
@@ -133,33 +131,51 @@ class ResUNet(nn.Module):
     def __init__(self, config: AudioSepConfig) -> None:
         super().__init__()
         widths, features = config.widths, config.query_features
-        strides = [(2, 2)] * 5 + [(1, 2)]
         self.scale_F = nn.Parameter(torch.ones(config.num_fft // 2 + 1))
         self.shift_F = nn.Parameter(torch.zeros(config.num_fft // 2 + 1))
-        self.inward = nn.Conv2d(1, widths[0], 1)
-        self.encoders = nn.ModuleList(
-            ResUNetBlock(inputs, outputs, features) for inputs, outputs in zip(widths, widths[1:], strict=False)
-        )
-        self.bottom = ResUNetBlock(widths[6], widths[6], features)
+        self.inward = Pointwise(1, widths[0])
+        self.encoders = nn.ModuleList(ResUNetBlock(*pair, features) for pair in itertools.pairwise(widths))
+        self.bottom = ResUNetBlock(widths[-1], widths[-1], features)
         self.decoders = nn.ModuleList(
-            ResUNetDecoder(widths[min(level + 1, 6)], widths[level], features, strides[level - 1])
-            for level in range(6, 0, -1)
+            ResUNetDecoder(*pair, features, stride)
+            for pair, stride in zip(itertools.pairwise((widths[-1], *widths[:0:-1])), _STRIDES[::-1], strict=True)
         )
-        self.outward = nn.Conv2d(widths[1], _MASK, 1)
-        self._strides = strides
+        self.outward = Pointwise(widths[1], _MASK)
 
     def forward(self, magnitude_BNF: Tensor, query_BQ: Tensor) -> Tensor:
-        """Logits ``[B, M, N, F - 1]`` of magnitudes ``[B, N, F]``; frames are padded with zeros after they are scaled."""
+        """Logits ``[B, M, N, F - 1]`` of magnitudes ``[B, N, F]``; zeros are appended to the scaled frames."""
         num_frames = magnitude_BNF.shape[1]
         features_BNF = torch.addcmul(self.shift_F, magnitude_BNF, self.scale_F)[..., :-1]
         features_BNF = pad(features_BNF, (0, 0, 0, -num_frames % _FRAMES))
-        hidden_BCNF = self.inward(features_BNF[:, None]).contiguous(memory_format=torch.channels_last)
+        hidden_BCNF = self.inward(features_BNF[:, None])
         skips: list[Tensor] = []
-        for encoder, stride in zip(self.encoders, self._strides, strict=True):
-            skips.append(encoder(hidden_BCNF, query_BQ))
+        for encoder, stride in zip(self.encoders, _STRIDES, strict=True):
+            skips.append(in_strips(encoder, query_BQ, hidden_BCNF))
             hidden_BCNF = avg_pool2d(skips[-1], stride)
-        hidden_BCNF = self.bottom(hidden_BCNF, query_BQ)
-        for decoder in self.decoders:
-            hidden_BCNF = decoder(hidden_BCNF, query_BQ, skips.pop)
-        logits_BMNF: Tensor = self.outward(hidden_BCNF)
+        hidden_BCNF = in_strips(self.bottom, query_BQ, hidden_BCNF)
+        *decoders, last = self.decoders
+        for decoder in decoders:
+            hidden_BCNF = in_strips(decoder, query_BQ, hidden_BCNF, skips.pop())
+        logits_BMNF = in_strips(lambda *inputs: self.outward(last(*inputs)), query_BQ, hidden_BCNF, skips.pop())
         return logits_BMNF[:, :, :num_frames]
+
+
+def in_strips(block: Callable[..., Tensor], query_BQ: Tensor, *inputs_BCNF: Tensor) -> Tensor:
+    """The output of a block for inputs that the CPU processes strip by strip along the frames, for less memory.
+
+    A strip has the frames that its own depend on, so the output is that for all frames at once.
+    """
+    num_frames = inputs_BCNF[-1].shape[2]
+    strip = _STRIP if query_BQ.device.type == "cpu" else num_frames
+    outputs_BCNF = torch.empty(0)
+    for first in range(0, num_frames, strip):
+        start, end = max(0, first - _MARGIN), min(num_frames, first + strip + _MARGIN)
+        cuts = [one[:, :, start * one.shape[2] // num_frames : end * one.shape[2] // num_frames] for one in inputs_BCNF]
+        part_BCNF = block(query_BQ, *cuts)[:, :, first - start : first - start + strip]
+        if num_frames <= strip:
+            return part_BCNF
+        if not first:
+            batch, channels, _, bins = part_BCNF.shape
+            outputs_BCNF = part_BCNF.new_empty(batch, num_frames, bins, channels).movedim(-1, 1)
+        outputs_BCNF[:, :, first : first + strip] = part_BCNF
+    return outputs_BCNF

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from engine.separators.audiosep.network import AudioSepConfig, ResUNet
@@ -19,7 +19,7 @@ _QUIETEST, _LOUDEST = 1e-5, 1e10  # magnitudes that the network gets; the latter
 
 
 class AudioSep(NetworkSeparator):
-    """AudioSep, which separates any sound that text describes; made by :func:`~engine.separators.audiosep.from_original`."""
+    """AudioSep, which separates any sound that text describes."""
 
     architecture = "audiosep"
     chunk_s = 10.2
@@ -58,7 +58,8 @@ class AudioSep(NetworkSeparator):
         lengths = lengths_B.tolist()
         for length in set(lengths) - {0}:
             rows = [row for row, one in enumerate(lengths) if one == length]
-            for some in torch.tensor(rows, device=mix_BT.device).split(self._most_rows(length)):
+            most = self._most_rows(length)
+            for some in (rows[first : first + most] for first in range(0, len(rows), most)):
                 stems_BT[some, :length] = self._separate(mix_BT[some, :length], query_BQ[some])
         return stems_BT
 
