@@ -68,6 +68,10 @@ class ClapSep(NetworkSeparator):
                 stems_BT[row, : lengths[row]] = stem_T
         return stems_BT
 
+    def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
+        """See :meth:`NetworkSeparator.separate_unpadded`."""
+        return torch.stack(self(list(mix_BT), query_BQ))
+
     def forward(self, mixtures: Sequence[Tensor], query_BQ: Tensor) -> list[Tensor]:
         """Stems ``[T]`` of mixtures ``[T]`` of less than 10.24 s; each stem is that of its mixture alone.
 
@@ -77,7 +81,8 @@ class ClapSep(NetworkSeparator):
             spectra = [_spectrum(mix_T.float()) for mix_T in mixtures]
             power_BNF = torch.stack([_encoder_power(mix_T.float()) for mix_T in mixtures])
         magnitude_BNF = nn.utils.rnn.pad_sequence([mix_FN.abs().T for mix_FN in spectra], batch_first=True)
-        num_frames_B = torch.tensor([mix_FN.shape[1] for mix_FN in spectra], device=query_BQ.device)
+        num_frames = [mix_FN.shape[1] for mix_FN in spectra]
+        num_frames_B = torch.tensor(num_frames, device=query_BQ.device) if len(set(num_frames)) > 1 else None
         mask_BNF = self.decoder_model(self.audio_branch.maps(power_BNF), magnitude_BNF, query_BQ, num_frames_B)
         with torch.autocast(query_BQ.device.type, enabled=False):
             return [

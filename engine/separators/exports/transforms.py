@@ -1,4 +1,4 @@
-"""The short-time Fourier transform as convolutions, because ONNX has no complex numbers and no inverse of it.
+"""The short-time Fourier transform as convolutions, because ONNX has no inverse of it.
 
 Shape legend: B batch, T samples, F bins, N frames, K samples of a frame.
 """
@@ -16,13 +16,18 @@ from torch.nn import functional
 
 @contextmanager
 def real_transforms() -> Iterator[None]:
-    """Let torch's transform and its inverse be convolutions while the block runs."""
-    before = torch.stft, torch.istft
-    torch.stft, torch.istft = _stft, _istft
+    """Let torch's transform and its inverse be convolutions while the block runs, and ``hypot`` a square root."""
+    before = torch.stft, torch.istft, torch.hypot
+    torch.stft, torch.istft, torch.hypot = _stft, _istft, _hypot
     try:
         yield
     finally:
-        torch.stft, torch.istft = before
+        torch.stft, torch.istft, torch.hypot = before
+
+
+def _hypot(input: Tensor, other: Tensor) -> Tensor:
+    """See ``torch.hypot``, which ONNX does not have."""
+    return (input.square() + other.square()).sqrt()
 
 
 def _waves(num_fft: int, *, inverse: bool) -> Tensor:
@@ -48,9 +53,9 @@ def _stft(
 ) -> Tensor:
     """See ``torch.stft``."""
     assert window is not None and len(window) == n_fft and center and return_complex and win_length in (None, n_fft)
-    padded_BT = functional.pad(input[:, None], (n_fft // 2, n_fft // 2), mode=pad_mode)
-    parts_BFN = functional.conv1d(padded_BT, _waves(n_fft, inverse=False) * window, stride=hop_length)
-    return torch.complex(*parts_BFN.chunk(2, dim=1))
+    padded_B1T = functional.pad(torch.atleast_2d(input)[:, None], (n_fft // 2, n_fft // 2), mode=pad_mode)
+    parts_BFN = functional.conv1d(padded_B1T, _waves(n_fft, inverse=False) * window, stride=hop_length)
+    return torch.complex(*(parts_BFN[0] if input.ndim == 1 else parts_BFN).chunk(2, dim=-2))
 
 
 def _istft(
@@ -65,11 +70,12 @@ def _istft(
 ) -> Tensor:
     """See ``torch.istft``."""
     assert window is not None and len(window) == n_fft and center and win_length in (None, n_fft)
-    parts_BFN = torch.cat(torch.view_as_real(input).unbind(-1), dim=1)
+    parts_BFN = torch.cat(torch.view_as_real(input).unbind(-1), dim=-2)
+    parts_BFN = parts_BFN[None] if input.ndim == 2 else parts_BFN
     sum_B1T = functional.conv_transpose1d(parts_BFN, _waves(n_fft, inverse=True) * window, stride=hop_length)
     weight_1T = functional.conv_transpose1d(
         torch.ones_like(parts_BFN[:1, :1]), window.square()[None, None], stride=hop_length
     )
     first = n_fft // 2
     stems_BT: Tensor = (sum_B1T / weight_1T.clamp(min=1e-11))[:, 0, first : first + length]
-    return stems_BT
+    return stems_BT[0] if input.ndim == 2 else stems_BT
