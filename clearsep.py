@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from engine.separators import AudioExample as AudioExample
     from engine.separators import Query as Query
     from engine.separators import Separator as Separator
-    from engine.separators import load_separator as from_pretrained
+    from engine.separators import load_separator as from_pretrained  # noqa: F401 - public under both names
     from engine.separators import load_separator as load_separator
     from engine.separators.exports.hub import save_pretrained as save_pretrained
     from train.api import distil as distil

@@ -111,7 +111,8 @@ def _write_shards(
         file, record = kind.file(number, len(starts)), out / "shards" / f"{number:05d}.json"
         shard = _finished(record)
         if shard is None or shard["file"] != file or not kind.is_intact(out, shard):
-            shard = kind.write(out, file, read_records(index.slice(first, end - first), stems, provenance))
+            tracks = read_records(index.slice(first, end - first), stems, provenance)
+            shard = kind.write(out, file, tracks, num_tracks=end - first)
             write_sealed(record, shard)
             _LOGGER.info("exported shard %d of %d (%d tracks)", number + 1, len(starts), shard["num_tracks"])
         shards.append(shard)
@@ -155,7 +156,9 @@ def _manifest(index: pa.Table, selection: Selection, format: str, shards: list[E
 @functools.cache
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("engine.selection.export", "")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     environment.filters["markdown"] = markdown
     return environment.get_template("card.md.jinja")
 

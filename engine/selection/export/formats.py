@@ -43,16 +43,16 @@ class Format(abc.ABC):
         """Name of the file of a shard."""
         return f"tracks-{number:05d}-of-{num_shards:05d}.{self.suffix}"
 
-    def write(self, out: Location, file: str, tracks: Tracks) -> ExportedShard:
+    def write(self, out: Location, file: str, tracks: Tracks, *, num_tracks: int) -> ExportedShard:
         """Write a shard."""
         with atomic_path(out / file) as temporary:
-            num_tracks = self.write_shard(out, temporary, tracks)
+            self.write_shard(out, temporary, tracks)
             sha256, num_bytes = sha256_file(temporary), temporary.stat().st_size
         return {"file": file, "sha256": sha256, "num_tracks": num_tracks, "num_bytes": num_bytes}
 
     @abc.abstractmethod
-    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> int:
-        """Write the file of a shard to a local path; returns the number of its tracks."""
+    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> None:
+        """Write the file of a shard to a local path."""
 
     def is_intact(self, out: Location, shard: ExportedShard) -> bool:
         """True if the bytes of a shard are those that were written."""
@@ -68,16 +68,14 @@ class WebDataset(Format):
 
     suffix = "tar"
 
-    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> int:
+    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> None:
         """See :meth:`Format.write_shard`."""
-        number = 0
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for number, (record, flac) in enumerate(tracks, 1):
+            for record, flac in tracks:
                 for suffix, data in (("flac", flac), ("json", _line(record))):
                     info = tarfile.TarInfo(f"{record['key']}.{suffix}")  # of no user, and of no time
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-        return number
 
     def finish(self, out: Location, shards: Sequence[ExportedShard]) -> list[str]:
         """See :meth:`Format.finish`."""
@@ -97,19 +95,16 @@ class Datasets(Format):
         """See :meth:`Format.file`."""
         return f"data/train-{number:05d}-of-{num_shards:05d}.parquet"
 
-    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> int:
+    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> None:
         """See :meth:`Format.write_shard`."""
         writer: pq.ParquetWriter | None = None
-        number = 0
         for rows in _groups(tracks):
             schema = _parquet_schema(rows[0]["sample_rate_hz"])
             if writer is None:
                 writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-            number += len(rows)
         if writer is not None:
             writer.close()
-        return number
 
 
 def _groups(tracks: Tracks) -> Iterator[list[Any]]:
@@ -159,15 +154,13 @@ class FlacFiles(Format):
         """See :meth:`Format.file`."""
         return f"shards/{number:05d}.jsonl"
 
-    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> int:
+    def write_shard(self, out: Location, path: Path, tracks: Tracks) -> None:
         """See :meth:`Format.write_shard`."""
-        number = 0
         with open(path, "wb") as lines:
-            for number, (record, flac) in enumerate(tracks, 1):
+            for record, flac in tracks:
                 file = f"audio/{record['key'].rpartition('-')[2][:2]}/{record['key']}.flac"
                 write_bytes(out / file, flac)
                 lines.write(_line({"file": file, **record}))
-        return number
 
     def is_intact(self, out: Location, shard: ExportedShard) -> bool:
         """See :meth:`Format.is_intact`; of files in S3 only the shard's list is compared."""

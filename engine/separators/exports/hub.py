@@ -109,7 +109,7 @@ def _copy(source: Location, target: Location) -> None:
 
 
 def _copy_encoder(encoder: Location, out: Location) -> None:
-    files = [path for pattern in _FILES for path in sorted(encoder.glob(pattern))]
+    files: list[Location] = [path for pattern in _FILES for path in encoder.glob(pattern)]
     if not files:
         raise ValueError(
             f"there is no encoder of the separator's queries in {encoder}; convert the separator again, or put its "

@@ -5,7 +5,7 @@ Shape legend: B batch, T samples, F bins, N frames, K samples of a frame.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,12 +17,18 @@ from torch.nn import functional
 @contextmanager
 def real_transforms() -> Iterator[None]:
     """Let torch's transform and its inverse be convolutions while the block runs, and ``hypot`` a square root."""
-    before = torch.stft, torch.istft, torch.hypot
-    torch.stft, torch.istft, torch.hypot = _stft, _istft, _hypot
+    replaced = {"stft": _stft, "istft": _istft, "hypot": _hypot}
+    before = {name: getattr(torch, name) for name in replaced}
+    _replace(replaced)
     try:
         yield
     finally:
-        torch.stft, torch.istft, torch.hypot = before
+        _replace(before)
+
+
+def _replace(functions: Mapping[str, Callable[..., Tensor]]) -> None:
+    for name, function in functions.items():
+        setattr(torch, name, function)
 
 
 def _hypot(input: Tensor, other: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ def _stft(
 ) -> Tensor:
     """See ``torch.stft``."""
     assert window is not None and len(window) == n_fft and center and return_complex and win_length in (None, n_fft)
-    padded_B1T = functional.pad(torch.atleast_2d(input)[:, None], (n_fft // 2, n_fft // 2), mode=pad_mode)
+    padded_B1T = functional.pad(input.reshape(-1, 1, input.shape[-1]), (n_fft // 2, n_fft // 2), mode=pad_mode)
     parts_BFN = functional.conv1d(padded_B1T, _waves(n_fft, inverse=False) * window, stride=hop_length)
     return torch.complex(*(parts_BFN[0] if input.ndim == 1 else parts_BFN).chunk(2, dim=-2))
 

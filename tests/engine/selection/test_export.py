@@ -122,7 +122,9 @@ def test_an_interrupted_export_resumes_with_the_same_bytes(format, tracks, tmp_p
     with monkeypatch.context() as patch:  # nothing is written again
         patch.delattr("engine.selection.export.records.encode_flac24")
         export_tracks(tracks, tmp_path / "out", format=format, shard_mb=SHARD_MB)
-    damaged = next(path for path in sorted((tmp_path / "out").rglob("*")) if path.suffix in (".tar", ".parquet", ".flac"))
+    damaged = next(
+        path for path in sorted((tmp_path / "out").rglob("*")) if path.suffix in (".tar", ".parquet", ".flac")
+    )
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"?")
     export_tracks(tracks, tmp_path / "out", format=format, shard_mb=SHARD_MB)
     assert {**contents(tmp_path / "out"), ".export.lock": b""} == {**made, ".export.lock": b""}

@@ -118,7 +118,9 @@ def test_an_edited_card_stays_and_another_separator_does_not_replace_it(folder, 
     (tmp_path / "full" / "thesis.txt").touch()
     assert "must be a new folder" in cli("export", other, "--format", "hub", "-o", tmp_path / "full").error()
     factory = "tests.engine.separators.own_separators:half"
-    assert "must be a checkpoint folder, got the factory" in cli("export", factory, "--format", "hub", "-o", out).error()
+    assert (
+        "must be a checkpoint folder, got the factory" in cli("export", factory, "--format", "hub", "-o", out).error()
+    )
     assert "there is no separator in" in cli("export", tmp_path, "--format", "hub", "-o", out).error()
     weights = other / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")

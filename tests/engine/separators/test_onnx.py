@@ -8,12 +8,15 @@ import onnxruntime
 import pytest
 import torch
 
-from engine.separators import load_separator
+from engine.separators import QuerySeparator, load_separator, save
+from engine.separators.audiosep import AudioSep, AudioSepConfig
+from engine.separators.clapsep.layout import from_original
 from engine.separators.exports import onnx
 from engine.separators.exports.onnx import export_onnx
 from engine.separators.exports.transforms import real_transforms
-from tests.conftest import RATE_HZ
+from tests.conftest import RATE_HZ, TINY
 from tests.support import ROOT
+from tests.support.clapsep import tiny_clapsep
 from tests.support.signals import snr_db
 
 
@@ -36,9 +39,6 @@ def test_the_transforms_are_torchs(num_fft, hop, pad_mode):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A tiny separator with its ONNX file of half a second, made once."""
-    from engine.separators import QuerySeparator, save
-    from tests.conftest import TINY
-
     folder = tmp_path_factory.mktemp("onnx")
     torch.manual_seed(0)
     save(QuerySeparator(TINY, ["bell", "dog"]), folder / "separator")
@@ -57,6 +57,20 @@ def test_onnxruntime_separates_as_torch_does(exported):
         wanted_BT = separator.separate(torch.from_numpy(mix_BT), [label]).numpy()
         assert stem_BT.shape == (1, 4000) and snr_db(estimate=stem_BT, reference=wanted_BT) > 90
     assert list(record["queries"]) == ["bell", "dog"]
+
+
+@pytest.mark.slow
+def test_separators_of_others_are_exported(tmp_path):
+    """Each is compared with torch by the export itself."""
+    widths = dict.fromkeys((f"width_{number}" for number in range(7)), 8)
+    config = AudioSepConfig(sample_rate_hz=RATE_HZ, num_fft=256, hop_samples=80, query_features=8, **widths)
+    for name, separator in (
+        ("audiosep", AudioSep(config)),
+        ("clapsep", from_original(*tiny_clapsep(query_features=8))),
+    ):
+        save(separator, tmp_path / name)
+        record = export_onnx(tmp_path / name, tmp_path / f"{name}.onnx", chunk_s=0.5)
+        assert record["snr_db"] > 90 and record["queries"] == {} and record["query_features"] == 8
 
 
 def test_the_file_names_no_folder_of_this_machine(exported):
