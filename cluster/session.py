@@ -60,6 +60,14 @@ def connect(address: str | None = None, *, num_cpus: int | None = None, num_gpus
             ray.shutdown()
 
 
+def require_connection() -> None:
+    """Raise ``RuntimeError`` unless Ray is connected: Ray itself would start one that others can reach."""
+    import ray
+
+    if not ray.is_initialized():
+        raise RuntimeError("Ray must be connected for this, got no connection; call it in a `with cs.connect():` block")
+
+
 def _find_own_packages(root: str) -> Callable[[], None]:
     """Make the function with which a worker imports this project's packages, whatever else has their names."""
 

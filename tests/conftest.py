@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,14 @@ def pytest_configure() -> None:
 def pinned() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends_with_its_module() -> Iterator[None]:
+    """A Ray that a test leaves connected would be that of the next module, with another environment."""
+    yield
+    ray = sys.modules.get("ray")
+    assert ray is None or not ray.is_initialized()
 
 
 @pytest.fixture(scope="session")

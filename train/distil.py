@@ -21,6 +21,7 @@ import torch.distributed
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import nn
 
+from cluster.session import require_connection
 from engine.separators import NetworkConfig, load, read_description, save
 from engine.settings import plain
 from engine.storage.files import remove_leftovers, remove_tree
@@ -97,6 +98,8 @@ def distil(
 def _fit(task: TrainingTask, work: Location) -> None:
     """Run the workers to the last step."""
     use_gpu, number = task.config.use_gpu, task.config.num_workers
+    if number:
+        require_connection()
     if use_gpu is None:
         use_gpu = number != 0 and ray.cluster_resources().get("GPU", 0) > 0
     trainer = ray.train.torch.TorchTrainer(

@@ -151,6 +151,9 @@ def exit_codes() -> Iterator[None]:
             _LOGGER.error(str(error))
             sys.exit(1 if isinstance(error, DamagedError) else 2)  # 2: the command or its input is wrong
         except (OSError, RuntimeError) as error:
+            if terminated.is_set():  # a library made an error of the interrupt
+                _LOGGER.info("terminated; start the same command again to resume")
+                sys.exit(143)
             has_remedy = getattr(error, "has_remedy", "; " in str(error))
             _LOGGER.error(f"{error}{'' if has_remedy else '; start the same command again to resume'}")
             sys.exit(1)

@@ -17,6 +17,7 @@ import ray
 import ray.data
 import ray.exceptions
 
+from cluster.session import require_connection
 from engine.corpus.table import Corpus
 from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
@@ -169,6 +170,7 @@ def choose_placement(config: PassConfig) -> Placement:
 
     Nobody knows what an autoscaler will add. If ``max_actors`` is set, the pool waits for new nodes.
     """
+    require_connection()
     resources = ray.cluster_resources()
     available_cpus, available_gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     num_cpus, num_gpus = config.num_cpus_per_actor, config.num_gpus_per_actor
@@ -205,7 +207,7 @@ class _Steps(NamedTuple):
 
 def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
     """Open a model in an actor, whose constructor Ray repeats without end if its process dies."""
-    mark = f"open-{ray.get_runtime_context().get_actor_id()}"
+    mark = f"open-{ray.get_runtime_context().get_actor_id() if ray.is_initialized() else 'here'}"
     deaths = hand.begin(mark)
     if deaths >= MAX_DEATHS:
         what = f"cannot open {model.name} in a worker"

@@ -124,7 +124,7 @@ def open_checkpoint(
 
 
 def query_embedder(folder: Name, known: Embeddings | None = None) -> QueryEmbedder | None:
-    """What makes embeddings of queries for the separator in a folder; None for a closed vocabulary."""
+    """The embedder of queries for the separator in a folder; None for a closed vocabulary."""
     described = read_description(folder).get("queries")
     if described is None:
         return None

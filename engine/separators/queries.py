@@ -152,7 +152,7 @@ class Embeddings:
 
     @classmethod
     def load(cls, folder: Location) -> Embeddings | None:
-        """What :meth:`save` wrote; None if there is nothing, or not the same."""
+        """The embeddings that :meth:`save` wrote; None if there are none, or not the same."""
         if not ((folder / _DESCRIPTION).is_file() and (folder / _VECTORS).is_file()):
             return None
         record = read_record(folder / _DESCRIPTION, EmbeddingsRecord, needs=["labels", "encoder", "sha256"])

@@ -6,9 +6,11 @@ import json
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import pytest
 import soundfile
 
 import clearsep
-from engine.cli.console import show_progress
+from engine.cli.console import exit_codes, show_progress
 from engine.schema import SCORES
 from engine.selection.tracks import read_tracks
 from tests.support import ROOT
@@ -531,3 +533,13 @@ def test_a_user_without_a_name_and_a_home_gets_both() -> None:
     if "unshare failed" in done.stderr:
         pytest.skip("user namespaces are not allowed here")
     assert done.stdout.split() == ["user-12345", tempfile.gettempdir()], done.stderr
+
+
+def test_an_error_that_a_library_makes_of_the_interrupt_ends_as_terminated() -> None:
+    with pytest.raises(SystemExit) as stopped, exit_codes():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            raise RuntimeError("cannot start Ray (interrupted); start again") from None
+    assert stopped.value.code == 143

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cluster.session import require_connection
 from engine.corpus.contents import claim_contents
 from engine.selection.thresholds import Thresholds
 from engine.settings import Tree, build, merged, named_in, plain
@@ -51,6 +52,7 @@ def search(
     >>> len(summary["candidates"]) > 0
     True
     """
+    require_connection()
     config, out = read_search(config), location(out)
     space, run_config = read_space(config.schedule, config.iterations), _run_config(config)
     baselines = baseline_schedules(config.iterations, run_config.schedule)

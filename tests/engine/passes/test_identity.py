@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import soundfile
 
 from cluster.session import connect
@@ -200,3 +201,11 @@ def test_on_a_real_cluster_a_finished_pass_is_that_of_its_files_alone(tmp_path: 
         assert start(one) == first
         repaired = start(one, retry_failed=True)
         assert (repaired["num_failed"], repaired["num_stems"]) == (0, first["num_stems"] + 2)
+
+
+def test_a_pass_without_a_connection_is_refused_and_starts_no_ray_that_others_could_reach(tmp_path: Path) -> None:
+    manifest = write_clips(tmp_path / "corpus", {"a.wav": mixture(RATE_HZ, seed=1)})
+    separator = find_separator(tiny_checkpoint(tmp_path / "separator"))
+    with pytest.raises(RuntimeError, match=r"Ray must be connected for this, got no connection; call it in a `with cs"):
+        run_pass(read_corpus(manifest), tmp_path / "out", separator=separator, config=CONFIG)
+    assert not ray.is_initialized() and not (tmp_path / "out").exists()
