@@ -106,7 +106,8 @@ class ResUNetBlock(nn.Module):
         """Channels ``[B, C, N, F]``; a frame depends on two frames before it and two after it."""
         inner_BCNF = self.conv1(self.norm1(hidden_BCNF, query_BQ))
         inner_BCNF = self.conv2(self.norm2(inner_BCNF, query_BQ))
-        return inner_BCNF.add_(self.shortcut(hidden_BCNF))
+        shortcut_BCNF: Tensor = self.shortcut(hidden_BCNF)
+        return inner_BCNF.add_(shortcut_BCNF)
 
 
 class ResUNetDecoder(nn.Module):
