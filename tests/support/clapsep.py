@@ -3,6 +3,10 @@
 import numpy as np
 import torch
 
+from engine.separators import save
+from engine.separators.clapsep import from_original
+from tests.support.clap import write_tiny_clap
+
 DEPTHS, HEADS, CHANNELS, WINDOW = (2, 2, 2, 2), 2, 8, 8
 MASK_CHANNELS, MASK_DEPTH, MASK_HIDDEN = 16, 2, 24
 
@@ -19,6 +23,13 @@ def tiny_clapsep(*, query_features=1024, rank=2, seed=3):
     clap = {f"module.audio_branch.{name}": shape for name, shape in _encoder().items()}
     generator = np.random.default_rng(seed)
     return tuple({name: _value(name, shape, generator) for name, shape in part.items()} for part in (slim, clap))
+
+
+def write_tiny_clapsep(folder):
+    """Save a tiny CLAPSep with a tiny CLAP of text and audio as the encoder of its queries."""
+    fingerprint = write_tiny_clap(folder / "encoder", audio=True)
+    queries = {"template": "The sound of {label}", "encoder": "encoder", "encoder_fingerprint": fingerprint}
+    save(from_original(*tiny_clapsep()), folder, about={"queries": queries})
 
 
 def full_clapsep(slim, clap):

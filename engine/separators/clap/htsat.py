@@ -119,7 +119,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("index_KK", torch.from_numpy(away[0] * (2 * _WINDOW - 1) + away[1]), persistent=False)
 
     def forward(self, windows_BPKC: Tensor, mask_PKK: Tensor | None) -> Tensor:
-        """What positions get from each other; ``mask_PKK`` is added to the logits of each window."""
+        """The positions mixed within each window; ``mask_PKK`` is added to the logits."""
         num, windows, size, channels = windows_BPKC.shape
         bias_AKK = self.relative_position_bias_table[self.index_KK].permute(2, 0, 1)[None]
         if mask_PKK is not None:

@@ -77,18 +77,34 @@ class ClapSep(NetworkSeparator):
 
         Spectra are computed in float32 whatever the rest is computed in.
         """
+        distinct, places = _without_repeats(mixtures)
         with torch.autocast(query_BQ.device.type, enabled=False):
-            spectra = [_spectrum(mix_T.float()) for mix_T in mixtures]
-            power_BNF = torch.stack([_encoder_power(mix_T.float()) for mix_T in mixtures])
+            spectra = [_spectrum(mix_T.float()) for mix_T in distinct]
+            power_BNF = torch.stack([_encoder_power(mix_T.float()) for mix_T in distinct])
         magnitude_BNF = nn.utils.rnn.pad_sequence([mix_FN.abs().T for mix_FN in spectra], batch_first=True)
-        num_frames = [mix_FN.shape[1] for mix_FN in spectra]
+        num_frames = [spectra[place].shape[1] for place in places]
         num_frames_B = torch.tensor(num_frames, device=query_BQ.device) if len(set(num_frames)) > 1 else None
-        mask_BNF = self.decoder_model(self.audio_branch.maps(power_BNF), magnitude_BNF, query_BQ, num_frames_B)
+        maps = [map_BHWC[places] for map_BHWC in self.audio_branch.maps(power_BNF)]
+        mask_BNF = self.decoder_model(maps, magnitude_BNF[places], query_BQ, num_frames_B)
+        masked = [
+            spectra[place] * mask_NF.T[:, : spectra[place].shape[1]]
+            for place, mask_NF in zip(places, mask_BNF, strict=True)
+        ]
         with torch.autocast(query_BQ.device.type, enabled=False):
-            return [
-                _wave(mix_FN * mask_NF[: mix_FN.shape[1]].T, len(mix_T))
-                for mix_T, mix_FN, mask_NF in zip(mixtures, spectra, mask_BNF, strict=True)
-            ]
+            return [_wave(stem_FN, len(mix_T)) for stem_FN, mix_T in zip(masked, mixtures, strict=True)]
+
+
+def _without_repeats(mixtures: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+    """Mixtures that differ from the one before, and the place of each mixture among them.
+
+    The labels of a clip follow one another, so that its sound is encoded once for all of them.
+    """
+    distinct, places = [mixtures[0]], [0]
+    for mix_T in mixtures[1:]:
+        if not torch.equal(mix_T, distinct[-1]):
+            distinct.append(mix_T)
+        places.append(len(distinct) - 1)
+    return distinct, places
 
 
 def _reflectable(mix_T: Tensor) -> Tensor:

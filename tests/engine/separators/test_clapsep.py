@@ -1,17 +1,18 @@
 """CLAPSep: the same as plain formulas on small weights in its authors' layout, any length, two-sided queries."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.separators import AudioExample, Query, open_checkpoint, read_description, save
+from engine.separators import AudioExample, Query, find_separator, open_checkpoint, read_description, save
 from engine.separators.clap.htsat import Htsat, HtsatConfig, power_spectrum
-from engine.separators.clapsep import ClapSep
-from engine.separators.clapsep.layout import from_original, recognises
+from engine.separators.clapsep import ClapSep, from_original, recognises
 from engine.separators.queries import QueryEmbedder
 from tests.engine.separators import clapsep_formulas
-from tests.support.clapsep import DEPTHS, HEADS, full_clapsep, tiny_clapsep
+from tests.support.clapsep import DEPTHS, HEADS, full_clapsep, tiny_clapsep, write_tiny_clapsep
 from tests.support.signals import snr_db
 
 RATE_HZ = 32000
@@ -222,6 +223,18 @@ def test_a_padded_mixture_has_the_stem_that_it_has_alone(separator):
         assert not stem_T[len(row_T) :].any()
 
 
+def test_a_mixture_with_several_queries_has_the_stems_of_each_alone(separator):
+    one_T, other_T = noise(700), noise(650, seed=1)
+    mixtures, lengths = [one_T, one_T, other_T, other_T, one_T], [700, 700, 650, 650, 600]
+    queries = ["dog", "cow", "dog", Query("dog", unwanted="rain"), "dog"]
+    mix_BT = torch.nn.utils.rnn.pad_sequence(mixtures, batch_first=True)
+    for stem_T, mix_T, query, length in zip(
+        separator.separate(mix_BT, queries, lengths=lengths), mixtures, queries, lengths, strict=True
+    ):
+        (alone_T,) = separator.separate(mix_T[None, :length], [query])
+        torch.testing.assert_close(stem_T[:length], alone_T, rtol=0, atol=1e-6)
+
+
 def test_more_mixtures_than_one_call_takes(separator):
     mix_BT = torch.stack([noise(700, seed=i) for i in range(17)])
     stems_BT = separator.separate(mix_BT, ["dog"] * 17)
@@ -286,3 +299,19 @@ def test_a_folder_has_the_same_separator(separator, tmp_path):
     save_file(tensors, tmp_path / "weights.safetensors")
     with pytest.raises(ValueError, match=r"film\.norm\.bias must be F32 of shape"):
         read_description(tmp_path)
+
+
+def test_text_and_sounds_are_queries_of_a_folder_with_its_clap(tmp_path):
+    """Labels are embedded once; a worker that has their embeddings opens no encoder."""
+    write_tiny_clapsep(tmp_path / "separator")
+    source = find_separator(tmp_path / "separator")
+    assert source.reads_text and not source.is_trainable and source.labels == ()
+    mix_BT = noise(1200)[None].repeat(3, 1)
+    example = AudioExample(samples_T=noise(RATE_HZ, seed=5).numpy(), sample_rate_hz=RATE_HZ)
+    stems_BT = source.open("cpu").separate(mix_BT, ["dog", Query("dog", unwanted="rain"), Query(example)])
+    assert torch.isfinite(stems_BT).all() and not torch.equal(stems_BT[0], stems_BT[1])
+    worker = source.with_labels(["dog", "rain"], tmp_path / "labels").open("cpu")
+    shutil.rmtree(tmp_path / "separator" / "encoder")
+    assert worker.labels == ("dog", "rain")
+    again_BT = worker.separate(mix_BT[:2], ["dog", Query("dog", unwanted="rain")])
+    torch.testing.assert_close(again_BT, stems_BT[:2], rtol=0, atol=1e-6)
