@@ -55,9 +55,8 @@ def calibrate(
 
     config = build(CalibrationConfig, override({}, set_ or []))
     clips = read_sources(clean, folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside)
-    estimator = fit(
-        load_separator(separator), clips, tagger=find_tagger(tagger).open() if tagger else None, config=config
-    )
+    tagging = find_tagger(tagger).with_labels(clips.labels).open() if tagger else None
+    estimator = fit(load_separator(separator), clips, tagger=tagging, config=config)
     save_estimator(estimator, out)
     tables, value = estimator_report(estimator)
     print_result(lambda: tables, value, as_json)

@@ -66,7 +66,8 @@ class RunConfig:
     calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     """Calibration of that estimator, if ``estimator`` is null."""
     tagger: str | None = None
-    """Folder of a tagger, built-in or of Hugging Face; null: one is trained on ``clean`` if the schedule needs it."""
+    """Folder of a tagger (built-in, of Hugging Face or a CLAP), or a file that maps labels to its classes; null: one is
+    trained on ``clean`` if the schedule needs it."""
     tagger_training: TaggerConfig = field(default_factory=TaggerConfig)
     """Training of that tagger, if ``tagger`` is null."""
     distil: DistilConfig = field(default_factory=DistilConfig)

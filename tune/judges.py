@@ -83,5 +83,6 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
 
 def _scorer(config: RunConfig, inputs: Inputs, separator: SeparatorSource) -> Scorer:
     batched = BatchedSeparator(separator=separator.open(), batch_s=config.engine.batch_s)
-    tagger = inputs.tagger.open("cpu") if inputs.tagger is not None else None
+    labels = inputs.clean.labels if inputs.clean is not None else ()
+    tagger = inputs.tagger.with_labels(labels).open() if inputs.tagger is not None else None
     return Scorer(batched=batched, tagger=tagger, reseparate=config.engine.reseparate)

@@ -26,7 +26,7 @@ from engine.cli.console import (
 Manifest = Annotated[
     str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder with a subfolder per label, or AudioSet's CSV.")
 ]
-TAGGER_HELP = "Folder of a tagger, which scores how much of its label is in a stem."
+TAGGER_HELP = "Folder of a tagger, or a file that maps labels to its classes; it scores the label in a stem."
 ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 
 _LOGGER = logging.getLogger(__name__)

@@ -175,6 +175,8 @@ def _measure(
         try:
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))
             decode = Decode(config, root=root, out=str(out), sample_rate_hz=separator.sample_rate_hz)
+            labels = [label for row in rows for label in row["labels"]]
+            separator, tagger = separator.with_labels(labels, out / "queries"), tagger and tagger.with_labels(labels)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
             write = ScoreAndWrite(str(out), separator.sample_rate_hz)
             for shard in decode.decode(task=0):

@@ -118,7 +118,9 @@ def _run_missing_tasks(
     done: list[str],
 ) -> PassManifest:
     started, before = time.perf_counter(), read_totals(out, done)
-    separator = separator.with_labels(corpus.labels(min_labels=config.min_labels), out / "queries")
+    labels = corpus.labels(min_labels=config.min_labels)
+    separator = separator.with_labels(labels, out / "queries")
+    tagger = tagger.with_labels(labels, out / "tagger") if tagger is not None else None
     counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
     write_manifest_failures(out, corpus)
     progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])

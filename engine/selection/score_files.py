@@ -86,7 +86,7 @@ def score_files(
     ('bell', True, ['min_tagger_margin_db', 'min_estimated_si_sdr_db', 'label_floor_fraction'])
     """
     if isinstance(tagger, (str, os.PathLike)):
-        tagger = find_tagger(tagger).open()
+        tagger = find_tagger(tagger).with_labels(stems).open()
     if isinstance(estimator, (str, os.PathLike)):
         estimator = load_estimator(estimator)
     rate = separator.sample_rate_hz if separator is not None else shared_decoder().probe(str(mixture)).sample_rate_hz

@@ -1,17 +1,15 @@
 """Taggers from models on disk: any audio classifier of Hugging Face's transformers, and CLAP.
 
-transformers is an optional dependency (extra ``taggers``) and is imported when a tagger is opened. Nothing is
-downloaded, no code in a model's folder is run and no pickle is read.
+Nothing is downloaded, no code in a model's folder is run and no pickle is read.
 
-Shape legend: B rows, T samples, C classes of a model, L labels.
+Shape legend: B rows, T samples, L labels, E features of an embedding.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from engine.errors import nearest
+from engine.separators.clap import Clap
+from engine.separators.clap.htsat import SAMPLE_RATE_HZ
+from engine.separators.queries import Embeddings
 from engine.storage.files import sha256_file
 from engine.storage.fingerprints import fingerprint
 from engine.taggers.base import find_label, normalized
@@ -68,61 +68,47 @@ class _WindowTagger(ABC):
 
 
 class HuggingFaceTagger(_WindowTagger):
-    """An audio classifier on disk (AST, Wav2Vec2, …) as a :class:`~engine.taggers.base.Tagger`.
+    """An audio classifier on disk (AST, Wav2Vec2, …) as a :class:`~engine.taggers.base.Tagger`; its labels are classes.
 
-    ``label_map`` maps labels to classes of the model, such as ``{"dog": ["Dog", "Bark"]}``; without it the labels are
-    the classes. A tag is the softmax of a label's classes among all classes, in dB, so a margin is a difference of
-    logits. Raises ``ValueError`` for a folder without such a model and for classes that the model does not have.
+    A tag is the softmax of a class among all classes, in dB, so a margin is a difference of logits. Raises
+    ``ValueError`` for a folder without such a model.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        label_map: Mapping[str, str | Sequence[str]] | None = None,
-        device: str | torch.device = "cpu",
-    ) -> None:
+    def __init__(self, folder: str | Path, device: str | torch.device = "cpu") -> None:
         self._model = _model("AutoModelForAudioClassification", folder).to(device)
         self._extract = _opened("AutoFeatureExtractor", folder)
         self.sample_rate_hz = int(self._extract.sampling_rate)
-        classes = [self._model.config.id2label[i] for i in range(self._model.config.num_labels)]
-        given = label_map if label_map is not None else {name: name for name in classes}
-        wanted = {label: [names] if isinstance(names, str) else list(names) for label, names in given.items()}
-        self.labels = _labels(wanted)
-        self._member_CL = torch.zeros(len(classes), len(wanted), device=device)
-        for column, names in enumerate(wanted.values()):
-            self._member_CL[_positions(names, classes), column] = 1.0
-        self.fingerprint = _fingerprint(folder, "audio_classifier", wanted)
+        self.labels = _labels([self._model.config.id2label[i] for i in range(self._model.config.num_labels)])
+        files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".json", ".txt"))
+        self.fingerprint = fingerprint(["audio_classifier", [(path.name, sha256_file(path)) for path in files]])
 
     def _fractions(self, window_T: NDArray[np.float32]) -> Tensor:
         inputs = self._extract(window_T, sampling_rate=self.sample_rate_hz, return_tensors="pt")
-        logits_1C: Tensor = self._model(**inputs.to(self._model.device)).logits
-        return logits_1C[0].float().softmax(0) @ self._member_CL
-
-
-class ClapTagger(_WindowTagger):
-    """A CLAP model on disk (Wu et al. 2023, arXiv 2211.06687) that compares audio with "The sound of X" for labels X.
-
-    A tag is the softmax over ``labels`` of the scaled similarities, in dB. Raises ``ValueError`` for a folder without
-    such a model and for fewer than two labels.
-    """
-
-    def __init__(self, folder: str | Path, labels: Sequence[str], device: str | torch.device = "cpu") -> None:
-        self._model = _model("ClapModel", folder).to(device)
-        self._process = _opened("ClapProcessor", folder)
-        self.sample_rate_hz = int(self._process.feature_extractor.sampling_rate)
-        self.labels = _labels(labels)
-        prompts = [f"The sound of {label.replace('_', ' ')}" for label in labels]
-        self._prompts = self._process.tokenizer(prompts, padding=True, return_tensors="pt").to(device)
-        self.fingerprint = _fingerprint(folder, "clap", list(labels))
-
-    def _fractions(self, window_T: NDArray[np.float32]) -> Tensor:
-        inputs = self._process.feature_extractor(window_T, sampling_rate=self.sample_rate_hz, return_tensors="pt")
-        result = self._model(**inputs.to(self._model.device), **self._prompts)
-        logits_1L: Tensor = result.logits_per_audio
+        logits_1L: Tensor = self._model(**inputs.to(self._model.device)).logits
         return logits_1L[0].float().softmax(0)
 
 
-def _model(kind: str, folder: str | Path) -> Any:  # noqa: ANN401 - a class of an optional library
+class ClapTagger(_WindowTagger):
+    """A CLAP (Wu et al. 2023, arXiv 2211.06687) that compares audio with the embeddings of labels.
+
+    A tag is the softmax over the labels of the scaled similarities, in dB, so a margin does not depend on other labels.
+    Raises ``ValueError`` for fewer than two labels.
+    """
+
+    sample_rate_hz = SAMPLE_RATE_HZ
+
+    def __init__(self, clap: Clap, embeddings: Embeddings) -> None:
+        """Of ``clap`` the audio encoder is used; ``embeddings`` are those of the labels, by its text encoder."""
+        self._clap, self.labels = clap, _labels(embeddings.labels)
+        self._scaled_LE = embeddings.vectors_LE * clap.logit_scale_a.detach().exp().cpu()
+        self.fingerprint = fingerprint(["clap", embeddings.encoder, self.labels])
+
+    def _fractions(self, window_T: NDArray[np.float32]) -> Tensor:
+        embedding_E = self._clap.embed_audio(window_T, sample_rate_hz=self.sample_rate_hz)
+        return (self._scaled_LE @ embedding_E).softmax(0)
+
+
+def _model(kind: str, folder: str | Path) -> Any:  # noqa: ANN401 - any class of the library
     """A model with all its weights; transformers draws missing ones at random, so they are an error here."""
     model, report = _opened(kind, folder, use_safetensors=True, output_loading_info=True)
     missing = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
@@ -133,14 +119,10 @@ def _model(kind: str, folder: str | Path) -> Any:  # noqa: ANN401 - a class of a
     return model.eval()
 
 
-def _opened(kind: str, folder: str | Path, **options: bool) -> Any:  # noqa: ANN401 - a class of an optional library
+def _opened(kind: str, folder: str | Path, **options: bool) -> Any:  # noqa: ANN401 - any class of the library
     """A model or its preprocessing, from the files of a folder alone."""
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError:
-        raise ValueError(
-            "cannot open this tagger (transformers is not installed); pip install 'clearsep-engine[taggers]'"
-        ) from None
+    import transformers  # takes seconds
+
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"{folder} must be the folder of a model, got one without config.json; give a local folder")
     open_from = getattr(transformers, kind).from_pretrained
@@ -152,23 +134,8 @@ def _opened(kind: str, folder: str | Path, **options: bool) -> Any:  # noqa: ANN
         ) from None
 
 
-def _labels(labels: Mapping[str, object] | Sequence[str]) -> tuple[str, ...]:
-    names = tuple(labels)
+def _labels(names: Sequence[str]) -> tuple[str, ...]:
     repeated = [name for i, name in enumerate(names) if find_label(name, names) != i]
     if len(names) < 2 or repeated:
-        raise ValueError(f"a tagger must have two or more different labels, got {names}; give it others")
-    return names
-
-
-def _positions(names: Sequence[str], classes: Sequence[str]) -> list[int]:
-    unknown = [name for name in names if name not in classes]
-    if unknown or not names:
-        hint = nearest(unknown[0], classes) if unknown else "name at least one"
-        raise ValueError(f"a label must map to classes of the model, got {list(names)}; {hint}")
-    return [classes.index(name) for name in names]
-
-
-def _fingerprint(folder: str | Path, kind: str, choice: object) -> str:
-    """Hash of the kind of tagger, its labels and all weights and settings in the folder."""
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".safetensors", ".json", ".txt"))
-    return fingerprint([kind, choice, [(path.name, sha256_file(path)) for path in files]])
+        raise ValueError(f"a tagger must have two or more different labels, got {tuple(names)}; give it others")
+    return tuple(names)

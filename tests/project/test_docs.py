@@ -18,6 +18,8 @@ from engine.cli.describe_settings import describe_settings
 from engine.passes.config import PassConfig
 from engine.selection.thresholds import Thresholds
 from engine.settings import build, override
+from engine.storage.files import check_record
+from engine.taggers.label_map import TaggerFile
 from tests.project.sources import files_of, name_of
 from tests.support import ROOT
 from train.api import TrainingConfig
@@ -206,6 +208,8 @@ def test_yaml_is_right(page):
             assert read_space(config.schedule, config.iterations).thresholds
             for key in config.set:
                 check_setting(f"{key}=1", ALL_SETTINGS)
+        elif "model" in settings:
+            check_record(settings, TaggerFile, page, remedy="correct the page")
         else:
             assert resolve_schedule(settings["schedule"])
 

@@ -256,6 +256,9 @@ class FixedSource:
     def labels(self) -> tuple[str, ...]:
         return tuple(self.separator.labels)
 
+    def with_labels(self, labels: object, store: object) -> FixedSource:
+        return self
+
     def open(self, device: str = "cpu") -> Separator:
         return self.separator
 

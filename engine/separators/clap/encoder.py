@@ -8,7 +8,7 @@ Shape legend: N texts, K tokens, E features of an embedding, T samples, W window
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from math import ceil
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,6 +96,12 @@ class Clap(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+    def drop_text(self) -> None:
+        """Free the memory of the text encoder, for workers that read audio alone."""
+        if self.config.text_layers:
+            del self.text_branch, self.text_projection
+        self.config = replace(self.config, text_layers=0)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Embeddings ``[N, E]`` of unit length, on the CPU; the end of very long texts is cut off.

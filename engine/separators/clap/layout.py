@@ -39,7 +39,7 @@ _RENAMED_AUDIO = {
     ".output.dense.": ".mlp.fc2.",
 }
 _QUERY, _JOINED = ".attn.query.", (".attn.query.", ".attn.key.", ".attn.value.")
-_NEEDED = {  # what the networks here have, by part of Hugging Face's config, with its default
+_NEEDED: dict[str, dict[str, object]] = {  # what the networks here have, by part of Hugging Face's config
     "audio_config": {
         "enable_fusion": False,
         "hidden_act": "gelu",

@@ -30,6 +30,7 @@ from engine.separators import NetworkConfig, QuerySeparator, SeparatorSource, fi
 from engine.taggers import find_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
 from tests.support import signals
+from tests.support.clap import write_tiny_clap
 from tests.support.signals import RATE_HZ, mixture, open_bands, read_failures, write_clips
 from tune.demo import sounds as synth
 
@@ -137,15 +138,16 @@ def test_a_second_start_does_nothing_and_another_separator_setting_or_score_vers
 def test_a_pass_with_a_tagger_and_re_separation_stores_their_scores_and_refuses_another_tagger(
     ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    out, taggers = tmp_path / "out", [tmp_path / "tagger-0", tmp_path / "tagger-1"]
-    for folder in taggers:
-        save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=8000, channels=16), _LABELS), folder)
+    out, taggers = tmp_path / "out", [tmp_path / "clap", tmp_path / "tagger"]
+    write_tiny_clap(taggers[0], audio=True)
+    save_tagger(ShareTagger(TagNetworkConfig(sample_rate_hz=8000, channels=16), _LABELS), taggers[1])
     config = dataclasses.replace(_CONFIG, reseparate=True)
     clips = read_corpus(corpus)
     summary = run_pass(clips, out, separator=find_separator(checkpoint), tagger=find_tagger(taggers[0]), config=config)
     assert summary["step_s"]["assess"] > 0
     rows = [row for shard in stem_shards(out / "stems") for row in pq.read_table(shard).to_pylist()]
     assert all(row["tagger_margin_db"] is not None for row in rows)
+    assert (out / "tagger" / "embeddings.json").is_file()
     assert all((row["rival_leak_db"] is None) == ("trombone" in row["labels"]) for row in rows)  # an only stem
     assert (
         run_pass(clips, out, separator=find_separator(checkpoint), tagger=find_tagger(taggers[0]), config=config)

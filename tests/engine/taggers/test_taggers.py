@@ -1,8 +1,6 @@
-"""Taggers: margins by hand, the built-in tagger with any weights, its files, and adapters on tiny models."""
+"""Taggers: margins by hand, the built-in tagger with any weights, and its files."""
 
-import importlib.util
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -21,14 +19,10 @@ from engine.taggers import (
     rivals_of,
     save_tagger,
 )
-from engine.taggers.adapters import ClapTagger, HuggingFaceTagger
 from engine.taggers.network import mel_filters
 from tests.support.signals import RATE_HZ, two_bands
 
 TINY = TagNetworkConfig(sample_rate_hz=RATE_HZ, num_fft=256, num_bands=16, channels=16)
-needs_transformers = pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="transformers (extra 'taggers') is not installed"
-)
 
 
 @pytest.fixture
@@ -226,122 +220,3 @@ def test_a_description_of_something_else_raises(tagger, tmp_path, changes, messa
 def test_a_folder_without_a_tagger_raises(tmp_path):
     with pytest.raises(ValueError, match=r"there is no tagger in .* \(no tagger\.json\)"):
         load_tagger(tmp_path)
-
-
-def test_without_transformers_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    for make in (lambda: HuggingFaceTagger(tmp_path), lambda: ClapTagger(tmp_path, ["a", "b"])):
-        with pytest.raises(ValueError, match=r"pip install 'clearsep-engine\[taggers\]'"):
-            make()
-
-
-@pytest.fixture
-def classifier(tmp_path):
-    """A folder with a tiny audio spectrogram transformer of random weights."""
-    import transformers
-
-    config = transformers.ASTConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=64
-    )
-    config.id2label = {0: "Dog", 1: "Bark", 2: "Rain"}
-    config.label2id = {name: i for i, name in config.id2label.items()}
-    model = transformers.ASTForAudioClassification(config)
-    with torch.no_grad():
-        model.classifier.dense.weight.mul_(200.0)
-    model.save_pretrained(tmp_path / "ast")
-    transformers.ASTFeatureExtractor(max_length=64).save_pretrained(tmp_path / "ast")
-    return tmp_path / "ast"
-
-
-@pytest.fixture
-def clap(tmp_path):
-    """A folder with a tiny CLAP of random weights, with a vocabulary of single letters."""
-    import transformers
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    letters = ["<s>", "<pad>", "</s>", "<unk>", *"abcdefghijklmnopqrstuvwxyzT"]
-    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(letters)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    words = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
-    config = transformers.ClapConfig(
-        text_config={"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
-                     "intermediate_size": 16, "projection_dim": 16},
-        audio_config={"patch_embeds_hidden_size": 8, "hidden_size": 64, "depths": [1, 1, 1, 1],
-                      "num_attention_heads": [2, 2, 2, 2], "projection_dim": 16},
-        projection_dim=16,
-    )  # fmt: skip
-    transformers.ClapModel(config).save_pretrained(tmp_path / "clap")
-    extractor = transformers.ClapFeatureExtractor(truncation="rand_trunc", padding="repeatpad")
-    transformers.ClapProcessor(extractor, words).save_pretrained(tmp_path / "clap")
-    return tmp_path / "clap"
-
-
-def check_promises(tagger):
-    """The promises of the protocol, on rows of 2 and 21 s; the second is more than one window."""
-    assert isinstance(tagger, Tagger)
-    rate, num_labels = tagger.sample_rate_hz, len(tagger.labels)
-    audio_BT = noise(2, 21 * rate)
-    audio_BT[0, 2 * rate :] = 0.0
-    tags_BL = tagger.tag(audio_BT, lengths=[2 * rate, 21 * rate])
-    assert tags_BL.shape == (2, num_labels) and tags_BL.isfinite().all()
-    torch.testing.assert_close((10 ** (tags_BL / 10)).sum(1), torch.ones(2), rtol=0, atol=1e-4)
-    torch.testing.assert_close(tags_BL[:1], tagger.tag(audio_BT[:1, : 2 * rate]), rtol=0, atol=1e-3)
-    torch.testing.assert_close(tags_BL[:1], tagger.tag(1e-4 * audio_BT[:1, : 2 * rate]), rtol=0, atol=1e-2)
-    silent = tagger.tag(torch.zeros(1, rate))
-    assert margin_db(silent, [0], [[1]]).item() == 0.0
-    assert tagger.tag(noise(1, 10)).isfinite().all()
-    with pytest.raises(ValueError, match="NaN or infinite samples"):
-        tagger.tag(torch.full((1, 100), float("nan")))
-
-
-@needs_transformers
-def test_an_audio_classifier_keeps_the_promises(classifier):
-    tagger = HuggingFaceTagger(classifier)
-    assert tagger.labels == ("Dog", "Bark", "Rain") and tagger.sample_rate_hz == 16000
-    check_promises(tagger)
-
-
-@needs_transformers
-def test_a_label_maps_to_classes(classifier):
-    audio_BT = noise(1, 16000)
-    shares = 10 ** (HuggingFaceTagger(classifier).tag(audio_BT)[0] / 10)
-    mapped = HuggingFaceTagger(classifier, {"dog": ["Dog", "Bark"], "rain": "Rain"})
-    assert mapped.labels == ("dog", "rain")
-    expected = torch.stack([shares[0] + shares[1], shares[2]])
-    torch.testing.assert_close(10 ** (mapped.tag(audio_BT)[0] / 10), expected, rtol=1e-4, atol=1e-7)
-    assert mapped.fingerprint != HuggingFaceTagger(classifier).fingerprint
-    with pytest.raises(ValueError, match=r"got \['Dgo'\]; did you mean 'Dog'\?"):
-        HuggingFaceTagger(classifier, {"dog": "Dgo", "rain": "Rain"})
-
-
-@needs_transformers
-def test_only_complete_models_in_safetensors_are_opened(classifier, tmp_path):
-    with pytest.raises(ValueError, match=r"got one without config\.json"):
-        HuggingFaceTagger(tmp_path)
-    weights = classifier / "model.safetensors"
-    from safetensors.torch import load_file
-
-    tensors = load_file(weights)
-    save_file({name: value for name, value in tensors.items() if "classifier" not in name}, weights, {"format": "pt"})
-    with pytest.raises(ValueError, match=r"must have all weights of a .*, got none for"):
-        HuggingFaceTagger(classifier)
-    weights.unlink()
-    torch.save(tensors, classifier / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="with safetensors weights"):
-        HuggingFaceTagger(classifier)
-
-
-@needs_transformers
-def test_clap_keeps_the_promises(clap):
-    tagger = ClapTagger(clap, ["dog_bark", "rain", "siren"])
-    assert tagger.sample_rate_hz == 48000
-    check_promises(tagger)
-    assert tagger.fingerprint != ClapTagger(clap, ["rain", "dog_bark", "siren"]).fingerprint
-    assert tagger.tag(noise(1, 48000)).std() > 1e-4
-    with pytest.raises(ValueError, match="two or more different labels"):
-        ClapTagger(clap, ["rain", "Rain"])
