@@ -1,6 +1,7 @@
 """Separators as folders for a model hub: they open, their card is right, and no folder of this machine is in them."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ import yaml
 
 import clearsep as cs
 from engine.separators import QuerySeparator, read_description, require_fingerprint, save
+from engine.separators.audiosep import AudioSep, AudioSepConfig
+from engine.separators.clap import open_clap
 from engine.separators.exports.hub import save_pretrained, without_places
 from engine.storage.fingerprints import fingerprint
-from tests.conftest import TINY
+from tests.conftest import RATE_HZ, TINY
+from tests.support.clap import write_tiny_clap
 
 pytest_plugins = ["tests.support.s3_server"]
 LABELS = ["bell | ring", '"dog"', "日本"]
@@ -103,6 +107,21 @@ def test_the_encoder_is_copied_into_the_folder(folder, tmp_path):
         path.unlink()
     with pytest.raises(ValueError, match="there is no encoder of the separator's queries"):
         save_pretrained(folder, tmp_path / "again")
+
+
+def test_a_separator_that_reads_text_opens_with_its_own_encoder(tmp_path):
+    encoder = write_tiny_clap(tmp_path / "clap")
+    features = open_clap(tmp_path / "clap").embed_text(["rain"]).shape[1]
+    widths = dict.fromkeys((f"width_{number}" for number in range(7)), 8)
+    config = AudioSepConfig(sample_rate_hz=RATE_HZ, num_fft=256, hop_samples=80, query_features=features, **widths)
+    queries = {"template": "{label}", "encoder": "../clap", "encoder_fingerprint": encoder}
+    save(AudioSep(config).eval(), tmp_path / "separator", about={"queries": queries})
+    save_pretrained(tmp_path / "separator", tmp_path / "out")
+    mix_BT = torch.randn(1, 2000)
+    wanted_BT = cs.load_separator(tmp_path / "separator").separate(mix_BT, ["rain"])
+    shutil.rmtree(tmp_path / "clap")
+    torch.testing.assert_close(cs.from_pretrained(tmp_path / "out").separate(mix_BT, ["rain"]), wanted_BT)
+    assert "encoder in `encoder/`" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_edited_card_stays_and_another_separator_does_not_replace_it(folder, tmp_path, write_checkpoint, cli):
