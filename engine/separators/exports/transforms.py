@@ -17,7 +17,7 @@ from torch.nn import functional
 @contextmanager
 def real_transforms() -> Iterator[None]:
     """Let torch's transform and its inverse be convolutions while the block runs, and ``hypot`` a square root."""
-    replaced = {"stft": _stft, "istft": _istft, "hypot": _hypot}
+    replaced: dict[str, Callable[..., Tensor]] = {"stft": _stft, "istft": _istft, "hypot": _hypot}
     before = {name: getattr(torch, name) for name in replaced}
     _replace(replaced)
     try:
