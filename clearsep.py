@@ -46,13 +46,16 @@ if TYPE_CHECKING:
     from engine.corpus.sources import read_sources as read_sources
     from engine.passes.run import run_pass as run_pass
     from engine.scoring import metrics as metrics
+    from engine.selection.export.export import export_tracks as export_tracks
     from engine.selection.score_files import score_files as score_files
     from engine.selection.thresholds import Thresholds as Thresholds
     from engine.selection.tracks import select_tracks as select_tracks
     from engine.separators import AudioExample as AudioExample
     from engine.separators import Query as Query
     from engine.separators import Separator as Separator
+    from engine.separators import load_separator as from_pretrained  # noqa: F401 - public under both names
     from engine.separators import load_separator as load_separator
+    from engine.separators.exports.hub import save_pretrained as save_pretrained
     from train.api import distil as distil
     from train.api import evaluate as evaluate
     from tune.run import run as run
@@ -66,12 +69,15 @@ _PUBLIC = {
     "connect": "cluster.session:connect",
     "distil": "train.api:distil",
     "evaluate": "train.api:evaluate",
+    "export_tracks": "engine.selection.export.export:export_tracks",
+    "from_pretrained": "engine.separators:load_separator",
     "load_separator": "engine.separators:load_separator",
     "metrics": "engine.scoring.metrics",
     "read_corpus": "engine.corpus.read:read_corpus",
     "read_sources": "engine.corpus.sources:read_sources",
     "run": "tune.run:run",
     "run_pass": "engine.passes.run:run_pass",
+    "save_pretrained": "engine.separators.exports.hub:save_pretrained",
     "score_files": "engine.selection.score_files:score_files",
     "search": "tune.search.run:search",
     "select_tracks": "engine.selection.tracks:select_tracks",
@@ -98,6 +104,7 @@ def command_line() -> typer.Typer:
 
     import cluster.cli
     import engine.cli.commands
+    import engine.cli.export
     import train.cli
     import tune.cli
     from engine.cli.console import Commands, print_log, print_result
@@ -116,7 +123,7 @@ stopped; start the same command again to resume.
 
 Exit codes: 0 done, 1 failed (finished work is kept), 2 wrong command or input, 130 interrupted, 143 terminated.""",
     )
-    for package in (engine.cli.commands, train.cli, tune.cli):
+    for package in (engine.cli.commands, engine.cli.export, train.cli, tune.cli):
         package.register(app)
     cluster.cli.register(app, show=print_result, write=print_log)
     return app

@@ -20,10 +20,13 @@ _FLAC_MAX_RATE_HZ = 655_350
 _FLAC_EXPONENTS = (-24, 40)
 
 
-def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, int]:
+def encode_flac24(
+    samples_T: Samples, *, sample_rate_hz: int, min_exponent: int = _FLAC_EXPONENTS[0]
+) -> tuple[bytes, int]:
     """Encode ``samples_T / 2**exponent`` with the smallest exponent (-24 to 40) that fits the peak; return both.
 
     The error is at most ``2**(exponent - 24)``; encoding decoded samples again is exact. No samples give no bytes.
+    With ``min_exponent=0``, any program reads the samples as they are from the bytes, unless their peak is above 1.
 
     Raises ValueError above 655,350 Hz, for NaN or infinity and for peaks of 2**40 or more.
     """
@@ -31,7 +34,7 @@ def encode_flac24(samples_T: Samples, *, sample_rate_hz: int) -> tuple[bytes, in
         raise ValueError(f"a rate for FLAC must be 1 to {_FLAC_MAX_RATE_HZ} Hz, got {sample_rate_hz}; resample first")
     if not len(samples_T):
         return b"", 0
-    steps_T, exponent = _steps(samples_T)
+    steps_T, exponent = _steps(samples_T, min_exponent)
     buffer, integers_T = io.BytesIO(), steps_T.astype(np.int32)
     integers_T <<= 8
     sf.write(buffer, integers_T, sample_rate_hz, format="FLAC", subtype="PCM_24")
@@ -59,13 +62,13 @@ def round_flac24(samples_T: Samples) -> Samples:
     return steps_T * np.float32(2.0 ** (exponent - 23))
 
 
-def _steps(samples_T: Samples) -> tuple[Samples, int]:
+def _steps(samples_T: Samples, min_exponent: int = _FLAC_EXPONENTS[0]) -> tuple[Samples, int]:
     """Samples as 24-bit integers and their exponent; scaling by a power of two is exact."""
     samples_T = np.asarray(samples_T, np.float32)
     peak = float(np.max(np.abs(samples_T), initial=0.0))
     if not peak < 2.0 ** _FLAC_EXPONENTS[1]:
         raise ValueError(f"samples must be finite and below 2**40, got a peak of {peak}; check the separator")
-    exponent = max(math.frexp(peak)[1], _FLAC_EXPONENTS[0]) if peak else 0
+    exponent = max(math.frexp(peak)[1], min_exponent) if peak else 0
     steps_T = samples_T * np.float32(2.0 ** (23 - exponent))
     np.rint(steps_T, out=steps_T)
     return np.clip(steps_T, 1 - 2**23, 2**23 - 1, out=steps_T), exponent  # symmetric: -2**23 would need exponent + 1

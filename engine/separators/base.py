@@ -78,6 +78,10 @@ class NetworkSeparator(nn.Module):
         """Stems ``[B, T]`` of mixtures of one chunk's length at most, for vectors of queries."""
         raise NotImplementedError
 
+    def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
+        """The same for mixtures without padding; torch can trace it, so that it can be exported."""
+        return self.separate_chunk(mix_BT, query_BQ, torch.tensor([mix_BT.shape[1]] * len(mix_BT), device=self.device))
+
     @property
     def device(self) -> torch.device:
         """Device of the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import yaml
@@ -75,6 +76,16 @@ def claim(
         write_bytes(path, yaml.safe_dump(wanted, sort_keys=False).encode())
     else:
         write_json(path, wanted)
+
+
+def require_unused(out: Location, *, own: Collection[str] = ()) -> None:
+    """Raise ``ValueError`` if an output folder has anything but hidden files and those named ``own``."""
+    if isinstance(out, Path):
+        names = [path.name for path in out.iterdir()] if out.is_dir() else [out.name] if out.exists() else []
+    else:
+        names = [child.name for child in out.children()]
+    if others := sorted(name for name in names if not name.startswith(".") and name not in own):
+        raise ValueError(f"{out} must be a new folder, got one with {others[0]}; give another folder")
 
 
 def _read_yaml(path: Location) -> Any:  # noqa: ANN401 - YAML is any shape

@@ -29,6 +29,8 @@ SIGNATURES = {
     " validation: 'ValidationConfig | Mapping[str, Any] | None' = None) -> 'TrainingRecord'",
     "evaluate": "(separator: 'Separator | Name', clips: 'SourceClips | Name', *, num_mixtures: 'int' = 300,"
     " num_sources: 'int' = 2, seed: 'int' = 0) -> 'Evaluation'",
+    "export_tracks": "(tracks: 'Name', out: 'Name', *, format: 'str', shard_mb: 'float' = 500.0) -> 'ExportManifest'",
+    "from_pretrained": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
     "load_separator": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
     "read_corpus": "(source: 'Name', *, class_map: 'Name | None' = None, audio_root: 'Name | None' = None,"
     " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'Corpus'",
@@ -39,6 +41,7 @@ SIGNATURES = {
     "run_pass": "(corpus: 'Corpus', out: 'Name', *, separator: 'SeparatorSource | SeparatorFactory | Name',"
     " tagger: 'TaggerSource | Name | None' = None, config: 'PassConfig | Mapping[str, Any] | None' = None,"
     " retry_failed: 'bool' = False) -> 'PassSummary'",
+    "save_pretrained": "(name: 'Name', out: 'Name') -> 'None'",
     "score_files": "(mixture: 'str | Path', stems: 'Mapping[str, str | Path]',"
     " thresholds: 'Thresholds | None' = None, *,"
     " separator: 'Separator | None' = None, tagger: 'Tagger | str | os.PathLike[str] | None' = None,"
@@ -53,6 +56,7 @@ WITH_RAY = (
     "connect",
     "run_pass",
     "select_tracks",
+    "export_tracks",
     "distil",
     "run",
     "search",

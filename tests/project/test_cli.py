@@ -39,6 +39,7 @@ PROMISES = {
     "evaluate": "Measure a separator on seeded mixtures of single-source clips",
     "score": "Score the stems of a mixture and apply thresholds to them",
     "convert": "Convert a checkpoint of AudioSep, CLAPSep or CLAP into a folder of this project",
+    "export": "Write tracks or a separator in a format that other programs load",
     "failures": "List failures: first the reasons with their counts",
     "inspect": "Show the contents of a run, a pass",
     "settings": "List settings with type, range, default and meaning",

@@ -64,6 +64,10 @@ class AudioSep(NetworkSeparator):
                 stems_BT[some, :length] = self._separate(mix_BT[some, :length], query_BQ[some])
         return stems_BT
 
+    def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
+        """See :meth:`NetworkSeparator.separate_unpadded`."""
+        return self._separate(mix_BT, query_BQ)
+
     def _most_rows(self, length: int) -> int:
         """Rows in one call of the network: on a CPU more than a chunk takes memory and saves no time."""
         return max(1, round(self.chunk_s * self.sample_rate_hz) // length) if self.device.type == "cpu" else 1 << 20
@@ -77,14 +81,13 @@ class AudioSep(NetworkSeparator):
             magnitude_RNF = mix_RFN.abs().mT.clamp(_QUIETEST, _LOUDEST)
         logits_RMNF = self.network(magnitude_RNF, query_RQ)
         with torch.autocast(mix_RT.device.type, enabled=False):
-            stem_RFN = torch.zeros_like(mix_RFN)  # the last bin is silent
-            stem_RFN[:, :-1] = mix_RFN[:, :-1] * complex_mask(logits_RMNF.float()).mT
+            stem_RFN = mix_RFN * complex_mask(logits_RMNF.float()).mT
             return torch.istft(stem_RFN, size, hop, window=self.window_T, length=mix_RT.shape[1])[:, :length]
 
 
 def complex_mask(logits_RMNF: Tensor) -> Tensor:
-    """A factor ``[R, N, F]`` for each bin: a magnitude from 0 to 1, and a turn of the phase."""
+    """A factor ``[R, N, F]`` for each bin: a magnitude from 0 to 1, and a turn of the phase; the last bin is silent."""
     magnitude_RNF = logits_RMNF[:, 0].sigmoid()
     real_RNF, imaginary_RNF = logits_RMNF[:, 1].tanh(), logits_RMNF[:, 2].tanh()
     gain_RNF = magnitude_RNF / torch.hypot(real_RNF, imaginary_RNF).clamp(min=1e-10)
-    return torch.complex(real_RNF * gain_RNF, imaginary_RNF * gain_RNF)
+    return torch.complex(pad(real_RNF * gain_RNF, (0, 1)), pad(imaginary_RNF * gain_RNF, (0, 1)))

@@ -127,10 +127,12 @@ class MaskDecoder(nn.Module):
             nn.Linear(wide, _NUM_BINS),
         )
 
-    def forward(self, maps: Sequence[Tensor], magnitude_BNF: Tensor, query_BQ: Tensor, num_frames_B: Tensor) -> Tensor:
+    def forward(
+        self, maps: Sequence[Tensor], magnitude_BNF: Tensor, query_BQ: Tensor, num_frames_B: Tensor | None = None
+    ) -> Tensor:
         """Mask ``[B, N, F]`` from 0 to 1; ``maps`` are those of :meth:`~engine.separators.clap.htsat.Htsat.maps`.
 
-        Frames from ``num_frames_B`` on are padding and change nothing.
+        Frames from ``num_frames_B`` on are padding and change nothing; by default there is none.
         """
         *encoded, last_BHWC = maps
         map_BHWC = self.film(last_BHWC, query_BQ)
@@ -141,7 +143,9 @@ class MaskDecoder(nn.Module):
         normed_BNF = self.spec_norm(magnitude_BNF.transpose(1, 2)[..., None])[..., 0].transpose(1, 2)
         inward, norm, transformer, outward = self.mask_net
         hidden_BNC = norm(inward(torch.cat([normed_BNF, bands_BNM.to(normed_BNF.dtype)], dim=-1)))
-        is_padding_BN = torch.arange(num_frames, device=num_frames_B.device) >= num_frames_B[:, None]
-        hidden_BNC = transformer(hidden_BNC, src_key_padding_mask=is_padding_BN if is_padding_BN.any() else None)
+        is_padding_BN = None
+        if num_frames_B is not None:
+            is_padding_BN = torch.arange(num_frames, device=num_frames_B.device) >= num_frames_B[:, None]
+        hidden_BNC = transformer(hidden_BNC, src_key_padding_mask=is_padding_BN)
         mask_BNF: Tensor = outward(hidden_BNC).float().sigmoid()
         return mask_BNF

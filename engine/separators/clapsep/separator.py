@@ -68,6 +68,10 @@ class ClapSep(NetworkSeparator):
                 stems_BT[row, : lengths[row]] = stem_T
         return stems_BT
 
+    def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
+        """See :meth:`NetworkSeparator.separate_unpadded`."""
+        return torch.stack(self(list(mix_BT), query_BQ))
+
     def forward(self, mixtures: Sequence[Tensor], query_BQ: Tensor) -> list[Tensor]:
         """Stems ``[T]`` of mixtures ``[T]`` of less than 10.24 s; each stem is that of its mixture alone.
 
@@ -78,9 +82,10 @@ class ClapSep(NetworkSeparator):
             spectra = [_spectrum(mix_T.float()) for mix_T in distinct]
             power_BNF = torch.stack([_encoder_power(mix_T.float()) for mix_T in distinct])
         magnitude_BNF = nn.utils.rnn.pad_sequence([mix_FN.abs().T for mix_FN in spectra], batch_first=True)
-        num_frames_B = torch.tensor([mix_FN.shape[1] for mix_FN in spectra], device=query_BQ.device)
+        num_frames = [spectra[place].shape[1] for place in places]
+        num_frames_B = torch.tensor(num_frames, device=query_BQ.device) if len(set(num_frames)) > 1 else None
         maps = [map_BHWC[places] for map_BHWC in self.audio_branch.maps(power_BNF)]
-        mask_BNF = self.decoder_model(maps, magnitude_BNF[places], query_BQ, num_frames_B[places])
+        mask_BNF = self.decoder_model(maps, magnitude_BNF[places], query_BQ, num_frames_B)
         masked = [
             spectra[place] * mask_NF.T[:, : spectra[place].shape[1]]
             for place, mask_NF in zip(places, mask_BNF, strict=True)
