@@ -8,7 +8,7 @@ import torch
 
 from engine.corpus.sources import read_sources
 from engine.separators import NetworkConfig, QuerySeparator, find_encoder, make_embedder, read_description, save
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 from train.data.config import MixConfig
 from train.data.training_data import TrainingData
 from train.evaluation.mixtures import ValidationConfig, resolve_validation

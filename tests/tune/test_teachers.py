@@ -12,7 +12,7 @@ from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
 from engine.separators import NetworkConfig, find_separator, load, read_description
 from engine.separators.convert.convert import convert
-from tests.support.originals import EMBEDDING, write_audiosep, write_clap, write_clapsep, write_tokenizer
+from tests.support.models.originals import EMBEDDING, write_audiosep, write_clap, write_clapsep, write_tokenizer
 from train.api import evaluate
 from train.data.config import MixConfig
 from train.evaluation.mixtures import ValidationConfig

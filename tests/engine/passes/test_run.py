@@ -30,7 +30,7 @@ from engine.separators import NetworkConfig, QuerySeparator, SeparatorSource, fi
 from engine.taggers import find_tagger, save_tagger
 from engine.taggers.network import ShareTagger, TagNetworkConfig
 from tests.support import signals
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 from tests.support.signals import RATE_HZ, mixture, open_bands, read_failures, write_clips
 from tune.demo import sounds as synth
 

@@ -8,7 +8,7 @@ from engine.separators import Query, open_checkpoint, read_description, save
 from engine.separators.audiosep import AudioSep, AudioSepConfig, from_original, recognises
 from engine.separators.audiosep import network as network_module
 from engine.separators.queries import Embeddings, QueryEmbedder
-from tests.support.layouts import AUDIOSEP_FEATURES, audiosep_tensors
+from tests.support.models.layouts import AUDIOSEP_FEATURES, audiosep_tensors
 from tests.support.signals import snr_db
 
 SIZE, HOP = 128, 20

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from engine.errors import DamagedError
 from engine.separators.clap import Clap, ClapConfig, find_tokenizer, open_clap, read_clap, save_clap
 from engine.separators.clap.layout import from_audiosep, from_hugging_face, from_laion, recognises
-from tests.support.clap import TINY_AUDIO, TINY_TEXT, tiny_clap, tiny_tokenizer, write_tiny_clap
+from tests.support.models.clap import TINY_AUDIO, TINY_TEXT, tiny_clap, tiny_tokenizer, write_tiny_clap
 
 RATE_HZ = 48000
 

@@ -12,7 +12,7 @@ from engine.separators.clap.htsat import Htsat, HtsatConfig, power_spectrum
 from engine.separators.clapsep import ClapSep, from_original, recognises
 from engine.separators.queries import QueryEmbedder
 from tests.engine.separators import clapsep_formulas
-from tests.support.clapsep import DEPTHS, HEADS, full_clapsep, tiny_clapsep, write_tiny_clapsep
+from tests.support.models.clapsep import DEPTHS, HEADS, full_clapsep, tiny_clapsep, write_tiny_clapsep
 from tests.support.signals import snr_db
 
 RATE_HZ = 32000

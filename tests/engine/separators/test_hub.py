@@ -14,7 +14,7 @@ from engine.separators.clap import open_clap
 from engine.separators.exports.hub import save_pretrained, without_places
 from engine.storage.fingerprints import fingerprint
 from tests.conftest import RATE_HZ, TINY
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 
 pytest_plugins = ["tests.support.s3_server"]
 LABELS = ["bell | ring", '"dog"', "日本"]

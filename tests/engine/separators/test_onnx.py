@@ -16,7 +16,7 @@ from engine.separators.exports.onnx import export_onnx
 from engine.separators.exports.transforms import real_transforms
 from tests.conftest import RATE_HZ, TINY
 from tests.support import ROOT
-from tests.support.clapsep import tiny_clapsep
+from tests.support.models.clapsep import tiny_clapsep
 from tests.support.signals import snr_db
 
 

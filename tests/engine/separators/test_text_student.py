@@ -24,7 +24,7 @@ from engine.separators import (
 from engine.separators.clap import open_clap
 from engine.separators.queries import QueryPart
 from engine.storage.files import read_json, write_json
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 
 WIDTH = 24
 TINY = NetworkConfig(

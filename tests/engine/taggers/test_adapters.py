@@ -19,7 +19,7 @@ from engine.separators.clap import open_clap
 from engine.taggers import Tagger, find_tagger, margin_db
 from engine.taggers.adapters import HuggingFaceTagger
 from tests.engine.taggers.test_tagger_source import OWN
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 
 RATE_HZ = 48000
 

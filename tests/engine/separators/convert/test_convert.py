@@ -13,7 +13,7 @@ from engine.separators.convert.convert import convert
 from engine.separators.convert.identify import identify
 from engine.separators.convert.pickles import read_tensors
 from engine.storage.files import sha256_file
-from tests.support.originals import (
+from tests.support.models.originals import (
     EMBEDDING,
     clap_tensors,
     write_audiosep,

@@ -5,7 +5,7 @@ import torch
 
 from engine.separators import save
 from engine.separators.clapsep import from_original
-from tests.support.clap import write_tiny_clap
+from tests.support.models.clap import write_tiny_clap
 
 DEPTHS, HEADS, CHANNELS, WINDOW = (2, 2, 2, 2), 2, 8, 8
 MASK_CHANNELS, MASK_DEPTH, MASK_HIDDEN = 16, 2, 24

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.clap import tiny_clap, tiny_tokenizer
-from tests.support.clapsep import CHANNELS, tiny_clapsep
-from tests.support.layouts import AUDIOSEP_FEATURES, audiosep_tensors
+from tests.support.models.clap import tiny_clap, tiny_tokenizer
+from tests.support.models.clapsep import CHANNELS, tiny_clapsep
+from tests.support.models.layouts import AUDIOSEP_FEATURES, audiosep_tensors
 
 EMBEDDING = AUDIOSEP_FEATURES
 """Features of an embedding of every encoder here, so that a student can learn from any of them."""
