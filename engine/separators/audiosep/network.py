@@ -104,7 +104,7 @@ class ResUNetBlock(nn.Module):
 
     def forward(self, query_BQ: Tensor, hidden_BCNF: Tensor) -> Tensor:
         """Channels ``[B, C, N, F]``; a frame depends on two frames before it and two after it."""
-        inner_BCNF = self.conv1(self.norm1(hidden_BCNF, query_BQ))
+        inner_BCNF: Tensor = self.conv1(self.norm1(hidden_BCNF, query_BQ))
         inner_BCNF = self.conv2(self.norm2(inner_BCNF, query_BQ))
         shortcut_BCNF: Tensor = self.shortcut(hidden_BCNF)
         return inner_BCNF.add_(shortcut_BCNF)
