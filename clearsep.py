@@ -44,9 +44,9 @@ if TYPE_CHECKING:
     from cluster.session import connect as connect
     from engine.corpus.read import read_corpus as read_corpus
     from engine.corpus.sources import read_sources as read_sources
+    from engine.files.score import score_files as score_files
     from engine.passes.run import run_pass as run_pass
     from engine.scoring import metrics as metrics
-    from engine.selection.score_files import score_files as score_files
     from engine.selection.thresholds import Thresholds as Thresholds
     from engine.selection.tracks import select_tracks as select_tracks
     from engine.separators import AudioExample as AudioExample
@@ -72,7 +72,7 @@ _PUBLIC = {
     "read_sources": "engine.corpus.sources:read_sources",
     "run": "tune.run:run",
     "run_pass": "engine.passes.run:run_pass",
-    "score_files": "engine.selection.score_files:score_files",
+    "score_files": "engine.files.score:score_files",
     "search": "tune.search.run:search",
     "select_tracks": "engine.selection.tracks:select_tracks",
 }

@@ -144,7 +144,7 @@ def score(
 ) -> None:
     """Score the stems of a mixture and apply thresholds to them: --set min_re_sdr_db=10 and so on, else the default."""
     from engine.cli.tables import scores_table
-    from engine.selection.score_files import score_files
+    from engine.files.score import score_files
     from engine.selection.thresholds import Thresholds
     from engine.separators import load_separator
     from engine.settings import build, override

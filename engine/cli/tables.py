@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from engine.cli.display import markdown
 
 if TYPE_CHECKING:
+    from engine.files.score import StemVerdict
     from engine.passes.plan import PassPlan
     from engine.passes.shards import PassSummary
     from engine.scoring.estimator import SiSdrEstimator
-    from engine.selection.score_files import StemVerdict
     from engine.selection.tracks import Selection
 
 FLOOR = "label_floor_fraction"

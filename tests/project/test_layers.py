@@ -21,6 +21,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("engine/scoring",),
     ("engine/passes",),
     ("engine/selection",),
+    ("engine/files",),
     ("train/data/batch.py",),
     ("train/losses.py",),
     ("train/data",),
