@@ -18,7 +18,7 @@ from torch import Tensor
 
 _FRAME_S = 0.046
 _HOPS = 4  # in a frame
-_FRAMES_AT_ONCE = 256
+_FRAMES_AT_ONCE = 32  # so that spectra stay in cache
 _BAND_BINS = 8
 _EPS = 1e-12  # of the mixture's power; 24-bit noise has more
 
@@ -87,21 +87,26 @@ class StereoImage:
         return torch.fft.rfft(signals.unfold(-1, self._size, self._hop) * self._window_T)
 
     def _masked(self, channels_CNF: Tensor, stems_QNF: Tensor) -> Tensor:
-        """Spectra ``[Q, C, N, F]`` of the stems in every channel."""
+        """Spectra ``[Q, C, N, F]`` of the stems in every channel.
+
+        With P = |X|² and the limit l = min(1, 1/|M|), they are S (l conj(X) X_c / P + (1 - l) g_c) for the gain g_c.
+        """
         mono_NF = channels_CNF[self._mono].mean(0)
         power_NF = _power(mono_NF)
-        mask_QNF = stems_QNF * (mono_NF.conj() / (power_NF + _EPS))
-        mask_QNF = mask_QNF / mask_QNF.abs().clamp(min=1.0)
-        rest_QNF = stems_QNF - mask_QNF * mono_NF
-        gain_CNF = self._gains(channels_CNF, mono_NF, power_NF)
-        return mask_QNF[:, None] * channels_CNF + rest_QNF[:, None] * gain_CNF
+        products_CNF = channels_CNF * mono_NF.conj()
+        gains_CNF = self._gains(products_CNF, power_NF)
+        over_NF = power_NF + _EPS
+        size_QNF = (_power(stems_QNF) * power_NF).sqrt_()
+        limit_QNF = torch.maximum(size_QNF, over_NF).reciprocal_()  # l / P
+        left_QNF = (1.0 - limit_QNF * power_NF)[:, None]
+        weights_QCNF = limit_QNF[:, None] * products_CNF + left_QNF * gains_CNF
+        return weights_QCNF.mul_(stems_QNF[:, None])
 
-    def _gains(self, channels_CNF: Tensor, mono_NF: Tensor, power_NF: Tensor) -> Tensor:
+    def _gains(self, products_CNF: Tensor, power_NF: Tensor) -> Tensor:
         """Least-squares gain of every channel relative to the mixture, by band; 1 without sound."""
-        product_CNK = _bands(channels_CNF * mono_NF.conj()) + _EPS
-        gain_CNK = product_CNK / (_bands(power_NF) + _EPS)
+        gain_CNK = (_bands(products_CNF) + _EPS) / (_bands(power_NF) + _EPS)
         gain_CNK = gain_CNK * (len(self._mono) / gain_CNK.abs().clamp(min=len(self._mono)))
-        return gain_CNK.repeat_interleave(_BAND_BINS, dim=-1)[..., : mono_NF.shape[-1]]
+        return gain_CNK.repeat_interleave(_BAND_BINS, dim=-1)[..., : power_NF.shape[-1]]
 
 
 def _power(spectra: Tensor) -> Tensor:

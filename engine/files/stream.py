@@ -15,6 +15,7 @@ from torch import Tensor
 from engine.audio.decode import ChannelBlock
 from engine.audio.sndfile import Samples
 from engine.files.image import StereoImage
+from engine.files.queues import SampleQueue
 from engine.files.windows import WindowedSeparator
 from engine.separators import Query, Separator
 
@@ -55,8 +56,8 @@ class _Stream:
         self._to_file = _resampler(separator.sample_rate_hz, rate, len(queries))
         self._image = StereoImage(sample_rate_hz=rate, mono_channels=first.mono_channels) if num_channels > 1 else None
         self._on_stems = on_stems
-        self._channels, self._stems = _Queue(num_channels), _Queue(len(queries))
-        self._applied = _Queue(num_channels)
+        self._channels, self._stems = SampleQueue(num_channels), SampleQueue(len(queries))
+        self._applied = SampleQueue(num_channels)
         """Channels whose stems are not out yet, for the image gives its samples later."""
         self._num_samples = self._num_stems = 0
 
@@ -99,32 +100,6 @@ class _Stream:
 
     def _aligned(self, stems_QCT: Tensor) -> tuple[Samples, Samples]:
         return self._applied.take(stems_QCT.shape[-1]), stems_QCT.numpy()
-
-
-class _Queue:
-    """Samples ``[R, T]`` of some rows, in the order in which they came."""
-
-    def __init__(self, num_rows: int) -> None:
-        self.num_rows, self.size = num_rows, 0
-        self._parts: list[Samples] = []
-
-    def append(self, samples_RT: Samples) -> None:
-        self._parts.append(samples_RT)
-        self.size += samples_RT.shape[1]
-
-    def take(self, size: int) -> Samples:
-        """Remove the first ``size`` samples."""
-        taken, missing = [np.zeros((self.num_rows, 0), np.float32)], size
-        while missing:
-            first = self._parts[0]
-            taken.append(first[:, :missing])
-            if first.shape[1] > missing:
-                self._parts[0] = first[:, missing:]
-            else:
-                self._parts.pop(0)
-            missing -= taken[-1].shape[1]
-        self.size -= size
-        return np.ascontiguousarray(np.concatenate(taken, axis=1))
 
 
 def _resampler(rate_hz: int, target_hz: int, num_rows: int) -> Callable[[Samples, bool], Samples]:

@@ -74,12 +74,8 @@ class WindowedSeparator:
         """Stems ``[Q, T]`` of windows."""
         windows = [self._held_T[start - self._begin :][:size] for start in starts]
         requests = [SeparationRequest(samples_T=one_T, query=query) for one_T in windows for query in self._queries]
-        stems = self._batched.separate(requests)
-        for stem in stems:
-            if isinstance(stem, Exception):
-                raise stem
-        each = len(self._queries)
-        return [np.stack(stems[number : number + each]) for number in range(0, len(stems), each)]  # type: ignore[arg-type]
+        stems, each = stems_of(self._batched, requests), len(self._queries)
+        return [np.stack(stems[number : number + each]) for number in range(0, len(stems), each)]
 
     def _joined(self, start: int, stems_QT: Samples, stop: int) -> tuple[Samples, Samples]:
         """The mixture and its stems up to ``stop``, of a window's stems and the tail of those before."""
@@ -97,3 +93,13 @@ class WindowedSeparator:
         if before > self._begin:
             self._held_T = self._held_T[before - self._begin :].copy()
             self._begin = before
+
+
+def stems_of(batched: BatchedSeparator, requests: Sequence[SeparationRequest]) -> list[Samples]:
+    """The stem of every request; raises the first exception of those that failed."""
+    stems: list[Samples] = []
+    for answer in batched.separate(requests):
+        if isinstance(answer, Exception):
+            raise answer
+        stems.append(answer)
+    return stems
