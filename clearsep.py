@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from engine.corpus.read import read_corpus as read_corpus
     from engine.corpus.sources import read_sources as read_sources
     from engine.files.score import score_files as score_files
+    from engine.files.separate import separate_file as separate_file
     from engine.passes.run import run_pass as run_pass
     from engine.scoring import metrics as metrics
     from engine.selection.thresholds import Thresholds as Thresholds
@@ -75,6 +76,7 @@ _PUBLIC = {
     "score_files": "engine.files.score:score_files",
     "search": "tune.search.run:search",
     "select_tracks": "engine.selection.tracks:select_tracks",
+    "separate_file": "engine.files.separate:separate_file",
 }
 """Public name: ``module:attribute``, or a module."""
 

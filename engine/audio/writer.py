@@ -80,8 +80,8 @@ class FlacWriter:
     def __init__(self, path: Path, *, sample_rate_hz: int, num_channels: int, comment: str = "") -> None:
         if num_channels > _FLAC_CHANNELS or sample_rate_hz > _FLAC_RATE_HZ:
             raise AudioError(
-                f"audio for FLAC must have at most {_FLAC_CHANNELS} channels and {_FLAC_RATE_HZ} Hz, got {num_channels} "
-                f"and {sample_rate_hz} Hz; write WAV (--format wav)"
+                f"audio for FLAC must have at most {_FLAC_CHANNELS} channels and {_FLAC_RATE_HZ} Hz, got "
+                f"{num_channels} and {sample_rate_hz} Hz; write WAV (--format wav)"
             )
         self._file = sf.SoundFile(path, "w", sample_rate_hz, num_channels, "PCM_24", format="FLAC")
         self._file.comment = comment

@@ -1,4 +1,4 @@
-"""Commands of the engine: ``separate-corpus``, ``plan``, ``filter``, ``score`` and ``failures``."""
+"""Commands of the engine: ``separate``, ``separate-corpus``, ``plan``, ``filter``, ``score`` and ``failures``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.console import (
+    ESTIMATOR_HELP,
     SEPARATOR_HELP,
     Address,
     AllowOutside,
@@ -22,12 +23,12 @@ from engine.cli.console import (
     connected,
     print_result,
 )
+from engine.cli.separate import separate
 
 Manifest = Annotated[
     str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder with a subfolder per label, or AudioSet's CSV.")
 ]
 TAGGER_HELP = "Folder of a tagger, which scores how much of its label is in a stem."
-ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 
 _LOGGER = logging.getLogger(__name__)
 _NOT_JUDGED = (
@@ -187,6 +188,7 @@ def failures(
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to the command line."""
+    app.command()(separate)
     app.command("separate-corpus")(separate_corpus)
     app.command()(plan)
     app.command("filter")(filter_)

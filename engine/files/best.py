@@ -57,7 +57,7 @@ def _best_queries(
             averages.push(mix_T, stems_QT[rows])
     estimates = {key: averages.scores()[key[0]]["estimated_si_sdr_db"] for key, averages in sums.items()}
     best = [
-        max(range(len(target.alternatives)), key=lambda other: _known(estimates[number, other]))  # noqa: B023 - used here
+        max(range(len(target.alternatives)), key=lambda other: _known(estimates[number, other]))
         for number, target in enumerate(targets)
     ]
     mean_db = float(np.mean([_known(estimates[number, other]) for number, other in enumerate(best)]))

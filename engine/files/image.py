@@ -60,9 +60,9 @@ class StereoImage:
 
     def _next(self, channels_CT: Tensor, stems_QT: Tensor) -> Tensor:
         """The samples that a block's frames complete."""
-        frames_QCNT = torch.fft.irfft(
-            self._masked(self._spectra(channels_CT), self._spectra(stems_QT)), self._size
-        ) * (self._window_T * (2 / _HOPS))
+        frames_QCNT = torch.fft.irfft(self._masked(self._spectra(channels_CT), self._spectra(stems_QT)), self._size) * (
+            self._window_T * (2 / _HOPS)
+        )
         size = frames_QCNT.shape[2] * self._hop
         sums_QCT = frames_QCNT.new_zeros(*frames_QCNT.shape[:2], size + self._size - self._hop)
         for number, part in enumerate(frames_QCNT.split(self._hop, dim=-1)):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, TypeAlias, TypedDict
@@ -213,49 +214,80 @@ def separate_files(
 
 
 def _require_writable(out: Location) -> None:
-    try:
-        if isinstance(out, Path):
-            with atomic_path(out / "clearsep.json"):
-                raise _Unneeded
-    except _Unneeded:
-        pass
-    except OSError as error:
-        raise ValueError(f"cannot write into folder {str(out)!r} ({error}); choose another (-o)") from error
-
-
-class _Unneeded(Exception):
-    """Leaves a block that writes a file without the file."""
+    if isinstance(out, Path):
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=out):
+                pass
+        except OSError as error:
+            raise ValueError(f"cannot write into folder {str(out)!r} ({error}); choose another (-o)") from error
 
 
 def separate_into(
     source: AudioInput, plan: SeparationPlan, out: Location, *, on_progress: Progress = lambda done_s: None
 ) -> list[FileStem]:
     """Separate one file into a folder; stems that are there already, from the same input, are left."""
-    names = [target.name for target in plan.targets] + ([RESIDUAL] if plan.residual else [])
-    paths = [out / f"{source.name}.{name}.{plan.file_format}" for name in names]
-    texts = [target.text for target in plan.targets] + [RESIDUAL] * plan.residual
-    marks = _marks(source, plan)
-    is_new = [plan.overwrite or not _is_there(path, mark) for path, mark in zip(paths, marks, strict=True)]
-    if not any(is_new):
-        return [_left(source, text, path) for text, path in zip(texts, paths, strict=True)]
+    outputs = _outputs(source, plan, out)
+    missing = [one for one in outputs if plan.overwrite or not one.is_there()]
+    if missing and not plan.has_choice and all(one.target for one in missing):  # the others are not needed
+        plan = replace(plan, targets=tuple(one.target for one in missing if one.target), residual=False)
+        made = missing
+    else:
+        made = outputs if missing else []
     with ExitStack() as stack:
 
         def open_writers(sample_rate_hz: int, num_channels: int) -> list[AudioWriter]:
             writers = []
-            for path, mark, wanted in zip(paths, marks, is_new, strict=True):
-                file = stack.enter_context(atomic_path(path)) if wanted else Path(os.devnull)
-                kind = plan.file_format if wanted else "wav"
-                writers.append(
-                    open_writer(file, kind, sample_rate_hz=sample_rate_hz, num_channels=num_channels, comment=mark)
-                )
+            for one in made:
+                is_kept = one in missing
+                path = stack.enter_context(atomic_path(one.path)) if is_kept else Path(os.devnull)
+                kind = plan.file_format if is_kept else "wav"
+                rates = {"sample_rate_hz": sample_rate_hz, "num_channels": num_channels}
+                writers.append(open_writer(path, kind, comment=one.mark, **rates))
                 stack.enter_context(closing(writers[-1]))
             return writers
 
-        records = separate_stream(source, plan, open_writers, on_progress=on_progress)
-    return [
-        record | {"path": str(path)} if wanted else _left(source, record["query"], path)  # type: ignore[misc]
-        for record, path, wanted in zip(records, paths, is_new, strict=True)
-    ]
+        records = separate_stream(source, plan, open_writers, on_progress=on_progress) if made else []
+    new = {id(one): record for one, record in zip(made, records, strict=True) if one in missing}
+    return [(new.get(id(one)) or _left(source, one)) | {"path": str(one.path)} for one in outputs]  # type: ignore[misc]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Output:
+    """One file that is made of an input."""
+
+    target: Target | None
+    """None: the residual."""
+    path: Location
+    mark: str
+    """Comment in the file with what it is made of: a file with the same comment need not be made again."""
+
+    def is_there(self) -> bool:
+        """True for a complete stem with the mark. Raises AudioError for another file, which is not to be lost."""
+        if not self.path.is_file():
+            return False
+        with open_binary(self.path) as file:
+            head = file.read(_HEAD_BYTES)
+        if self.mark.encode() not in head:
+            raise AudioError(
+                f"{str(self.path)!r} must be a stem of the same input, query and separator, got another file of this "
+                "name; choose another folder (-o) or replace it (--overwrite)"
+            )
+        return True
+
+
+def _outputs(source: AudioInput, plan: SeparationPlan, out: Location) -> list[_Output]:
+    everything = [target.identity for target in plan.targets]
+    chosen_by = plan.estimator.fingerprint if plan.has_choice and plan.estimator is not None else None
+    others = [everything, chosen_by] if chosen_by else None  # the choice depends on all targets
+    found = []
+    for target in [*plan.targets, *([None] if plan.residual else [])]:
+        made_of = [target.identity if target else [everything, RESIDUAL], others]
+        name = target.name if target else RESIDUAL
+        path = out / f"{source.name}.{name}.{plan.file_format}"
+        mark = f"clearsep {fingerprint([source.identity, plan.identity, made_of])}"
+        found.append(_Output(target=target, path=path, mark=mark))
+    return found
 
 
 def separate_to_pipe(source: AudioInput, plan: SeparationPlan, pipe: BinaryIO) -> FileStem:
@@ -289,9 +321,7 @@ def separate_stream(
         num_samples += channels_CT.shape[1]
         on_progress(num_samples / rate_hz)
     duration_s = num_samples / rate_hz
-    _LOGGER.info(
-        "%s: %.1f s of audio in %.1f s", source.source, duration_s, time.perf_counter() - started_s
-    )
+    _LOGGER.info("%s: %.1f s of audio in %.1f s", source.source, duration_s, time.perf_counter() - started_s)
     texts = [as_query(query).text for query in queries] + [RESIDUAL]
     return [
         {
@@ -326,34 +356,11 @@ def _clipped(writer: AudioWriter, source: AudioInput) -> int:
     return writer.num_clipped
 
 
-def _marks(source: AudioInput, plan: SeparationPlan) -> list[str]:
-    """For each file, what it is made of, as a comment in it: a file with the same comment need not be made again."""
-    targets = [target.identity for target in plan.targets]
-    chosen_by = plan.estimator.fingerprint if plan.has_choice and plan.estimator is not None else None
-    others = [targets, chosen_by] if chosen_by else None  # the choice depends on all targets
-    made_of = [[target, others] for target in targets] + ([[targets, others, RESIDUAL]] if plan.residual else [])
-    return [f"clearsep {fingerprint([source.identity, plan.identity, one])}" for one in made_of]
-
-
-def _is_there(path: Location, mark: str) -> bool:
-    """True for a complete stem with the mark. Raises AudioError for another file, which is not to be lost."""
-    if not path.is_file():
-        return False
-    with open_binary(path) as file:
-        head = file.read(_HEAD_BYTES)
-    if mark.encode() not in head:
-        raise AudioError(
-            f"{str(path)!r} must be a stem of the same input, query and separator, got another file of this name; "
-            "choose another folder (-o) or replace it (--overwrite)"
-        )
-    return True
-
-
-def _left(source: AudioInput, text: str, path: Location) -> FileStem:
+def _left(source: AudioInput, output: _Output) -> FileStem:
     return {
         "source": source.source,
-        "query": text,
-        "path": str(path),
+        "query": output.target.text if output.target else RESIDUAL,
+        "path": "",
         "is_new": False,
         "duration_s": None,
         "sample_rate_hz": None,
