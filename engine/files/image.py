@@ -84,7 +84,8 @@ class StereoImage:
         return done_QCT[..., min(begin, done_QCT.shape[-1]) :]
 
     def _spectra(self, signals: Tensor) -> Tensor:
-        return torch.fft.rfft(signals.unfold(-1, self._size, self._hop) * self._window_T)
+        spectra: Tensor = torch.fft.rfft(signals.unfold(-1, self._size, self._hop) * self._window_T)
+        return spectra
 
     def _masked(self, channels_CNF: Tensor, stems_QNF: Tensor) -> Tensor:
         """Spectra ``[Q, C, N, F]`` of the stems in every channel.
@@ -115,4 +116,4 @@ def _power(spectra: Tensor) -> Tensor:
 
 def _bands(bins: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(bins, (0, -bins.shape[-1] % _BAND_BINS))
-    return padded.unflatten(-1, (-1, _BAND_BINS)).sum(-1)
+    return padded.view(*padded.shape[:-1], -1, _BAND_BINS).sum(-1)

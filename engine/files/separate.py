@@ -249,7 +249,7 @@ def separate_into(
 
         records = separate_stream(source, plan, open_writers, on_progress=on_progress) if made else []
     new = {id(one): record for one, record in zip(made, records, strict=True) if one in missing}
-    return [(new.get(id(one)) or _left(source, one)) | {"path": str(one.path)} for one in outputs]  # type: ignore[misc]
+    return [(new.get(id(one)) or _left(source, one)) | {"path": str(one.path)} for one in outputs]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
