@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from engine.files.stream import separated_blocks
+from engine.files.windows import WindowedSeparator
 from engine.separators import QuerySeparator
 from tests.conftest import TINY
-from tests.support.answers import BandPass, snr_db, stems_of
+from tests.support.answers import BandPass, as_blocks, snr_db, stems_of
 
 RATE_HZ = 8000
 DURATION_S = 35.3  # four windows of 10 s
@@ -36,7 +40,8 @@ def smooth_db(levels: np.ndarray) -> float:
 def test_a_joined_stem_is_the_stem_of_one_piece(signal, query):
     (stem_CT,) = stems_of(signal[None], BandPass(), [query], rate_hz=RATE_HZ, size=12_345)
     whole_T = BandPass().separate(torch.from_numpy(signal[None]).float(), [query])[0].numpy()
-    assert snr_db(stem_CT[0, 300:-300], whole_T[300:-300]) > 100
+    difference_T = (stem_CT[0] - whole_T)[300:-300]
+    assert 10 * np.log10(np.mean(signal**2) / np.mean(difference_T**2)) > 100
     assert stem_CT.shape == (1, len(signal))
 
 
@@ -46,11 +51,11 @@ def test_the_built_in_network_has_no_step_in_level_or_phase_at_a_join():
     (stem_CT,) = stems_of(signal[None], separator, ["bell"], rate_hz=RATE_HZ)
     cycles = stem_CT[0][: len(TIME_T) // 800 * 800].reshape(-1, 800)[2:-2]  # of 0.1 s
     turned = (cycles * np.exp(-2j * np.pi * 437.0 * TIME_T[: cycles.size]).reshape(cycles.shape)).mean(1)
-    assert smooth_db(np.abs(turned) ** 2) < 0.05
+    assert smooth_db(np.abs(turned) ** 2) < 0.1
     assert np.abs(np.angle(turned[1:] / turned[:-1])).max() < np.radians(0.5)
     with torch.no_grad():
         whole_BT = separator(torch.from_numpy(signal[None]).float(), torch.tensor([0]))
-    assert snr_db(stem_CT[0], whole_BT[0].numpy()) > 40
+    assert snr_db(stem_CT[0], whole_BT[0].numpy()) > 35  # its statistics are of a window
 
 
 def test_a_recording_that_fits_a_window_is_separated_in_one_piece():
@@ -70,8 +75,6 @@ def test_every_length_is_kept(num_samples, num_channels):
 
 
 def test_windows_of_a_batch_give_the_same_stems():
-    from engine.files.windows import WindowedSeparator
-
     signal = noise()[0].astype(np.float32)
     stems = []
     for batch_s in (0.0, 60.0):
@@ -119,13 +122,13 @@ def test_the_channels_of_a_stem_are_mixed_to_the_mono_stem():
 
 
 def test_a_source_at_one_side_stays_there():
-    left, right = tone(440.0) + 0.1 * noise()[0], tone(2500.0)
+    left, right = tone(440.0) + tone(700.0, 0.1), tone(2500.0)
     low_CT, high_CT = stems_of(np.stack([left, right]), BandPass(), ["low", "high"], rate_hz=RATE_HZ)
     inner = slice(2000, -2000)
-    for stem_CT, side, wanted in ((low_CT, 0, tone(440.0)), (high_CT, 1, tone(2500.0))):
+    for stem_CT, side, wanted in ((low_CT, 0, left), (high_CT, 1, right)):
         near, far = stem_CT[side, inner], stem_CT[1 - side, inner]
-        assert snr_db(near, wanted[inner]) > 19  # what the noise is worth
-        assert np.sum(far**2) < 1e-3 * np.sum(near**2)
+        assert snr_db(near, wanted[inner]) > 40
+        assert np.sum(far**2) < 1e-4 * np.sum(near**2)
 
 
 @pytest.mark.parametrize("gain_db", [-20.0, -6.0, 3.0])
@@ -142,11 +145,6 @@ def test_level_differences_of_channels_are_kept_in_every_band(gain_db):
 
 def test_channels_of_opposite_sign_are_separated_too():
     """A decoder names one channel as the mixture where the mean would be silence."""
-    from dataclasses import replace
-
-    from engine.files.stream import separated_blocks
-    from tests.support.answers import as_blocks
-
     signal = np.stack([tone(440.0), -tone(440.0)])
     blocks = (replace(block, mono_channels=(0,)) for block in as_blocks(signal, RATE_HZ))
     stem_CT = np.concatenate([stems_QCT[0] for _, stems_QCT in separated_blocks(blocks, BandPass(), ["low"])], axis=1)
