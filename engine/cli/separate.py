@@ -20,7 +20,7 @@ from engine.cli.display import console, shown
 
 if TYPE_CHECKING:
     from engine.files.names import AudioInput
-    from engine.files.targets import Target
+    from engine.files.targets import StemQuery
 
 _LOGGER = logging.getLogger(__name__)
 _LOG_EVERY_S = 30.0
@@ -109,7 +109,7 @@ def _check(
 
 def _targets(
     query: Sequence[str], query_audio: Sequence[str], unwanted: Sequence[str], *, best_of: bool
-) -> list[Target]:
+) -> list[StemQuery]:
     from engine.audio.decoder import shared_decoder
     from engine.files.targets import make_targets
     from engine.separators import AudioExample, Query

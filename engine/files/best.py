@@ -15,7 +15,7 @@ import numpy as np
 from engine.audio.decoder import shared_decoder
 from engine.audio.sndfile import Samples
 from engine.files.averages import WINDOW_S, ScoreAverages
-from engine.files.targets import OneQuery, Target
+from engine.files.targets import OneQuery, StemQuery
 from engine.files.windows import stems_of
 from engine.scoring.estimator import SiSdrEstimator
 from engine.separators import Separator
@@ -25,7 +25,12 @@ _NUM_WINDOWS = 12
 
 
 def choose_best(
-    source: str, separators: Sequence[Separator], targets: Sequence[Target], estimator: SiSdrEstimator, *, device: str
+    source: str,
+    separators: Sequence[Separator],
+    targets: Sequence[StemQuery],
+    estimator: SiSdrEstimator,
+    *,
+    device: str,
 ) -> tuple[Separator, list[OneQuery]]:
     """The separator and, for each target, the query with the highest estimated SI-SDR.
 
@@ -38,7 +43,7 @@ def choose_best(
 
 
 def _best_queries(
-    source: str, separator: Separator, targets: Sequence[Target], estimator: SiSdrEstimator, device: str
+    source: str, separator: Separator, targets: Sequence[StemQuery], estimator: SiSdrEstimator, device: str
 ) -> tuple[float, list[OneQuery]]:
     """The mean of the estimates of a separator's best queries, and these queries."""
     batched = BatchedSeparator(separator=separator, batch_s=WINDOW_S, device=device)

@@ -23,7 +23,7 @@ from engine.files.averages import ScoreAverages
 from engine.files.best import choose_best
 from engine.files.names import RESIDUAL, AudioInput, find_inputs
 from engine.files.stream import separated_blocks
-from engine.files.targets import OneQuery, Queries, Target, check_targets, make_targets
+from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, make_targets
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.scoring.scores import Scores
 from engine.separators import Separator, SeparatorFactory, find_separator
@@ -78,11 +78,11 @@ class FilesSummary(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class SeparationPlan:
-    """How every file is separated: opened and checked separators, targets and the format of the stems."""
+    """The way to separate every file: opened and checked separators, targets and the format of the stems."""
 
     separators: tuple[Separator, ...]
     """Several to choose from for each file."""
-    targets: tuple[Target, ...]
+    targets: tuple[StemQuery, ...]
     file_format: FileFormat
     residual: bool
     estimator: SiSdrEstimator | None
@@ -138,7 +138,7 @@ def separate_file(
 
 
 def plan_separation(
-    targets: Sequence[Target],
+    targets: Sequence[StemQuery],
     *,
     separator: AnySeparator | Sequence[AnySeparator],
     file_format: FileFormat = "wav",
@@ -256,7 +256,7 @@ def separate_into(
 class _Output:
     """One file that is made of an input."""
 
-    target: Target | None
+    target: StemQuery | None
     """None: the residual."""
     path: Location
     mark: str
@@ -311,15 +311,15 @@ def separate_stream(
     writers = open_writers(rate_hz, num_channels)
     averages = ScoreAverages(len(queries), sample_rate_hz=separator.sample_rate_hz, estimator=plan.estimator)
     num_samples, started_s = 0, time.perf_counter()
-    for channels_CT, stems_QCT in separated_blocks(
-        chain([first], blocks), separator, queries, device=plan.device, on_stems=averages.push
-    ):
-        for writer, stem_CT in zip(writers, stems_QCT, strict=False):
-            writer.write(stem_CT.T)
-        if len(writers) > len(queries):
-            writers[-1].write((channels_CT - stems_QCT.sum(0)).T)
-        num_samples += channels_CT.shape[1]
-        on_progress(num_samples / rate_hz)
+    separated = separated_blocks(chain([first], blocks), separator, queries, device=plan.device, on_stems=averages.push)
+    with closing(separated):
+        for channels_CT, stems_QCT in separated:
+            for writer, stem_CT in zip(writers, stems_QCT, strict=False):
+                writer.write(stem_CT.T)
+            if len(writers) > len(queries):
+                writers[-1].write((channels_CT - stems_QCT.sum(0)).T)
+            num_samples += channels_CT.shape[1]
+            on_progress(num_samples / rate_hz)
     duration_s = num_samples / rate_hz
     _LOGGER.info("%s: %.1f s of audio in %.1f s", source.source, duration_s, time.perf_counter() - started_s)
     texts = [as_query(query).text for query in queries] + [RESIDUAL]

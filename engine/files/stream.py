@@ -5,7 +5,7 @@ Shape legend: ``T`` samples, ``C`` channels, ``Q`` queries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 import numpy as np
 import soxr
@@ -32,7 +32,7 @@ def separated_blocks(
     *,
     device: str = "cpu",
     on_stems: OnStems = lambda mix_T, stems_QT: None,
-) -> Iterator[tuple[Samples, Samples]]:
+) -> Generator[tuple[Samples, Samples], None, None]:
     """Yield the recording ``[C, T]`` and its stems ``[Q, C, T]``, at the recording's rate and with all its samples."""
     stream: _Stream | None = None
     for block in blocks:

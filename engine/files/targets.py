@@ -1,4 +1,4 @@
-"""What to separate: a target is one stem of every input, described by one query or by several to choose from."""
+"""Targets: each is one stem of every input, described by one query or by several to choose from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Queries = OneQuery | Sequence[OneQuery | Sequence[OneQuery]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class StemQuery:
     """One stem of every input."""
 
     name: str
@@ -39,7 +39,7 @@ class Target:
         return [[_described(query.wanted), _described(query.unwanted)] for query in map(as_query, self.alternatives)]
 
 
-def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str | None] = ()) -> list[Target]:
+def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str | None] = ()) -> list[StemQuery]:
     """Targets of queries, with sounds that no stem must contain, and names for those that have no words.
 
     Raises ``ValueError`` if there is no query, an empty one, one twice, or one that excludes what it wants.
@@ -51,7 +51,7 @@ def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str
     if not all(groups):
         raise ValueError(f"a list of alternatives must have a query, got an empty one in {several!r}; remove it")
     full = [tuple(_with_unwanted(one, unwanted) for one in group) for group in groups]
-    targets = [Target(name="", alternatives=group) for group in full]
+    targets = [StemQuery(name="", alternatives=group) for group in full]
     identities = [repr(target.identity) for target in targets]
     twice = [target.text for number, target in enumerate(targets) if identities[number] in identities[:number]]
     if twice:
@@ -62,14 +62,14 @@ def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str
         for name, target in zip(given, targets, strict=True)
     ]
     unique = distinct(plain, identities, reserved=[RESIDUAL])
-    return [Target(name=name, alternatives=one.alternatives) for name, one in zip(unique, targets, strict=True)]
+    return [StemQuery(name=name, alternatives=one.alternatives) for name, one in zip(unique, targets, strict=True)]
 
 
 def _with_unwanted(query: OneQuery, unwanted: Sounds) -> OneQuery:
     """A plain text stays one, for separators that know labels alone."""
     more = Query("all", unwanted).unwanted
-    whole = as_query(query)
-    return Query(whole.wanted, (*whole.unwanted, *more)) if more else query
+    full = as_query(query)
+    return Query(full.wanted, (*full.unwanted, *more)) if more else query
 
 
 def _described(parts: Iterable[QueryPart]) -> list[object]:
@@ -82,7 +82,7 @@ def _sound(sound: str | AudioExample) -> str:
     return hashlib.sha256(sound.samples_T.tobytes()).hexdigest() + f" {sound.sample_rate_hz}"
 
 
-def check_targets(targets: Sequence[Target], separator: Separator) -> None:
+def check_targets(targets: Sequence[StemQuery], separator: Separator) -> None:
     """Raise ``ValueError`` for queries that a separator cannot answer, before a file is opened."""
     known = {plain_label(label) for label in separator.labels}
     for query in (query for target in targets for query in target.alternatives):

@@ -64,8 +64,7 @@ def test_silence_is_read_once(tmp_path, decoder):
     assert sum(len(block.samples_TC) for block in decoder.channels(str(tmp_path / "a.wav"))) == 900 * RATE_HZ
 
 
-@pytest.mark.parametrize("kind", ["wav", "flac"])
-@pytest.mark.parametrize("num_samples", [0, 1, 5001])
+@pytest.mark.parametrize(("kind", "num_samples"), [("wav", 0), ("wav", 1), ("wav", 5001), ("flac", 1), ("flac", 5001)])
 def test_files_written_in_blocks_are_read_back(tmp_path, kind, num_samples):
     path = tmp_path / "a.tmp"
     writer = open_writer(path, kind, sample_rate_hz=44_100, num_channels=2, comment="made of: é")
@@ -73,9 +72,8 @@ def test_files_written_in_blocks_are_read_back(tmp_path, kind, num_samples):
         writer.write(SIGNAL_TC[first : min(first + 1000, num_samples)])
     writer.close()
     assert "made of: é".encode() in path.read_bytes()[:4096]
-    if num_samples or kind == "wav":
-        samples_TC, rate_hz = sf.read(path, dtype="float32")
-        assert rate_hz == 44_100 and np.abs(samples_TC - SIGNAL_TC[:num_samples]).max(initial=0) < 1e-6
+    samples_TC, rate_hz = sf.read(path, dtype="float32")
+    assert rate_hz == 44_100 and np.abs(samples_TC - SIGNAL_TC[:num_samples]).max(initial=0) < 1e-6
     if kind == "wav":
         with open(path, "rb") as file:
             assert find_samples(file).num_bytes == 8 * num_samples

@@ -114,7 +114,7 @@ def test_equal_channels_stay_equal_and_are_the_mono_stem(separator):
 
 
 def test_the_channels_of_a_stem_are_mixed_to_the_mono_stem():
-    signal = noise(2) + [tone(440.0), 0.2 * tone(2000.0)]
+    signal = noise(2) + np.stack([tone(440.0), 0.2 * tone(2000.0)])
     separator = QuerySeparator(TINY, ["bell"]).eval()
     (stem_CT,) = stems_of(signal, separator, ["bell"], rate_hz=RATE_HZ)
     (mono_CT,) = stems_of(signal.mean(0, keepdims=True), separator, ["bell"], rate_hz=RATE_HZ)
