@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from engine.files.separate import plan_separation, separate_files
 from engine.files.targets import make_targets
 from engine.schema import SCORES
 from engine.scoring.estimator import SiSdrEstimator
+from engine.storage.paths import location
 from tests.support.answers import BandPass, open_band_pass, snr_db
 
+pytest_plugins = ["tests.support.s3_server"]
 RATE_HZ = 8000
 SIGNAL_T = 0.1 * np.random.default_rng(0).standard_normal(12 * RATE_HZ).astype(np.float32)
 TIME_T = np.arange(len(SIGNAL_T)) / RATE_HZ
@@ -124,6 +127,20 @@ def test_names_are_safe(text):
 def test_queries_of_equal_names_have_different_files():
     names = [target.name for target in make_targets(["dog bark", "dog-bark", "dog/bark", "residual"])]
     assert len(set(names)) == 4 and "residual" not in names
+
+
+def test_inputs_and_outputs_may_be_in_s3(s3, mixture):
+    bucket = s3.root
+    for name in ("a", "b"):
+        (location(bucket) / "in" / f"{name}.flac").write_bytes(mixture.read_bytes())
+    plan = plan_separation(make_targets(["low"]), separator=open_band_pass)
+    for is_new in (True, False):
+        summary = separate_files(find_inputs([f"{bucket}/in/*.flac"]), plan, location(f"{bucket}/out"))
+        assert [stem["path"] for stem in summary["stems"]] == [f"{bucket}/out/{name}.low.wav" for name in "ab"]
+        assert [stem["is_new"] for stem in summary["stems"]] == [is_new] * 2 and not summary["failures"]
+    assert [one.name for one in find_inputs([f"{bucket}/in"])] == ["a", "b"]
+    samples_TC, _ = sf.read(io.BytesIO((location(bucket) / "out" / "a.low.wav").read_bytes()))
+    assert samples_TC.shape == (len(SIGNAL_T), 2)
 
 
 # Resuming.
