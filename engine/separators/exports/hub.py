@@ -15,7 +15,7 @@ from engine.cli.display import markdown
 from engine.separators.checkpoint import SeparatorDescription, read_description, require_fingerprint
 from engine.storage.factories import is_dotted_name
 from engine.storage.files import atomic_path, open_binary, read_json, write_bytes, write_json
-from engine.storage.fingerprints import fingerprint, require_unused
+from engine.storage.fingerprints import require_unused
 from engine.storage.paths import Location, Name, location, resolve_name
 
 _ENCODER = "encoder"
@@ -75,12 +75,11 @@ def _require_own(folder: Location, out: Location, description: SeparatorDescript
 
 
 def _portable(description: SeparatorDescription) -> SeparatorDescription:
-    """The description with the encoder in its own folder and without folders of this machine."""
+    """The description with the encoder in its own folder and without folders of this machine; of one fingerprint."""
     portable: dict[str, Any] = {**description, "history": [without_places(entry) for entry in description["history"]]}
     if "queries" in description:
         portable["queries"] = {**description["queries"], "encoder": _ENCODER}
-    decides = {key: value for key, value in portable.items() if key not in ("fingerprint", "history")}
-    return cast(SeparatorDescription, {**portable, "fingerprint": fingerprint(decides)})
+    return cast(SeparatorDescription, portable)
 
 
 def without_places(value: Any) -> Any:  # noqa: ANN401 - a JSON-like value

@@ -1,6 +1,5 @@
 """Separators as folders for a model hub: they open, their card is right, and no folder of this machine is in them."""
 
-import json
 import shutil
 
 import pytest
@@ -12,7 +11,6 @@ from engine.separators import QuerySeparator, read_description, require_fingerpr
 from engine.separators.audiosep import AudioSep, AudioSepConfig
 from engine.separators.clap import open_clap
 from engine.separators.exports.hub import save_pretrained, without_places
-from engine.storage.fingerprints import fingerprint
 from tests.conftest import RATE_HZ, TINY
 from tests.support.models.clap import write_tiny_clap
 
@@ -90,10 +88,8 @@ def test_the_encoder_is_copied_into_the_folder(folder, tmp_path):
     encoder.mkdir(parents=True)
     for name in ("clap.json", "weights.safetensors", "tokenizer.json", ".env", "notes.txt"):
         (encoder / name).write_text(name)
-    described = json.loads((folder / "separator.json").read_text())
-    described["queries"] = {"template": "{label}", "encoder": str(encoder), "encoder_fingerprint": "0" * 16}
-    values = {key: value for key, value in described.items() if key not in ("fingerprint", "history")}
-    (folder / "separator.json").write_text(json.dumps(described | {"fingerprint": fingerprint(values)}))
+    queries = {"template": "{label}", "encoder": str(encoder), "encoder_fingerprint": "0" * 16}
+    save(QuerySeparator(TINY, LABELS), folder, about={"queries": queries})
     save_pretrained(folder, tmp_path / "out")
     assert read_description(tmp_path / "out")["queries"]["encoder"] == "encoder"
     require_fingerprint(tmp_path / "out")
