@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 def run_tables(summary: RunSummary) -> list[Table]:
     """All tables of a run; raises ``ValueError`` for a summary without some figure, as others may have left it."""
     check_record(summary, RunSummary, "summary.json", remedy="delete the iteration's iteration.json, and start again")
-    return [iterations_table(summary), rules_table(summary), labels_table(summary)]
+    tables = [iterations_table(summary), rules_table(summary), labels_table(summary)]
+    return [table for table in tables if table.rows]
 
 
 def iterations_table(summary: RunSummary) -> Table:

@@ -130,12 +130,19 @@ def conversion_tables(converted: Conversion) -> list[Table]:
     folder = converted["folder"]
     rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in converted.items()]
     uses = [
-        ["take it through a run", f"clearsep run laptop -o runs/first --set separator={folder} --set corpus=LIST"],
+        ["separate a file", f"clearsep separate FILE --query 'dog bark' --separator {folder} -o OUT"],
         ["separate a corpus", f"clearsep separate-corpus LIST --separator {folder} -o OUT"],
+        [
+            "distil students",
+            f"clearsep run clearsep -o RUN --set corpus=LIST --set separator={folder} --set text_encoder={folder}",
+        ],
         ["in Python", f"clearsep.load_separator({folder!r})"],
     ]
     if converted["kind"] == "clap":
-        uses = [["with CLAPSep", f"clearsep convert CLAPSEP --clap {folder} -o OUT"]]
+        uses = [
+            ["with CLAPSep", f"clearsep convert CLAPSEP --clap {folder} -o OUT"],
+            ["as a tagger", f"clearsep separate-corpus LIST --separator DIR --tagger {folder} -o OUT"],
+        ]
     given = Table(title="Converted", columns=["", ""], rows=[row for row in rows if row[0] != "notes"])
     return [given, Table(title="Use", columns=["", ""], rows=uses)]
 

@@ -54,7 +54,7 @@ def identify(checkpoint: ForeignCheckpoint) -> Identity:
             licence="none stated: all rights reserved by the authors; do not redistribute",
             source="CLAPSep (github.com/Aisaka0v0/CLAPSep)",
             next="clearsep convert FILE -o DIR"
-            + ("" if is_full and has_clap else " --clap CLAP, with the CLAP that it was trained on"),
+            + ("" if is_full and has_clap else " --clap CLAP (CLAP: the file of the CLAP that it was trained on)"),
         )
     if is_clap(names):
         return _clap(checkpoint)
@@ -89,7 +89,7 @@ def _clap(checkpoint: ForeignCheckpoint) -> Identity:
         name=f"CLAP of {owner}, with {size}",
         licence=licence,
         source="CLAP (github.com/LAION-AI/CLAP)",
-        next="clearsep convert FILE -o DIR, or convert --clap FILE with a CLAPSep",
+        next="clearsep convert FILE -o DIR (for a tagger or a student), or clearsep convert CLAPSEP --clap FILE -o DIR",
     )
 
 
