@@ -44,10 +44,11 @@ if TYPE_CHECKING:
     from cluster.session import connect as connect
     from engine.corpus.read import read_corpus as read_corpus
     from engine.corpus.sources import read_sources as read_sources
+    from engine.files.score import score_files as score_files
+    from engine.files.separate import separate_file as separate_file
     from engine.passes.run import run_pass as run_pass
     from engine.scoring import metrics as metrics
     from engine.selection.export.export import export_tracks as export_tracks
-    from engine.selection.score_files import score_files as score_files
     from engine.selection.thresholds import Thresholds as Thresholds
     from engine.selection.tracks import select_tracks as select_tracks
     from engine.separators import AudioExample as AudioExample
@@ -78,9 +79,10 @@ _PUBLIC = {
     "run": "tune.run:run",
     "run_pass": "engine.passes.run:run_pass",
     "save_pretrained": "engine.separators.exports.hub:save_pretrained",
-    "score_files": "engine.selection.score_files:score_files",
+    "score_files": "engine.files.score:score_files",
     "search": "tune.search.run:search",
     "select_tracks": "engine.selection.tracks:select_tracks",
+    "separate_file": "engine.files.separate:separate_file",
 }
 """Public name: ``module:attribute``, or a module."""
 

@@ -63,6 +63,12 @@ class Downmix:
         """Decide by a recording's first blocks; takes no more of them than it needs, and none if it has decided."""
         if not self.is_decided:
             next((None for _ in self.mixed(blocks_TC) if self.is_decided), None)
+            self.is_decided = True  # a recording without sound must not be read again to its end
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Numbers of the channels whose mean is the mixture."""
+        return tuple(self._used)
 
     def _leading_silence(self, blocks: Iterator[Samples]) -> Iterator[Samples]:
         self._first: list[Samples] = []

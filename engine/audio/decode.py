@@ -34,6 +34,24 @@ class AudioInfo:
     num_channels: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelBlock:
+    """Samples of all channels of a recording, at its own rate."""
+
+    samples_TC: Samples
+    sample_rate_hz: int
+    mono_channels: tuple[int, ...]
+    """Numbers of the channels whose mean is the recording mixed to mono."""
+
+    @property
+    def mono_T(self) -> Samples:
+        """The block mixed to mono, as :func:`decode` mixes the recording."""
+        if len(self.mono_channels) == 1:
+            return self.samples_TC[:, self.mono_channels[0]]
+        mono_T: Samples = self.samples_TC[:, list(self.mono_channels)].mean(axis=1, dtype=np.float32)
+        return mono_T
+
+
 def probe(source: AudioSource, *, recordings: Recordings | None = None) -> AudioInfo:
     """Duration, rate and channels; only an uncompressed format is not decoded, because the headers of others may lie.
 
@@ -90,6 +108,26 @@ def decode(
         mono_T = soxr.resample(mono_T, rate_hz, sample_rate_hz, quality="HQ")
     begin = round(start_s * sample_rate_hz) - lead
     return np.ascontiguousarray(mono_T[begin : begin + round((end_s - start_s) * sample_rate_hz)])
+
+
+def decode_channels(
+    source: AudioSource, *, first: int, most_values: int, recordings: Recordings | None = None
+) -> ChannelBlock:
+    """Samples of all channels from sample ``first`` on, ``most_values`` at most; none after the end.
+
+    With ``recordings``, the decoding of a file that was opened there before continues. Raises AudioError for unusable
+    files, and at the end of those of which less than 95 % of what the header promises can be decoded.
+    """
+    with (recordings or Recordings()).open(source, all_channels=True) as recording:
+        stop = first + max(1, most_values // recording.num_channels)
+        samples_TC = recording.read(first, stop)
+        _check_values(samples_TC)
+        if (end := first + len(samples_TC)) < stop:
+            end_s = max(end, recording.num_samples or 0) / recording.rate_hz
+            _check_complete(recording, end, 0.0, end_s, is_open=False)
+        return ChannelBlock(
+            samples_TC=samples_TC, sample_rate_hz=recording.rate_hz, mono_channels=recording.downmix.used
+        )
 
 
 def _check_segment(start_s: float, duration_s: float | None, max_duration_s: float, sample_rate_hz: int) -> None:

@@ -20,12 +20,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from engine.audio.decode import MAX_DURATION_S, AudioInfo
+from engine.audio.decode import MAX_DURATION_S, AudioInfo, ChannelBlock
 from engine.audio.sndfile import Samples
 from engine.audio.worker import Answer, Request, Segment, pack
 from engine.errors import AudioError, DecodeError
@@ -36,6 +36,7 @@ MEMORY_BYTES = 4 << 30
 
 Most of it is never touched; a lower limit would refuse harmless files whose headers promise too much.
 """
+_BLOCK_VALUES = 1 << 20  # of all channels together, in one answer
 _START_LIMIT_S = 120.0  # the imports take a second, longer on a machine that starts many processes
 _GRACE_S = 5.0  # after the time limit, the child ends itself if its parent has not killed it
 _MAX_PATH_BYTES = 4096  # PATH_MAX; the request fits into a pipe, so that sending it never blocks
@@ -90,6 +91,22 @@ class Decoder:
         }
         _, data = self._request({"call": "decode", "source": source, "arguments": segment})
         return np.frombuffer(data, np.float32)
+
+    def channels(self, source: str) -> Iterator[ChannelBlock]:
+        """Yield :func:`engine.audio.decode.decode_channels` of a complete recording in blocks; raises DecodeError."""
+        first, size = 0, 1
+        while size:
+            segment: Segment = {"first": first, "most_values": _BLOCK_VALUES}
+            answer, data = self._request({"call": "channels", "source": source, "arguments": segment})
+            info = answer["info"]
+            samples_TC = np.frombuffer(data, np.float32).reshape(-1, info["num_channels"])
+            if size := len(samples_TC):
+                yield ChannelBlock(
+                    samples_TC=samples_TC,
+                    sample_rate_hz=info["sample_rate_hz"],
+                    mono_channels=tuple(info["mono_channels"]),
+                )
+            first += size
 
     def close(self) -> None:
         """End the child; another request starts a new one."""

@@ -34,7 +34,7 @@ class Recording:
 
     The time base of every read is that of a complete decode: uncompressed formats are sought, which is exact, and all
     others are decoded from their start. The channels are mixed as ``downmix`` has decided for an earlier recording of
-    the same file.
+    the same file; with ``all_channels``, reads return them all, and ``downmix`` decides before the first.
     """
 
     def __init__(
@@ -44,7 +44,9 @@ class Recording:
         max_kept: int = 0,
         on_decoded: Callable[[float], None] = lambda duration_s: None,
         downmix: Downmix | None = None,
+        all_channels: bool = False,
     ) -> None:
+        self._all_channels = all_channels
         self.source, self.num_bytes, self.max_kept, self._on_decoded = source, _num_bytes(source), max_kept, on_decoded
         self._blocks: Iterator[Samples] | None = None
         self._kept: deque[Samples] = deque()
@@ -66,8 +68,8 @@ class Recording:
 
     @property
     def num_kept(self) -> int:
-        """Samples in memory."""
-        return self.end - self._begin
+        """Values in memory."""
+        return (self.end - self._begin) * (self.num_channels if self._all_channels else 1)
 
     def measure(self) -> int:
         """The length in samples; decodes the file unless it is known."""
@@ -77,17 +79,27 @@ class Recording:
         return self.num_samples
 
     def read(self, first: int, stop: int) -> Samples:
-        """Samples from ``first`` to ``stop`` or the end; the last ``max_kept`` stay in memory."""
+        """Samples ``[T]`` or ``[T, C]`` from ``first`` to ``stop`` or the end; ``max_kept`` values stay in memory."""
+        empty = np.zeros((0, self.num_channels) if self._all_channels else 0, np.float32)
         if self.seeks:
             self.downmix.decide(self._reader.blocks(0))
-            return _between(map(self.downmix.mono, self._reader.blocks(first)), first, first=first, stop=stop)
-        if first < self._begin:  # decode it again from its start
-            self.close()
-            self._reader, self._blocks, self._error = _reader(self.source, self.num_bytes), None, None
-            self._begin = self.end = 0
+            blocks = self._reader.blocks(first)
+            mixed = blocks if self._all_channels else map(self.downmix.mono, blocks)
+            return _between(mixed, first, empty, first=first, stop=stop)
+        if self._all_channels and not self.downmix.is_decided:
+            self.downmix.decide(self._reader.blocks())
+            self._restart()
+        if first < self._begin:
+            self._restart()
         while self.end < stop and self._decode_block():
             self.forget(before=first)
-        return _between(self._kept, self._begin, first=first, stop=stop)
+        return _between(self._kept, self._begin, empty, first=first, stop=stop)
+
+    def _restart(self) -> None:
+        """Decode the file again from its start."""
+        self.close()
+        self._reader, self._blocks, self._error = _reader(self.source, self.num_bytes), None, None
+        self._begin = self.end = 0
 
     def has_sample(self, position: int) -> bool:
         """True if a sample can be decoded; the length must be known."""
@@ -98,7 +110,8 @@ class Recording:
         if self._error is not None:
             raise self._error
         if self._blocks is None:
-            self._blocks = self.downmix.mixed(self._reader.blocks())
+            blocks = self._reader.blocks()
+            self._blocks = blocks if self._all_channels else self.downmix.mixed(blocks)
         try:
             block_T = next(self._blocks, None)
             if self.end > _MAX_DURATION_S * self.rate_hz:
@@ -115,7 +128,7 @@ class Recording:
         return True
 
     def forget(self, *, before: int) -> None:
-        """Drop the oldest samples, but none from ``before`` on, until ``max_kept`` stay."""
+        """Drop the oldest samples, but none from ``before`` on, until ``max_kept`` values stay."""
         while self._kept and self.num_kept > self.max_kept and self._begin + len(self._kept[0]) <= before:
             self._begin += len(self._kept.popleft())
 
@@ -125,9 +138,9 @@ class Recording:
         self._kept.clear()
 
 
-def _between(blocks: Iterable[Samples], position: int, *, first: int, stop: int) -> Samples:
-    """The samples from ``first`` to ``stop`` of blocks that begin at ``position``."""
-    parts = [np.zeros(0, np.float32)]
+def _between(blocks: Iterable[Samples], position: int, empty: Samples, *, first: int, stop: int) -> Samples:
+    """The samples from ``first`` to ``stop`` of blocks that begin at ``position``; ``empty`` if there are none."""
+    parts = [empty]
     for block_T in blocks:
         if position >= stop:
             break
@@ -145,17 +158,17 @@ class Recordings:
     def __init__(self, *, max_kept: int = 0, on_decoded: Callable[[float], None] = lambda duration_s: None) -> None:
         self._max_kept, self._on_decoded = max_kept, on_decoded
         self._kept: dict[object, Recording] = {}
-        """By name and version, the last used one at the end."""
+        """By name, version and whether all channels are read, the last used one at the end."""
         self._downmixes: dict[object, Downmix] = {}
 
     @contextmanager
-    def open(self, source: AudioSource) -> Iterator[Recording]:
+    def open(self, source: AudioSource, *, all_channels: bool = False) -> Iterator[Recording]:
         """Open a recording, or take the one that is open. Every AudioError raised inside names the source.
 
         An error of the network is raised unchanged, in place of the decoder's error that follows from it.
         """
         local, version = _local(source)
-        recording = self._kept.pop(version, None)
+        recording = self._kept.pop((version, all_channels), None)
         is_usable = False
         try:
             with _named(local):
@@ -165,6 +178,7 @@ class Recordings:
                         max_kept=self._max_kept,
                         on_decoded=self._on_decoded,
                         downmix=self._downmixes.get(version),
+                        all_channels=all_channels,
                     )
                 try:
                     yield recording
@@ -176,11 +190,11 @@ class Recordings:
             used = local if recording is None else recording.source
             lost = used.error if isinstance(used, WatchedFile) else None
             if recording is not None:
-                self._keep(version if is_usable and lost is None else None, recording)
+                self._keep(version if is_usable and lost is None else None, recording, all_channels)
             if lost is not None:
                 raise lost
 
-    def _keep(self, version: object, recording: Recording) -> None:
+    def _keep(self, version: object, recording: Recording, all_channels: bool) -> None:
         """Keep a recording of a version for the next request, and close what is too much."""
         if version is not None and self._max_kept and recording.downmix.is_decided:
             self._downmixes[version] = recording.downmix
@@ -190,7 +204,7 @@ class Recordings:
             recording.close()
             return
         recording.forget(before=recording.end)
-        self._kept[version] = recording
+        self._kept[version, all_channels] = recording
         while len(self._kept) > _MAX_OPEN or (
             len(self._kept) > 1 and sum(one.num_kept for one in self._kept.values()) > self._max_kept
         ):

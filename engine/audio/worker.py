@@ -19,7 +19,7 @@ import threading
 import time
 from typing import Any, BinaryIO, Literal, TypedDict
 
-from engine.audio.decode import MAX_DURATION_S, decode, probe
+from engine.audio.decode import MAX_DURATION_S, decode, decode_channels, probe
 from engine.audio.recordings import Recordings
 from engine.errors import AudioError
 from engine.storage.retry import is_transient
@@ -29,31 +29,33 @@ _MAX_KEPT = 1 << 25  # decoded samples between requests, 128 MiB: the files of o
 
 
 class Segment(TypedDict, total=False):
-    """The arguments of :func:`engine.audio.decode.decode`; none for a probe."""
+    """The arguments of :func:`engine.audio.decode.decode` or ``decode_channels``; none for a probe."""
 
     sample_rate_hz: int
     start_s: float
     duration_s: float | None
     max_duration_s: float
+    first: int
+    most_values: int
 
 
 class Request(TypedDict):
-    """A call of ``probe`` or ``decode``."""
+    """A call of ``probe``, ``decode`` or ``decode_channels``."""
 
-    call: Literal["probe", "decode"]
+    call: Literal["probe", "decode", "channels"]
     source: str
     arguments: Segment
 
 
 class Answer(TypedDict, total=False):
-    """The answer to a request: ``info`` after a probe, ``num_bytes`` of samples after a decode, or an error.
+    """The answer to a request: ``info`` after a probe, ``num_bytes`` of samples after a decode, both, or an error.
 
     Before it, ``is_busy`` comes after every ten minutes of audio that are decoded on the way.
     """
 
     is_busy: bool
     info: dict[str, Any]
-    """Fields of :class:`engine.audio.decode.AudioInfo`."""
+    """Fields of :class:`engine.audio.decode.AudioInfo`, or of ``ChannelBlock`` but its samples."""
     num_bytes: int
     error_class: str
     message: str
@@ -67,9 +69,15 @@ def pack(message: Request | Answer) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
-def _run(recordings: Recordings, call: str, source: str, arguments: Segment) -> tuple[Answer, bytes]:
+def _run(recordings: Recordings, call: str, source: str, arguments: Any) -> tuple[Answer, bytes]:  # noqa: ANN401 - as in Segment
     if call == "probe":
         return {"info": vars(probe(source, recordings=recordings))}, b""
+    if call == "channels":
+        block = decode_channels(source, recordings=recordings, **arguments)
+        info = {"sample_rate_hz": block.sample_rate_hz, "mono_channels": block.mono_channels}
+        info["num_channels"] = block.samples_TC.shape[1]
+        data = block.samples_TC.tobytes()
+        return {"info": info, "num_bytes": len(data)}, data
     data = decode(source, recordings=recordings, **arguments).tobytes()
     return {"num_bytes": len(data)}, data
 

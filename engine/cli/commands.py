@@ -1,4 +1,4 @@
-"""Commands of the engine: ``separate-corpus``, ``plan``, ``filter``, ``score``, ``failures`` and ``convert``."""
+"""Commands of the engine: from ``separate`` and ``separate-corpus`` to ``failures`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.cli.console import (
+    ESTIMATOR_HELP,
     SEPARATOR_HELP,
     Address,
     AllowOutside,
@@ -22,12 +23,12 @@ from engine.cli.console import (
     connected,
     print_result,
 )
+from engine.cli.separate import separate
 
 Manifest = Annotated[
     str, typer.Argument(help="CSV, JSONL or Parquet manifest, folder with a subfolder per label, or AudioSet's CSV.")
 ]
 TAGGER_HELP = "Folder of a tagger, or a file that maps labels to its classes; it scores the label in a stem."
-ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 
 _LOGGER = logging.getLogger(__name__)
 _NOT_JUDGED = (
@@ -144,7 +145,7 @@ def score(
 ) -> None:
     """Score the stems of a mixture and apply thresholds to them: --set min_re_sdr_db=10 and so on, else the default."""
     from engine.cli.tables import scores_table
-    from engine.selection.score_files import score_files
+    from engine.files.score import score_files
     from engine.selection.thresholds import Thresholds
     from engine.separators import load_separator
     from engine.settings import build, override
@@ -217,6 +218,7 @@ def convert(
 
 def register(app: typer.Typer) -> None:
     """Add this package's commands to the command line."""
+    app.command()(separate)
     app.command("separate-corpus")(separate_corpus)
     app.command()(plan)
     app.command("filter")(filter_)

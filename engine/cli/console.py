@@ -51,6 +51,7 @@ AllowOutside = Annotated[
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Process only the failed clips again.")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a new Ray on this machine.")]
+ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 SEPARATOR_HELP = "Separator: checkpoint folder, or package.module:factory for one of your own."
 
 

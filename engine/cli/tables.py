@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from engine.cli.display import markdown
 
 if TYPE_CHECKING:
+    from engine.files.score import StemVerdict
+    from engine.files.separate import FileStem
     from engine.passes.plan import PassPlan
     from engine.passes.shards import PassSummary
     from engine.scoring.estimator import SiSdrEstimator
-    from engine.selection.score_files import StemVerdict
     from engine.selection.tracks import Selection
 
 FLOOR = "label_floor_fraction"
@@ -123,3 +124,26 @@ def scores_table(stems: Sequence[StemVerdict]) -> Table:
     rows += [[f"rule {name}", *("not judged" for _ in stems)] for name in stems[0]["not_judged"]]
     rows += [["kept", *("yes" if stem["kept"] else f"no: {stem['rejected_by']}" for stem in stems)]]
     return Table(title="Scores", columns=["", *(stem["label"] for stem in stems)], rows=rows)
+
+
+def stems_table(stems: Sequence[FileStem]) -> Table:
+    """Stems of files, with some of their scores."""
+    shown = {
+        "stem_level_db": "level dB",
+        "remix_snr_db": "remix SNR dB",
+        "mask_snr_db": "mask SNR dB",
+        "estimated_si_sdr_db": "estimated SI-SDR dB",
+    }
+    names = [name for name in shown if any(name in (stem["scores"] or {}) for stem in stems)]
+    rows = [
+        [
+            stem["source"],
+            stem["query"],
+            "there already" if stem["duration_s"] is None else f"{stem['duration_s']:.1f}",
+            *(db_text((stem["scores"] or {}).get(name)) for name in names),
+            stem["path"],
+        ]
+        for stem in stems
+    ]
+    columns = ["file", "query", "seconds", *(shown[name] for name in names), "stem"]
+    return Table(title="Stems", columns=columns, rows=rows)

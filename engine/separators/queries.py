@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -183,6 +184,7 @@ class QueryEmbedder:
         self._open_encoder = open_encoder
         self._opened: Encoder | None = None
         self._known: dict[str, Tensor] = {}
+        self._examples: WeakKeyDictionary[AudioExample, Tensor] = WeakKeyDictionary()
         self.labels: tuple[str, ...] = ()
         if embeddings is not None:
             self.know(embeddings)
@@ -244,7 +246,9 @@ class QueryEmbedder:
     def _embed(self, sound: str | AudioExample) -> Tensor:
         if isinstance(sound, str):
             return self.embed_labels([sound]).vectors_LE[0]
-        return self._open().embed_audio(sound.samples_T, sample_rate_hz=sound.sample_rate_hz)
+        if sound not in self._examples:  # the same example is a query for every chunk of a long recording
+            self._examples[sound] = self._open().embed_audio(sound.samples_T, sample_rate_hz=sound.sample_rate_hz)
+        return self._examples[sound]
 
     def _open(self) -> Encoder:
         if self._opened is None:

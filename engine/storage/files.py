@@ -26,7 +26,7 @@ from engine.settings import rule_of
 from engine.storage.documents import MAX_BYTES, bounded, parse_json
 from engine.storage.paths import Location, Name, location
 
-_LEFTOVER = re.compile(r"\..+\.(parquet|json|jsonl|yaml|safetensors|pt|csv|html|md|flac|tar|onnx)\.[a-z0-9_]{8}")
+_LEFTOVER = re.compile(r"\..+\.(parquet|json|jsonl|yaml|safetensors|pt|csv|html|md|flac|wav|tar|onnx)\.[a-z0-9_]{8}")
 _known_intact: set[tuple[str, str, object]] = set()  # path, checksum and version of files that were compared
 _tidied: set[str] = set()  # folders in which this process has looked for leftovers
 _AGAIN = "delete it and run the step again"

@@ -48,6 +48,10 @@ SIGNATURES = {
     " estimator: 'SiSdrEstimator | str | os.PathLike[str] | None' = None) -> 'list[StemVerdict]'",
     "search": "(config: 'SearchConfig | Mapping[str, Any] | Name', out: 'Name', *, max_hours: 'float | None' = None)"
     " -> 'SearchSummary'",
+    "separate_file": "(path: 'str | os.PathLike[str]', queries: 'Queries', *,"
+    " separator: 'AnySeparator | Sequence[AnySeparator]', out: 'Name', unwanted: 'Sounds' = (),"
+    " file_format: 'FileFormat' = 'wav', residual: 'bool' = False, estimator: 'SiSdrEstimator | Name | None' = None,"
+    " overwrite: 'bool' = False, device: 'str' = 'auto') -> 'list[FileStem]'",
     "select_tracks": "(stems: 'Name', out: 'Name', thresholds: 'Thresholds', *,"
     " estimator: 'Estimator | str | os.PathLike[str] | None' = None) -> 'Selection'",
 }

@@ -31,6 +31,7 @@ PROMISES = {
     "demo": "Synthesise a corpus, train a seed on little of it, run two iterations and report the gain",
     "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
     "tune": "Search for the schedule of thresholds that gives the best separator",
+    "separate": "Separate any audio files: one file for each input and query",
     "separate-corpus": "Run one engine pass: separate and score every clip",
     "plan": "Predict hours, bytes and failures of a pass from a sample",
     "filter": "Select tracks again from stored scores, with other thresholds",

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from engine.files.score import score_files
 from engine.schema import SCORES
 from engine.scoring.estimator import SiSdrEstimator
-from engine.selection.score_files import score_files
 from engine.selection.thresholds import Quantile, Thresholds
 from tests.support.signals import RATE_HZ, BandSeparator, BandTagger, two_bands, write_clips
 
