@@ -231,8 +231,8 @@ def _about(work: Setting) -> str:
     return (
         f"{size.student_steps} steps of {_BATCH} mixtures, network of {network.channels} channels and "
         f"{network.num_blocks} blocks, 56 clips of fold 1, one seed; {size.num_mixtures} two-source mixtures of all "
-        f"labels of fold 4, of which every source is a query, and in its place, as the wrong query, a seen label "
-        f"that is not in the mixture. Half of the mixture has an SDRi of 3 dB whatever the query is: only SI-SDRi and the "
+        f"labels of fold 4, of which every source is a query; the wrong query in its place is a seen label that is "
+        f"not in the mixture. Half of the mixture has an SDRi of 3 dB whatever the query is: only SI-SDRi and the "
         f"fraction of stems that are nearer to their own source than to the other one show that a query is understood. "
         f"{pages.stamp()}"
     )

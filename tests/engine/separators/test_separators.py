@@ -383,7 +383,7 @@ def test_a_missing_folder_raises(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "sepformer"}, "must have architecture 'band_split_tcn', got 'sepformer'"),
+        ({"architecture": "resunet"}, "must have architecture 'band_split_tcn', got 'resunet'"),
         ({"format": 2}, "separator.json must have format 1, got 2"),
         ({"network": {"chanels": 16}}, "there is no setting chanels; did you mean 'channels'?"),
         ({"network": {"channels": 20}}, "channels must be a multiple of 8, got 20"),
