@@ -130,6 +130,7 @@ def conversion_tables(converted: Conversion) -> list[Table]:
     folder = converted["folder"]
     rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in converted.items()]
     uses = [
+        ["separate a file", f"clearsep separate FILE --query 'dog bark' --separator {folder} -o OUT"],
         ["take it through a run", f"clearsep run laptop -o runs/first --set separator={folder} --set corpus=LIST"],
         ["separate a corpus", f"clearsep separate-corpus LIST --separator {folder} -o OUT"],
         ["in Python", f"clearsep.load_separator({folder!r})"],

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import engine.taggers.tagger_source as tagger_source
+from engine.files.score import score_files
 from engine.schema import DecodedClip, SeparatedClip
 from engine.scoring.model_scores import tagger_margins
-from engine.selection.score_files import score_files
 from engine.separators.clap import open_clap
 from engine.taggers import Tagger, find_tagger, margin_db
 from engine.taggers.adapters import HuggingFaceTagger
