@@ -52,9 +52,9 @@ _BOTH = QueryVariation(noise=0.5, interpolation=0.5)
 ARMS: dict[str, QueryVariation | None] = {
     "labels": None,
     "text": _NONE,
-    "text with noise and interpolation": _BOTH,
-    "text with noise": dataclasses.replace(_BOTH, interpolation=0.0),
     "text with interpolation": dataclasses.replace(_BOTH, noise=0.0),
+    "text with noise": dataclasses.replace(_BOTH, interpolation=0.0),
+    "text with noise and interpolation": _BOTH,
 }
 """How each student is queried while it learns; null: by labels of a closed vocabulary."""
 _FIRST, _LATER = tuple(ARMS)[:3], tuple(ARMS)[3:]  # those that matter most come first

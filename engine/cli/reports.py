@@ -129,13 +129,11 @@ def conversion_tables(converted: Conversion) -> list[Table]:
     """Result of a conversion, and how to use it."""
     folder = converted["folder"]
     rows = [[key, ", ".join(value) if isinstance(value, list) else str(value)] for key, value in converted.items()]
+    encoder = f" --set text_encoder={folder}" if "text" in converted["queries"] else ""
     uses = [
         ["separate a file", f"clearsep separate FILE --query 'dog bark' --separator {folder} -o OUT"],
         ["separate a corpus", f"clearsep separate-corpus LIST --separator {folder} -o OUT"],
-        [
-            "distil students",
-            f"clearsep run clearsep -o RUN --set corpus=LIST --set separator={folder} --set text_encoder={folder}",
-        ],
+        ["distil students", f"clearsep run clearsep -o RUN --set corpus=LIST --set separator={folder}{encoder}"],
         ["in Python", f"clearsep.load_separator({folder!r})"],
     ]
     if converted["kind"] == "clap":

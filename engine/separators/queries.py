@@ -26,7 +26,12 @@ _DESCRIPTION, _VECTORS = "embeddings.json", "embeddings.safetensors"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AudioExample:
-    """A sound as a query: the separator finds what sounds like it."""
+    """A sound as a query: the separator finds what sounds like it.
+
+    >>> example = cs.AudioExample(samples_T=torch.randn(8000).numpy(), sample_rate_hz=8000)
+    >>> len(cs.Query(["dog bark", example]).wanted)
+    2
+    """
 
     samples_T: np.ndarray
     """Float32 mono samples."""

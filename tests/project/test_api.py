@@ -26,7 +26,8 @@ SIGNATURES = {
     "distil": "(out: 'Name', *, clean: 'SourceClips | Name | None' = None, tracks: 'Name | None' = None,"
     " start: 'Name | None' = None, config: 'DistilConfig | Mapping[str, Any] | None' = None,"
     " network: 'NetworkConfig | Mapping[str, Any] | None' = None,"
-    " validation: 'ValidationConfig | Mapping[str, Any] | None' = None) -> 'TrainingRecord'",
+    " validation: 'ValidationConfig | Mapping[str, Any] | None' = None, text_encoder: 'Name | None' = None)"
+    " -> 'TrainingRecord'",
     "evaluate": "(separator: 'Separator | Name', clips: 'SourceClips | Name', *, num_mixtures: 'int' = 300,"
     " num_sources: 'int' = 2, seed: 'int' = 0) -> 'Evaluation'",
     "export_tracks": "(tracks: 'Name', out: 'Name', *, format: 'str', shard_mb: 'float' = 500.0) -> 'ExportManifest'",
@@ -55,7 +56,7 @@ SIGNATURES = {
     "select_tracks": "(stems: 'Name', out: 'Name', thresholds: 'Thresholds', *,"
     " estimator: 'Estimator | str | os.PathLike[str] | None' = None) -> 'Selection'",
 }
-OTHERS = {"Separator", "Thresholds", "metrics"}
+OTHERS = {"AudioExample", "Query", "Separator", "Thresholds", "metrics"}
 WITH_RAY = (
     "connect",
     "run_pass",
@@ -111,7 +112,9 @@ def test_the_public_names_are_pinned() -> None:
     public = set(dir(cs)) - {"command_line", "main"}
     assert public == {*SIGNATURES, *OTHERS}
     assert {name: str(inspect.signature(getattr(cs, name))) for name in SIGNATURES} == SIGNATURES
-    assert inspect.isclass(cs.Separator) and inspect.isclass(cs.Thresholds) and inspect.ismodule(cs.metrics)
+    assert all(inspect.isclass(getattr(cs, name)) for name in OTHERS - {"metrics"}) and inspect.ismodule(cs.metrics)
+    assert str(inspect.signature(cs.Query)) == "(wanted: 'Sounds', unwanted: 'Sounds' = ()) -> 'None'"
+    assert str(inspect.signature(cs.AudioExample)) == "(*, samples_T: 'np.ndarray', sample_rate_hz: 'int') -> None"
 
 
 def test_type_checkers_see_the_same_names() -> None:

@@ -24,10 +24,12 @@ from train.data.batch import Batch, TrainingMixture
 class QueryVariation:
     """Variation of the embeddings of queries; only for students that read text."""
 
-    noise: NonNegative = 0.3
-    """Length of the Gaussian noise on an embedding, which has length 1; the sum is brought back to length 1."""
-    interpolation: Fraction = 0.3
-    """Largest weight of another label, which is not in the mixture, in an embedding; it is drawn evenly from 0 on."""
+    noise: NonNegative = 0.0
+    """Length of the Gaussian noise on an embedding, which has length 1; the sum is brought back to length 1. With word
+    vectors 0.5 lost 0.2 dB on labels of the training and on others; it was not measured with a CLAP."""
+    interpolation: Fraction = 0.5
+    """Largest weight of another label, which is not in the mixture, in an embedding; it is drawn evenly from 0 on. With
+    word vectors it gained 0.7 dB SI-SDR on labels that the student was not trained on and cost 0.2 dB on others."""
 
 
 def varied_queries(

@@ -19,6 +19,7 @@ from typing_extensions import TypedDict
 from engine.audio.flac import encode_flac24
 from engine.passes.shards import read_audio, read_columns
 from engine.schema import ESTIMATES, SCORES
+from engine.settings import Tree
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 
@@ -35,7 +36,7 @@ class Provenance(TypedDict):
     """Fingerprint of the pass, of which the track is a stem."""
     iteration: int | None
     """Iteration of the run that selected the track; None for a selection of its own."""
-    thresholds: dict[str, Any]
+    thresholds: Tree
     """Thresholds that the track passed; rules that did not apply are left out."""
 
 
