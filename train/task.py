@@ -8,6 +8,7 @@ from typing import TypedDict
 
 import torch
 
+from engine.passes.shards import read_manifest
 from engine.selection.tracks import Selection, read_tracks
 from engine.separators import (
     Embeddings,
@@ -22,7 +23,7 @@ from engine.separators import (
 from engine.settings import Tree, deciding
 from engine.storage.files import read_record
 from engine.storage.fingerprints import fingerprint
-from engine.storage.paths import Location, Name, location
+from engine.storage.paths import Location, Name, location, resolve_name
 from train.data.config import MixConfig
 from train.data.mixer import Mixer
 from train.data.strategies.compose import learns_absence
@@ -39,6 +40,8 @@ class DataRecord(TypedDict):
     clean_fingerprint: str | None
     num_clean: int
     tracks: str | None
+    teacher_terms: list[str]
+    """Licences of the released weights that made the tracks, directly or as teachers of their teacher."""
 
 
 class TrainingRecord(TypedDict):
@@ -235,7 +238,13 @@ def data_record(data: TrainingData) -> DataRecord:
         "clean_fingerprint": data.clean.fingerprint if data.clean else None,
         "num_clean": len(data.clean) if data.clean else 0,
         "tracks": str(data.tracks) if data.tracks else None,
+        "teacher_terms": _teacher_terms(data.tracks) if data.tracks else [],
     }
+
+
+def _teacher_terms(tracks: Name) -> list[str]:
+    selection = read_record(location(tracks) / "manifest.json", Selection, needs=["stems"])
+    return read_manifest(resolve_name(selection["stems"], folder=location(tracks))).get("separator_terms", [])
 
 
 def about(task: TrainingTask) -> dict[str, object]:

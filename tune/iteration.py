@@ -115,8 +115,9 @@ def iterate(
     if not selection["num_kept"]:
         raise ValueError(
             f"iteration {number} must keep at least one stem, got none of {selection['num_stems']} (rejected: "
-            f"{selection['num_rejected']}, failed: {summary['num_failed']}); loosen its thresholds in a new run, or "
-            f"see the scores with `clearsep inspect {stems}`"
+            f"{selection['num_rejected']}, failed: {summary['num_failed']}); see the scores "
+            f"with `clearsep inspect` on a shard in {stems / 'stems'}, try thresholds with `clearsep filter {stems}`, "
+            "and give them to a new run"
         )
     record_kept(number, num_kept=selection["num_kept"], num_stems=selection["num_stems"])
     _LOGGER.info(f"iteration {number}: kept {selection['num_kept']} of {selection['num_stems']} stems; distilling")

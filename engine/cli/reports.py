@@ -41,7 +41,7 @@ def pass_report(stems: Location) -> Report:
     if damaged:  # its failures may not be readable
         return [Table(title="Damaged files", columns=[""], rows=[[file] for file in damaged])], value
     tables, failed = failures_report(stems.parent)
-    return [pass_table(summary), *tables], value | {"failures": failed["failures"]}
+    return [pass_table(summary), *(table for table in tables if table.rows)], value | {"failures": failed["failures"]}
 
 
 def failures_report(path: Name) -> Report:

@@ -146,7 +146,7 @@ def _run_missing_tasks(
         totals,
         corpus,
         config,
-        separator=separator.fingerprint,
+        separator=separator,
         num_set_aside=counts["num_set_aside"],
         wall_s=time.perf_counter() - started,
         audio_s_before=before.audio_s,

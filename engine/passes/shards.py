@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, NotRequired, cast, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -49,8 +49,11 @@ from engine.storage.files import (
 from engine.storage.fingerprints import fingerprint, read_sealed
 from engine.storage.paths import Location
 
+if TYPE_CHECKING:
+    from engine.separators import SeparatorSource
+
 _LOGGER = logging.getLogger(__name__)
-_BY_SHARD = ("shards", "footer_sha256")  # of the manifest: not in the summary
+_NOT_IN_SUMMARY = ("shards", "footer_sha256", "separator_terms")  # but in the manifest
 _MANY = 100  # shards of which a second and more is needed to compare checksums
 _NAMES = ["clip_id", "label"]
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
@@ -89,6 +92,8 @@ class PassManifest(PassSummary):
     """SHA-256 of every stem shard, by its name."""
     footer_sha256: dict[str, str]
     """SHA-256 of their Parquet footers."""
+    separator_terms: NotRequired[list[str]]
+    """Licences of the released weights that the separator is or learned from."""
 
 
 def write_shard(
@@ -118,14 +123,14 @@ def pass_manifest(
     corpus: Corpus,
     config: PassConfig,
     *,
-    separator: str,
+    separator: SeparatorSource,
     num_set_aside: int,
     wall_s: float,
     audio_s_before: float,
 ) -> PassManifest:
     """The manifest of a pass whose tasks are all done.
 
-    ``separator`` is a fingerprint; ``audio_s_before`` is of shards that earlier starts made.
+    ``audio_s_before`` is of shards that earlier starts made.
     """
     all_s = sum(totals.step_s.values()) or 1.0
     return {
@@ -139,11 +144,12 @@ def pass_manifest(
         "audio_s_per_s": (totals.audio_s - audio_s_before) / wall_s,
         "step_s": totals.step_s,
         "step_fraction": {step: step_s / all_s for step, step_s in totals.step_s.items()},
-        "separator_fingerprint": separator,
+        "separator_fingerprint": separator.fingerprint,
+        "separator_terms": list(separator.terms),
         "config_fingerprint": fingerprint(deciding(config)),
         "shards": totals.sha256,
         "footer_sha256": totals.footer_sha256,
-        "fingerprint": fingerprint([separator, totals.sha256]),
+        "fingerprint": fingerprint([separator.fingerprint, totals.sha256]),
     }
 
 
@@ -159,7 +165,7 @@ def read_manifest(stems: Location, *needs: str) -> PassManifest:
 def read_summary(stems: Location) -> PassSummary:
     """The summary of a closed pass, from its manifest."""
     manifest = read_manifest(stems, *get_type_hints(PassSummary), "shards")
-    return cast(PassSummary, {name: value for name, value in manifest.items() if name not in _BY_SHARD})
+    return cast(PassSummary, {name: value for name, value in manifest.items() if name not in _NOT_IN_SUMMARY})
 
 
 def stem_shards(stems: Location) -> list[Location]:

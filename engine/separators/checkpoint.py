@@ -187,6 +187,13 @@ def identity_of(described: QueryDescription) -> str:
     return fingerprint([described["template"], described["encoder_fingerprint"]])
 
 
+def terms_of(description: SeparatorDescription) -> tuple[str, ...]:
+    """Licences of the released weights that a separator is or learned from, each with its project."""
+    own = f"{description.get('source', '')}: {description['licence']}" if description.get("licence") else None
+    learned = [term for entry in description["history"] for term in entry.get("data", {}).get("teacher_terms", ())]
+    return tuple(dict.fromkeys([*([own] if own else []), *learned]))
+
+
 def _fingerprint(description: Mapping[str, Any]) -> str:
     """Fingerprint of all that decides a separator's outputs: not of its history, nor of where its encoder lies."""
     values = {key: value for key, value in description.items() if key not in ("fingerprint", "history")}

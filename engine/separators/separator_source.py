@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from engine.schema import plain_label
 from engine.separators.base import Separator
-from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description
+from engine.separators.checkpoint import open_checkpoint, query_embedder, read_description, terms_of
 from engine.separators.model import BUILT_IN
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
 from engine.storage.paths import Location, Name, location
@@ -29,6 +29,8 @@ class SeparatorSource(ModelSource[Separator]):
     """The name is a folder that ``engine.separators.load`` can read: a student can continue from it."""
     reads_text: bool = False
     """Any text can be a query, because the separator has an encoder."""
+    terms: tuple[str, ...] = ()
+    """Licences of the released weights that the separator is or learned from."""
 
     @classmethod
     def from_factory(cls, factory: SeparatorFactory, *, name: str | None = None) -> SeparatorSource:
@@ -85,6 +87,7 @@ def find_separator(name: SeparatorSource | SeparatorFactory | Name) -> Separator
         labels=tuple(description["labels"]),
         is_trainable=description["architecture"] == BUILT_IN,
         reads_text="queries" in description,
+        terms=terms_of(description),
         factory=functools.partial(_open_checkpoint, folder, None),
     )
 

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 
 from engine.cli.display import markdown
-from engine.separators.checkpoint import SeparatorDescription, read_description, require_fingerprint
+from engine.separators.checkpoint import SeparatorDescription, read_description, require_fingerprint, terms_of
 from engine.storage.factories import is_dotted_name
 from engine.storage.files import atomic_path, open_binary, read_json, write_bytes, write_json
 from engine.storage.fingerprints import require_unused
@@ -60,7 +60,8 @@ def save_pretrained(name: Name, out: Name) -> None:
     if queries is not None:
         _copy_encoder(resolve_name(queries["encoder"], folder=folder), out / _ENCODER)
     if not (out / _CARD).is_file():
-        write_bytes(out / _CARD, _card(description, num_bytes=_num_bytes(out / _WEIGHTS)).encode())
+        encoder = read_json(out / _ENCODER / "clap.json") if queries is not None else {}
+        write_bytes(out / _CARD, _card(description, encoder, num_bytes=_num_bytes(out / _WEIGHTS)).encode())
     write_json(out / _DESCRIPTION, description)
 
 
@@ -133,7 +134,8 @@ def _template() -> jinja2.Template:
     return environment.get_template("card.md.jinja")
 
 
-def _card(description: SeparatorDescription, *, num_bytes: int) -> str:
+def _card(description: SeparatorDescription, encoder: Mapping[str, Any], *, num_bytes: int) -> str:
+    """The model card; ``encoder`` is the description of the encoder of its queries."""
     front: dict[str, Any] = {
         "library_name": "clearsep",
         "pipeline_tag": "audio-to-audio",
@@ -143,6 +145,8 @@ def _card(description: SeparatorDescription, *, num_bytes: int) -> str:
     return _template().render(
         front_matter=yaml.safe_dump(front, sort_keys=False),
         description=description,
+        encoder=encoder,
+        terms=terms_of(description)[1:] if "licence" in description else terms_of(description),
         num_bytes=num_bytes,
         trainings=[{**entry, "curve": _thinned(entry.get("curve") or [])} for entry in description["history"]],
         labels=description["labels"][:_MAX_LABELS],

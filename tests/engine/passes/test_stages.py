@@ -23,7 +23,7 @@ from engine.passes.tasks import Tasks, require_clips
 from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
 from engine.schema import FAILURES, SCORES, STEMS, clip_columns
 from engine.scoring.scores import score_clip
-from engine.separators import load_separator
+from engine.separators import SeparatorSource, load_separator
 from engine.settings import deciding
 from engine.storage.files import sha256_file, write_json
 from tests.support.signals import (
@@ -34,6 +34,7 @@ from tests.support.signals import (
     close_pass,
     marked,
     mixture,
+    open_bands,
     read_failures,
     run_stages,
     snr_db,
@@ -374,12 +375,14 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
     assert (paths(1), paths(2), paths(3)) == (FILES.keys(), FILES.keys() - {"single.wav"}, {"strange.wav"})
     with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*`--set min_labels=1`"):
         require_clips(corpus, PassConfig(min_labels=4))
-    given = {"separator": "bands", "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
+    bands = replace(SeparatorSource.from_factory(open_bands), fingerprint="bands", terms=("AudioSep: MIT",))
+    given = {"separator": bands, "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
     manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)
     write_json(finished / "stems" / "manifest.json", manifest)
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
     missing = sum(read_failures(finished)["num_queries"].to_pylist())
     assert manifest["num_queries"] == NUM_QUERIES == manifest["num_stems"] + missing
+    assert manifest["separator_terms"] == ["AudioSep: MIT"]
     assert manifest["num_failed"] == missing and manifest["separator_fingerprint"] == "bands"
     assert manifest["audio_h"] == pytest.approx(11.7 / 3600)
     assert sum(manifest["step_fraction"].values()) == pytest.approx(1.0)

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import clearsep as cs
-from engine.separators import QuerySeparator, read_description, require_fingerprint, save
+from engine.separators import QuerySeparator, find_separator, read_description, require_fingerprint, save
 from engine.separators.audiosep import AudioSep, AudioSepConfig
 from engine.separators.clap import open_clap
 from engine.separators.exports.hub import save_pretrained, without_places
@@ -30,7 +30,14 @@ def history(folder):
             "curve": curve,
             "wall_s": 1.0,
         },
-        {"identity": "two", "start": "0123456789abcdef", "steps": 1, "config": {}, "data": {}, "curve": []},
+        {
+            "identity": "two",
+            "start": "0123456789abcdef",
+            "steps": 1,
+            "config": {},
+            "data": {"teacher_terms": ["CLAPSep: none stated"]},
+            "curve": [],
+        },
     ]
 
 
@@ -63,6 +70,8 @@ def test_the_card_says_what_the_separator_is(folder, tmp_path):
     for text in ("8000 Hz", r"bell \| ring", "日本", "390 steps, from scratch", r"a \| project", '"seed": 7'):
         assert text in body
     assert "from the separator `0123456789abcdef`" in body and "num_clean: 12" in body
+    assert "| learned from | CLAPSep: none stated |" in body and "teacher_terms" not in body
+    assert find_separator(folder).terms == ("a | project: CC BY-NC 4.0", "CLAPSep: none stated")
     curve = [line for line in body.splitlines() if line.endswith("|  |")]
     assert len(curve) <= 12 and curve[-1] == "| 390 | -1.00 | 43.00 |  |"
 
@@ -86,13 +95,15 @@ def test_a_card_without_licence_and_training(write_checkpoint, tmp_path):
 def test_the_encoder_is_copied_into_the_folder(folder, tmp_path):
     encoder = tmp_path / "somewhere" / "clap"
     encoder.mkdir(parents=True)
-    for name in ("clap.json", "weights.safetensors", "tokenizer.json", ".env", "notes.txt"):
+    for name in ("weights.safetensors", "tokenizer.json", ".env", "notes.txt"):
         (encoder / name).write_text(name)
+    (encoder / "clap.json").write_text('{"licence": "CC0-1.0", "source": "CLAP"}')
     queries = {"template": "{label}", "encoder": str(encoder), "encoder_fingerprint": "0" * 16}
     save(QuerySeparator(TINY, LABELS), folder, about={"queries": queries})
     save_pretrained(folder, tmp_path / "out")
     assert read_description(tmp_path / "out")["queries"]["encoder"] == "encoder"
     require_fingerprint(tmp_path / "out")
+    assert "| encoder of queries | CLAP: CC0-1.0 |" in (tmp_path / "out" / "README.md").read_text()
     assert {path.name for path in (tmp_path / "out" / "encoder").iterdir()} == {
         "clap.json",
         "weights.safetensors",

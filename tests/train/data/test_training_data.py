@@ -11,12 +11,14 @@ import torch
 
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import select_tracks
+from engine.selection.tracks import read_tracks, select_tracks
+from engine.storage.fingerprints import read_sealed, write_sealed
 from tests.conftest import TINY
 from tests.support.remixes import KINDS, LABELS, RATE_HZ, SCORES, Natural, Write, config, kept_tracks, raw, tone, tones
 from train.data.config import MixConfig
 from train.data.training_data import TrainingData, make_mixer
 from train.student import DistilConfig, Student
+from train.task import data_record
 
 EVERYTHING = {
     **{"clip_fraction": 0.3, "silence_rate": 0.3, "absent_labels": {"fraction": 0.5}},
@@ -106,3 +108,13 @@ def test_a_training_without_ray_does_not_load_it() -> None:
         "import sys, train.data.training_data, train.student, train.evaluation.evaluate; sys.exit('ray' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_student_keeps_the_licences_of_the_weights_that_made_its_tracks(natural: Natural) -> None:
+    data = TrainingData(tracks=str(natural.tracks))
+    assert data_record(data)["teacher_terms"] == []  # of a pass of an older version
+    path = read_tracks(natural.tracks)[1] / "manifest.json"
+    before = path.read_bytes()
+    write_sealed(path, {**read_sealed(path, dict), "separator_terms": ["CLAPSep: none stated"]})
+    assert data_record(data)["teacher_terms"] == ["CLAPSep: none stated"]
+    path.write_bytes(before)
