@@ -76,7 +76,7 @@ def separate(
         overwrite=overwrite,
         device=device,
     )
-    with _found(inputs) as sources:
+    with _found(inputs, out) as sources:
         if out == _PIPE:
             from engine.files.separate import separate_to_pipe
 
@@ -125,12 +125,13 @@ def _targets(
 
 
 @contextmanager
-def _found(names: Sequence[str]) -> Iterator[list[AudioInput]]:
+def _found(names: Sequence[str], out: str) -> Iterator[list[AudioInput]]:
     """The inputs; standard input is copied to a temporary file, because some formats are read from their end."""
     from engine.files.names import AudioInput, find_inputs
     from engine.storage.files import folder_for_block
+    from engine.storage.paths import location
 
-    found = find_inputs([name for name in names if name != _PIPE])
+    found = find_inputs([name for name in names if name != _PIPE], out=location(out) if out != _PIPE else None)
     if _PIPE not in names:
         yield found
         return
@@ -155,7 +156,7 @@ def _progress(num_files: int) -> Iterator[Callable[[AudioInput, float], None]]:
         def show(source: AudioInput, done_s: float) -> None:
             nonlocal logged_s
             number = begun.setdefault(source.source, len(begun) + 1)
-            text = f"file {number} of at most {num_files}, {source.source}: {done_s:.0f} s"
+            text = f"file {number} of at most {num_files}, {source.shown}: {done_s:.0f} s"
             progress.update(task, description=shown(text))
             if not screen.is_terminal and time.monotonic() - logged_s > _LOG_EVERY_S:
                 logged_s = time.monotonic()

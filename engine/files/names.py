@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.corpus.rows import AUDIO_SUFFIXES, audio_files
-from engine.storage.paths import is_s3, location
+from engine.storage.files import open_binary
+from engine.storage.paths import Location, is_s3, location
 
 RESIDUAL = "residual"
 """Name of the mixture without its stems."""
+STEM_MARK, HEAD_BYTES = "clearsep ", 4096
+"""The beginning of a comment in every stem, and where in the file it is."""
 _MAX_NAME_BYTES = 80
 _WILDCARDS = "*?["
 
@@ -33,6 +36,11 @@ class AudioInput:
     """Checksum of its bytes, if it has no path of its own."""
 
     @property
+    def shown(self) -> str:
+        """The source for people; ``-`` for standard input, whose copy is gone after the command."""
+        return "-" if self.contents else self.source
+
+    @property
     def identity(self) -> list[object]:
         """Equal for inputs that need not be separated again."""
         path = location(self.source)
@@ -42,16 +50,30 @@ class AudioInput:
         return [str(path), status.st_size, status.st_mtime_ns]
 
 
-def find_inputs(names: Sequence[str]) -> list[AudioInput]:
+def find_inputs(names: Sequence[str], *, out: Location | None = None) -> list[AudioInput]:
     """The recordings that names, folders and globs stand for, in order, each once.
 
-    In a folder these are the files with the suffix of a sound format, at any depth. Raises ``ValueError`` for a file
-    that is not there, and for a folder or a glob that has no recording.
+    In a folder these are the files with the suffix of a sound format, at any depth. Stems that an earlier command wrote
+    into the folder ``out`` are inputs only by their own name, so that a command can be repeated on a folder that has
+    its outputs. Raises ``ValueError`` for a file that is not there, and for a folder or a glob that has no recording.
     """
-    found = {one.source: one for name in names for one in _found(name)}
+    found: dict[str, AudioInput] = {}
+    for name in names:
+        for one in _found(name):
+            if one.source == name or out is None or not _is_stem_in(out, location(one.source)):
+                found.setdefault(str(location(one.source)), one)
+    if names and not found:
+        raise ValueError(f"there is no recording in {out} but stems of earlier commands; name the files")
     inputs = list(found.values())
     names_used = distinct([one.name for one in inputs], [str(location(one.source)) for one in inputs])
     return [AudioInput(source=one.source, name=name) for one, name in zip(inputs, names_used, strict=True)]
+
+
+def _is_stem_in(out: Location, path: Location) -> bool:
+    if not str(path).startswith(f"{str(out).rstrip('/')}/"):
+        return False
+    with open_binary(path) as file:
+        return STEM_MARK.encode() in file.read(HEAD_BYTES)
 
 
 def _found(name: str) -> Iterator[AudioInput]:

@@ -21,7 +21,7 @@ from engine.audio.writer import AudioWriter, FileFormat, WavWriter, open_writer
 from engine.errors import AudioError
 from engine.files.averages import ScoreAverages
 from engine.files.best import choose_best
-from engine.files.names import RESIDUAL, AudioInput, find_inputs
+from engine.files.names import HEAD_BYTES, RESIDUAL, STEM_MARK, AudioInput, find_inputs
 from engine.files.stream import separated_blocks
 from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, make_targets
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
@@ -35,7 +35,6 @@ from engine.storage.paths import Location, Name, location
 
 _LOGGER = logging.getLogger(__name__)
 _VERSION = 1  # of what decides a stem's samples, besides the separator
-_HEAD_BYTES = 4096
 AnySeparator: TypeAlias = "Separator | SeparatorFactory | Name"
 Progress = Callable[[float], None]
 """Takes the seconds of the recording that are done."""
@@ -203,16 +202,19 @@ def separate_files(
     ``on_progress`` takes a file and the seconds of it that are done. Raises ``ValueError`` for an output folder that
     cannot be written.
     """
+    inputs = list(inputs)
     _require_writable(out)
+    _require_apart(inputs, plan, out)
     stems: list[FileStem] = []
     failures: list[FileFailure] = []
     for one in inputs:
         try:
             stems += separate_into(one, plan, out, on_progress=lambda done_s, one=one: on_progress(one, done_s))  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - whatever a decoder, a separator or the disk raises costs this file
-            message = str(error) or type(error).__name__
-            _LOGGER.error("%s", message if repr(one.source) in message else f"{one.source!r}: {message}")
-            failures.append({"source": one.source, "message": message})
+            message = (str(error) or type(error).__name__).replace(one.source, one.shown)
+            names = (repr(one.shown), repr(str(location(one.shown))))
+            _LOGGER.error("%s", message if any(name in message for name in names) else f"{one.shown!r}: {message}")
+            failures.append({"source": one.shown, "message": message})
     return {"stems": stems, "failures": failures}
 
 
@@ -224,6 +226,20 @@ def _require_writable(out: Location) -> None:
                 pass
         except OSError as error:
             raise ValueError(f"cannot write into folder {str(out)!r} ({error}); choose another (-o)") from error
+
+
+def _require_apart(inputs: Sequence[AudioInput], plan: SeparationPlan, out: Location) -> None:
+    """Raise ``ValueError`` if a stem of one input would be written over another input."""
+    sources = {str(location(one.source)) for one in inputs}
+    targets = [*(target.name for target in plan.targets), *([RESIDUAL] if plan.residual else [])]
+    for one in inputs:
+        for path in (_path(one, name, plan, out) for name in targets):
+            if str(path) in sources:
+                raise ValueError(f"a stem must not replace an input, got {str(path)!r}; choose another folder (-o)")
+
+
+def _path(source: AudioInput, name: str, plan: SeparationPlan, out: Location) -> Location:
+    return out / f"{source.name}.{name}.{plan.file_format}"
 
 
 def separate_into(
@@ -270,7 +286,7 @@ class _Output:
         if not self.path.is_file():
             return False
         with open_binary(self.path) as file:
-            head = file.read(_HEAD_BYTES)
+            head = file.read(HEAD_BYTES)
         if self.mark.encode() not in head:
             raise AudioError(
                 f"{str(self.path)!r} must be a stem of the same input, query and separator, got another file of this "
@@ -287,8 +303,8 @@ def _outputs(source: AudioInput, plan: SeparationPlan, out: Location) -> list[_O
     for target in [*plan.targets, *([None] if plan.residual else [])]:
         made_of = [target.identity if target else [everything, RESIDUAL], others]
         name = target.name if target else RESIDUAL
-        path = out / f"{source.name}.{name}.{plan.file_format}"
-        mark = f"clearsep {fingerprint([source.identity, plan.identity, made_of])}"
+        path = _path(source, name, plan, out)
+        mark = f"{STEM_MARK}{fingerprint([source.identity, plan.identity, made_of])}"
         found.append(_Output(target=target, path=path, mark=mark))
     return found
 
@@ -324,11 +340,11 @@ def separate_stream(
             num_samples += channels_CT.shape[1]
             on_progress(num_samples / rate_hz)
     duration_s = num_samples / rate_hz
-    _LOGGER.info("%s: %.1f s of audio in %.1f s", source.source, duration_s, time.perf_counter() - started_s)
+    _LOGGER.info("%s: %.1f s of audio in %.1f s", source.shown, duration_s, time.perf_counter() - started_s)
     texts = [as_query(query).text for query in queries] + [RESIDUAL]
     return [
         {
-            "source": source.source,
+            "source": source.shown,
             "query": text,
             "path": "-",
             "is_new": True,
@@ -353,7 +369,7 @@ def _clipped(writer: AudioWriter, source: AudioInput) -> int:
     if writer.num_clipped:
         _LOGGER.warning(
             "%s: %d samples beyond full scale are clipped in FLAC; --format wav keeps them",
-            source.source,
+            source.shown,
             writer.num_clipped,
         )
     return writer.num_clipped
@@ -361,7 +377,7 @@ def _clipped(writer: AudioWriter, source: AudioInput) -> int:
 
 def _left(source: AudioInput, output: _Output) -> FileStem:
     return {
-        "source": source.source,
+        "source": source.shown,
         "query": output.target.text if output.target else RESIDUAL,
         "path": "",
         "is_new": False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,8 +35,8 @@ class StemQuery:
 
     @property
     def identity(self) -> list[object]:
-        """Equal for targets that have equal stems."""
-        return [[_described(query.wanted), _described(query.unwanted)] for query in map(as_query, self.alternatives)]
+        """Equal for targets that have equal stems; an encoder reads words in their case."""
+        return _identity(self.alternatives, lambda text: " ".join(text.replace("_", " ").split()))
 
 
 def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str | None] = ()) -> list[StemQuery]:
@@ -52,7 +52,7 @@ def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str
         raise ValueError(f"a list of alternatives must have a query, got an empty one in {several!r}; remove it")
     full = [tuple(_with_unwanted(one, unwanted) for one in group) for group in groups]
     targets = [StemQuery(name="", alternatives=group) for group in full]
-    identities = [repr(target.identity) for target in targets]
+    identities = [repr(_identity(target.alternatives, plain_label)) for target in targets]
     twice = [target.text for number, target in enumerate(targets) if identities[number] in identities[:number]]
     if twice:
         raise ValueError(f"queries must be different, got {twice[0]!r} twice; remove one")
@@ -72,13 +72,16 @@ def _with_unwanted(query: OneQuery, unwanted: Sounds) -> OneQuery:
     return Query(full.wanted, (*full.unwanted, *more)) if more else query
 
 
-def _described(parts: Iterable[QueryPart]) -> list[object]:
-    return [[_sound(part.sound), part.weight] for part in parts]
+def _identity(queries: Sequence[OneQuery], spelled: Callable[[str], str]) -> list[object]:
+    def described(parts: Iterable[QueryPart]) -> list[object]:
+        return [[_sound(part.sound, spelled), part.weight] for part in parts]
+
+    return [[described(query.wanted), described(query.unwanted)] for query in map(as_query, queries)]
 
 
-def _sound(sound: str | AudioExample) -> str:
+def _sound(sound: str | AudioExample, spelled: Callable[[str], str]) -> str:
     if isinstance(sound, str):
-        return plain_label(sound)
+        return spelled(sound)
     return hashlib.sha256(sound.samples_T.tobytes()).hexdigest() + f" {sound.sample_rate_hz}"
 
 

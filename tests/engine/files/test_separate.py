@@ -116,6 +116,26 @@ def test_files_in_folders_keep_them_and_equal_names_get_a_checksum(tmp_path):
     assert [one.source for one in find_inputs([str(tmp_path / "in" / "*.wav")] * 2)] == [str(tmp_path / "in" / "x.wav")]
 
 
+def test_a_command_on_the_folder_of_its_outputs_is_repeatable(tmp_path):
+    sf.write(tmp_path / "x.wav", SIGNAL_T[:1000], RATE_HZ)
+    plan = plan_separation(make_targets(["low"]), separator=open_band_pass)
+    for is_new in (True, False):
+        inputs = find_inputs([str(tmp_path), str(tmp_path / "*.wav")], out=tmp_path)
+        assert [stem["is_new"] for stem in separate_files(inputs, plan, tmp_path)["stems"]] == [is_new]
+    named = find_inputs([str(tmp_path / "x.low.wav"), f"{tmp_path}/../{tmp_path.name}/x.low.wav"], out=tmp_path)
+    assert [one.name for one in named] == ["x.low"]
+    (tmp_path / "x.wav").unlink()
+    with pytest.raises(ValueError, match=r"there is no recording in .* but stems of earlier commands; name the files"):
+        find_inputs([str(tmp_path)], out=tmp_path)
+
+
+def test_a_stem_never_replaces_an_input(tmp_path):
+    for name in ("x.wav", "x.low.wav"):
+        sf.write(tmp_path / name, SIGNAL_T[:1000], RATE_HZ)
+    with pytest.raises(ValueError, match=r"a stem must not replace an input, got .*x\.low\.wav'; choose another fold"):
+        summary_of([tmp_path], tmp_path, overwrite=True)
+
+
 @pytest.mark.parametrize(
     "text", ["../../etc/passwd", "a/b", "..", ".hidden", "a\x00b\n", "x" * 300, "Ünï", "日本" * 99]
 )
