@@ -115,12 +115,12 @@ _SENTENCE = "the sound of "
 
 
 def plain_label(label: str) -> str:
-    """The common spelling of a label: lower case, spaces for underscores, without ClearSep's "The sound of".
+    """The common spelling of a label: lower case, one space for underscores and spaces, without "The sound of".
 
-    Composed and decomposed letters are the same (Unicode's NFC).
+    Composed and decomposed letters are the same (Unicode's NFC); a label without words is empty.
     """
-    words = unicodedata.normalize("NFC", label).strip().lower().replace("_", " ")
-    return words.removeprefix(_SENTENCE)
+    words = unicodedata.normalize("NFC", label).lower().replace("_", " ").split()
+    return " ".join([*words, ""]).removeprefix(_SENTENCE).strip()
 
 
 @dataclass(frozen=True, kw_only=True)

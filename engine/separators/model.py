@@ -128,7 +128,9 @@ class QuerySeparator(NetworkSeparator):
         if isinstance(self.queries, QueryEncoder):
             self.queries.grow(labels)
         else:
-            self.queries.grow(self._embedder().embed_labels(labels))
+            embeddings = self._embedder().embed_labels(labels)
+            self._embedder().know(embeddings)
+            self.queries.grow(embeddings)
 
     def encode(self, queries: Sequence[str | Query]) -> Tensor:
         """See :meth:`NetworkSeparator.encode`; without text, a query is a label of the vocabulary."""

@@ -5,6 +5,7 @@ Shape legend: L labels, E features of an embedding, T samples.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,6 +22,7 @@ from engine.storage.files import read_record, sha256_file, write_bytes, write_js
 from engine.storage.paths import Location
 
 _MAX_TEXT = 2000  # characters of a query; the encoders read some 500 tokens
+_AN_EXAMPLE = "an audio example"
 _DESCRIPTION, _VECTORS = "embeddings.json", "embeddings.safetensors"
 
 
@@ -80,7 +82,9 @@ class Query:
         object.__setattr__(self, "unwanted", _parts(unwanted))
         if not self.wanted:
             raise ValueError("a query must have a sound to separate, got none; give a label, text or an audio example")
-        both = _texts(self.wanted) & _texts(self.unwanted)
+        both = {
+            _described(one.sound) for one in self.wanted for other in self.unwanted if _same(one.sound, other.sound)
+        }
         if both:
             raise ValueError(
                 f"a query must not want and exclude the same sound, got {sorted(both)}; remove one of both"
@@ -89,7 +93,7 @@ class Query:
     @property
     def text(self) -> str:
         """The query in words, for tables and messages."""
-        names = [part.sound if isinstance(part.sound, str) else "an audio example" for part in self.wanted]
+        names = [part.sound if isinstance(part.sound, str) else _AN_EXAMPLE for part in self.wanted]
         return " + ".join(names)
 
 
@@ -116,8 +120,15 @@ def _parts(sounds: Sounds) -> tuple[QueryPart, ...]:
     return tuple(one if isinstance(one, QueryPart) else QueryPart(one) for one in several)
 
 
-def _texts(parts: Iterable[QueryPart]) -> set[str]:
-    return {plain_label(part.sound) for part in parts if isinstance(part.sound, str)}
+def _described(sound: str | AudioExample) -> str:
+    return plain_label(sound) if isinstance(sound, str) else _AN_EXAMPLE
+
+
+def _same(one: str | AudioExample, other: str | AudioExample) -> bool:
+    """True for two spellings of a label, and for two examples of the same samples."""
+    if isinstance(one, AudioExample) and isinstance(other, AudioExample):
+        return one.sample_rate_hz == other.sample_rate_hz and np.array_equal(one.samples_T, other.samples_T)
+    return isinstance(one, str) and isinstance(other, str) and plain_label(one) == plain_label(other)
 
 
 class Encoder(Protocol):
@@ -174,7 +185,11 @@ class Embeddings:
 
 
 class QueryEmbedder:
-    """Embeddings of queries: labels from a table, everything else from the encoder, which is opened when needed."""
+    """Embeddings of queries: labels from a table, everything else from the encoder, which is opened when needed.
+
+    The table's labels may be spelled in any case, as everywhere; the encoder reads other texts as they are, in their
+    case, so that an embedding does not depend on what was embedded before.
+    """
 
     def __init__(
         self,
@@ -188,7 +203,8 @@ class QueryEmbedder:
         self.template, self.encoder = template, encoder
         self._open_encoder = open_encoder
         self._opened: Encoder | None = None
-        self._known: dict[str, Tensor] = {}
+        self._known: dict[str, Tensor] = {}  # by plain label
+        self._read: dict[str, Tensor] = {}  # by sentence
         self._examples: WeakKeyDictionary[AudioExample, Tensor] = WeakKeyDictionary()
         self.labels: tuple[str, ...] = ()
         if embeddings is not None:
@@ -215,22 +231,26 @@ class QueryEmbedder:
         if kept is None or kept.encoder != self.encoder or set(map(plain_label, kept.labels)) != set(spelled):
             kept = self.embed_labels([*spelled.values()])
             kept.save(store)
+            self.know(kept)
         return kept
 
     def embed_labels(self, labels: Sequence[str]) -> Embeddings:
         """The embeddings of labels, in order; those that are not in the table are computed."""
-        new = [label for label in labels if plain_label(label) not in self._known]
+        others = dict.fromkeys(self.sentence(label) for label in labels if plain_label(label) not in self._known)
+        new = [text for text in others if text not in self._read]
         for first in range(0, len(new), 64):
-            texts = [self.sentence(label) for label in new[first : first + 64]]
-            for label, vector_E in zip(new[first : first + 64], self._open().embed_text(texts), strict=True):
-                self._known[plain_label(label)] = vector_E
-        vectors = [self._known[plain_label(label)] for label in labels]
+            texts = new[first : first + 64]
+            self._read.update(zip(texts, self._open().embed_text(texts), strict=True))
+        vectors = [
+            self._known[plain] if (plain := plain_label(label)) in self._known else self._read[self.sentence(label)]
+            for label in labels
+        ]
         vectors_LE = torch.stack(vectors) if vectors else torch.zeros(0, 0)
         return Embeddings(labels=tuple(labels), vectors_LE=vectors_LE, encoder=self.encoder)
 
     def sentence(self, label: str) -> str:
         """The text of a label that the encoder reads; ClearSep's sentence is taken for its label."""
-        words = label.strip().replace("_", " ")
+        words = " ".join(unicodedata.normalize("NFC", label).replace("_", " ").split())
         if words.lower().startswith("the sound of ") and "{label}" in self.template:
             words = words[len("the sound of ") :]
         return self.template.format(label=words)

@@ -4,6 +4,7 @@ import json
 import shutil
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -11,6 +12,7 @@ from torch.nn.functional import normalize
 from engine.files.separate import plan_separation
 from engine.files.targets import make_targets
 from engine.separators import (
+    AudioExample,
     NetworkConfig,
     Query,
     QuerySeparator,
@@ -91,6 +93,40 @@ def test_new_words_change_the_stem_and_not_what_is_known(student):
     assert not torch.allclose(separator.separate(mix_BT, ["dog", "glass"])[1], stems_BT[1], atol=1e-6)
     torch.testing.assert_close(separator.separate(mix_BT, ["Dog", "church bells"]), stems_BT)
     assert separator.labels == ("dog", "rain")
+
+
+def test_an_embedding_does_not_depend_on_what_was_embedded_before(clap):
+    fresh, used = (make_embedder(find_encoder(clap)) for _ in range(2))
+    other_E = used.wanted("Glass_Breaking")
+    torch.testing.assert_close(used.wanted("glass  breaking"), fresh.wanted("glass breaking"))
+    assert not torch.allclose(used.wanted("glass breaking"), other_E, atol=1e-4)
+
+
+TONE = np.sin(np.arange(800, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "unwanted"),
+    [
+        ("dog bark", ["rain", "The sound of  DOG_bark "]),
+        (
+            ["rain", AudioExample(samples_T=TONE, sample_rate_hz=8000)],
+            AudioExample(samples_T=TONE, sample_rate_hz=8000),
+        ),
+    ],
+)
+def test_the_negation_of_a_query_is_seen_in_any_spelling(wanted, unwanted):
+    with pytest.raises(
+        ValueError, match=r"must not want and exclude the same sound, got \['(dog bark|an audio exampl)"
+    ):
+        Query(wanted, unwanted)
+    assert Query(wanted, "siren").unwanted
+
+
+@pytest.mark.parametrize("text", ["", " _\n", "The sound of", "the_sound_of_ "])
+def test_a_query_needs_words(text):
+    with pytest.raises(ValueError, match="a query must have words, got"):
+        Query(text)
 
 
 def test_known_labels_need_no_encoder_and_new_words_name_what_is_missing(moved, clap):
