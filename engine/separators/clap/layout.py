@@ -76,6 +76,8 @@ def from_hugging_face(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) 
     Raises ``ValueError`` for a CLAP with fusion or of another kind, and lists tensors that do not fit.
     """
     what, parts = "a ClapModel of Hugging Face", {name: config.get(name) or {} for name in _NEEDED}
+    if not all(isinstance(part, dict) for part in parts.values()):
+        raise ValueError(f"config.json of {what} must describe {' and '.join(parts)}, got other values; copy it again")
     for part, needed in _NEEDED.items():
         for name, value in needed.items():
             if (got := parts[part].get(name, value)) != value:

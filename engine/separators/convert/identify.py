@@ -58,7 +58,8 @@ def identify(checkpoint: ForeignCheckpoint) -> Identity:
         )
     if is_clap(names):
         return _clap(checkpoint)
-    if any(str(one).endswith("ForAudioClassification") for one in checkpoint.config.get("architectures") or ()):
+    architectures = checkpoint.config.get("architectures")
+    if isinstance(architectures, list) and any(str(one).endswith("ForAudioClassification") for one in architectures):
         return Identity(
             kind="tagger",
             name="audio classifier of Hugging Face",

@@ -66,7 +66,11 @@ def read_tensors(name: Name) -> ForeignCheckpoint:
         tensors, ignored = _unwrapped(value)
         if positions is not None:
             tensors = _mapped(tensors, positions, path)
-    except (ValueError, SafetensorError, OSError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
+    except zipfile.BadZipFile as error:
+        raise ValueError(
+            f"cannot read {path} (its end is missing or damaged: {shown(error)}); copy or download it again"
+        ) from None
+    except (ValueError, SafetensorError, OSError, EOFError, RuntimeError) as error:
         raise ValueError(f"cannot read {path} ({shown(error)}); {_REMEDY}") from None
     return ForeignCheckpoint(
         path=path, tensors=tensors, format=kind, sha256=sha256_file(path), ignored=ignored, config=config

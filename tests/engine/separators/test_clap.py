@@ -236,6 +236,8 @@ def test_a_model_of_hugging_face_that_is_another(hugging_face):
         ValueError, match=r"enable_fusion of audio_config .* must be False, got True; give a CLAP without"
     ):
         from_hugging_face(tensors, fused)
+    with pytest.raises(ValueError, match="must describe audio_config and text_config, got other values; copy it again"):
+        from_hugging_face(tensors, config | {"text_config": "roberta"})
     key = "audio_model.audio_encoder.layers.0.blocks.0.attention.self.key.bias"
     with pytest.raises(ValueError, match=r"1 missing \(audio_branch\.layers\.0\.blocks\.0\.attn\.qkv\.bias\)"):
         from_hugging_face({name: value for name, value in tensors.items() if name != key}, config)
