@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from engine.selection.tracks import select_tracks as select_tracks
     from engine.separators import AudioExample as AudioExample
     from engine.separators import Query as Query
+    from engine.separators import QueryPart as QueryPart
     from engine.separators import Separator as Separator
     from engine.separators import load_separator as from_pretrained  # noqa: F401 - public under both names
     from engine.separators import load_separator as load_separator
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "AudioExample": "engine.separators:AudioExample",
     "Query": "engine.separators:Query",
+    "QueryPart": "engine.separators:QueryPart",
     "Separator": "engine.separators:Separator",
     "Thresholds": "engine.selection.thresholds:Thresholds",
     "connect": "cluster.session:connect",

@@ -15,7 +15,7 @@ from engine.separators.checkpoint import (
 )
 from engine.separators.model import QueryEncoder, QuerySeparator
 from engine.separators.network import NetworkConfig
-from engine.separators.queries import AudioExample, Embeddings, Query, QueryEmbedder
+from engine.separators.queries import AudioExample, Embeddings, Query, QueryEmbedder, QueryPart
 from engine.separators.separator_source import SeparatorFactory, SeparatorSource, find_separator, load_separator
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "QueryDescription",
     "QueryEmbedder",
     "QueryEncoder",
+    "QueryPart",
     "QuerySeparator",
     "Separator",
     "SeparatorFactory",

@@ -92,6 +92,8 @@ class NetworkSeparator(nn.Module):
         self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
     ) -> Tensor:
         """See :meth:`Separator.separate`; mixtures longer than ``chunk_s`` are cut into chunks that overlap."""
+        if isinstance(queries, str):
+            raise ValueError(f"queries must be a list with one for each mixture, got {queries!r}; give a list")
         if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
             raise ValueError(
                 f"mixtures must have shape [B, T] for B queries, got {tuple(mix_BT.shape)} for {len(queries)} queries; "
@@ -99,6 +101,13 @@ class NetworkSeparator(nn.Module):
             )
         if not torch.isfinite(mix_BT).all():
             raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
+        if lengths and (len(lengths) != len(queries) or not all(0 <= one <= mix_BT.shape[1] for one in lengths)):
+            raise ValueError(
+                f"lengths must have for each mixture a number from 0 to {mix_BT.shape[1]}, got {list(lengths)}; leave "
+                "them out for mixtures without padding"
+            )
+        if not queries:
+            return torch.zeros_like(mix_BT, dtype=torch.float32, device=self.device)
         query_BQ = self.encode(queries)
         mix_BT = mix_BT.to(self.device, torch.float32)
         lengths_B = torch.tensor(lengths or [mix_BT.shape[1]] * len(queries), device=self.device, dtype=torch.long)

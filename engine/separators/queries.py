@@ -39,22 +39,38 @@ class AudioExample:
     """Float32 mono samples."""
     sample_rate_hz: int
 
+    def __post_init__(self) -> None:
+        if self.sample_rate_hz < 1 or self.sample_rate_hz != int(self.sample_rate_hz):
+            raise ValueError(
+                f"sample_rate_hz of an audio example must be a whole number above 0, got {self.sample_rate_hz}; give "
+                "the rate of its samples"
+            )
+
 
 @dataclass(frozen=True)
 class QueryPart:
-    """One description of a sound, with its weight among the others of the query."""
+    """One description of a sound, with its weight among the others of the query.
+
+    >>> query = cs.Query([cs.QueryPart("dog bark", 2.0), "a dog barks twice"])
+    >>> [part.weight for part in query.wanted]
+    [2.0, 1.0]
+    """
 
     sound: str | AudioExample
     """A label, text, or an audio example."""
     weight: float = 1.0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sound, str | AudioExample):
+            raise ValueError(f"a sound must be text or an AudioExample, got {type(self.sound).__name__}; give one")
         if isinstance(self.sound, str) and not plain_label(self.sound):
             raise ValueError(f"a query must have words, got {self.sound!r}; say what to separate")
         if isinstance(self.sound, str) and len(self.sound) > _MAX_TEXT:
             raise ValueError(
                 f"a query must have at most {_MAX_TEXT} characters, got {len(self.sound)}; describe it in fewer"
             )
+        if isinstance(self.sound, str) and any("\ud800" <= letter <= "\udfff" for letter in self.sound):
+            raise ValueError(f"a query must be text in Unicode, got {self.sound!r}; write it in UTF-8")
         if not 0.0 < self.weight < float("inf"):
             raise ValueError(f"the weight of a query must be above 0, got {self.weight}; leave the query out for 0")
 
@@ -106,6 +122,7 @@ def label_of_query(query: str | Query) -> str:
     """The label of a query for a separator with a closed vocabulary; ``ValueError`` if it is anything else."""
     if isinstance(query, str):
         return query
+    query = as_query(query)
     (part, *others) = query.wanted
     if others or not isinstance(part.sound, str):
         raise ValueError(
@@ -269,7 +286,8 @@ class QueryEmbedder:
         self._opened = None
 
     def _mean(self, parts: Sequence[QueryPart]) -> Tensor:
-        vectors = [part.weight * self._embed(part.sound) for part in parts]
+        largest = max(part.weight for part in parts)
+        vectors = [part.weight / largest * self._embed(part.sound) for part in parts]
         return torch.nn.functional.normalize(torch.stack(vectors).sum(0), dim=0)
 
     def _embed(self, sound: str | AudioExample) -> Tensor:

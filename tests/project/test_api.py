@@ -56,7 +56,7 @@ SIGNATURES = {
     "select_tracks": "(stems: 'Name', out: 'Name', thresholds: 'Thresholds', *,"
     " estimator: 'Estimator | str | os.PathLike[str] | None' = None) -> 'Selection'",
 }
-OTHERS = {"AudioExample", "Query", "Separator", "Thresholds", "metrics"}
+OTHERS = {"AudioExample", "Query", "QueryPart", "Separator", "Thresholds", "metrics"}
 WITH_RAY = (
     "connect",
     "run_pass",

@@ -123,6 +123,32 @@ def test_the_negation_of_a_query_is_seen_in_any_spelling(wanted, unwanted):
     assert Query(wanted, "siren").unwanted
 
 
+def test_weights_count_relative_to_each_other(clap):
+    embedder = make_embedder(find_encoder(clap))
+    for weight in (1e-300, 1e300):
+        pair = Query([QueryPart("dog", 2 * weight), QueryPart("glass", weight)])
+        torch.testing.assert_close(embedder.wanted(pair), embedder.wanted(Query([QueryPart("dog", 2.0), "glass"])))
+
+
+def test_what_is_no_list_of_queries_is_refused(student):
+    separator, mix_BT = load_separator(student), torch.zeros(3, 100)
+    with pytest.raises(ValueError, match="queries must be a list with one for each mixture, got 'dog'; give a list"):
+        separator.separate(mix_BT, "dog")
+    for lengths in ([1, 2], [0, 5, 101], [-1, 5, 5]):
+        with pytest.raises(ValueError, match="lengths must have for each mixture a number from 0 to 100"):
+            separator.separate(mix_BT, ["dog"] * 3, lengths=lengths)
+    assert separator.separate(mix_BT[:0], []).shape == (0, 100)
+
+
+def test_what_is_no_sound_is_refused():
+    with pytest.raises(ValueError, match="a sound must be text or an AudioExample, got int; give one"):
+        Query(["dog", 3])
+    with pytest.raises(ValueError, match="a query must be text in Unicode"):
+        Query("caf\udce9")
+    with pytest.raises(ValueError, match=r"must be a whole number above 0, got 0\.5; give the rate"):
+        AudioExample(samples_T=TONE, sample_rate_hz=0.5)
+
+
 @pytest.mark.parametrize("text", ["", " _\n", "The sound of", "the_sound_of_ "])
 def test_a_query_needs_words(text):
     with pytest.raises(ValueError, match="a query must have words, got"):
