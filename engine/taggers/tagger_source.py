@@ -125,7 +125,8 @@ def _find_mapped(path: Path) -> TaggerSource:
     model = find_tagger(name if is_dotted_name(name) else resolve_name(name, folder=path.parent))
     if not isinstance(model, ClapTaggerSource):
         require_classes(label_map, model.labels, model.name)
-    choice = {plain_label(label): sorted(map(plain_label, names)) for label, names in label_map.items()}
+    spelled = str if isinstance(model, ClapTaggerSource) else plain_label  # an encoder reads words in their case
+    choice = {plain_label(label): sorted(map(spelled, names)) for label, names in label_map.items()}
     return MappedTaggerSource(
         name=str(path),
         fingerprint=fingerprint([model.fingerprint, choice]),

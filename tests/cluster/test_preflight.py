@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ import pytest
 from cluster.preflight import PreflightConfig, preflight, report
 from cluster.session import connect
 from engine.cli.selfcheck import probe
+from engine.separators.convert.convert import convert
 from tests.support.command import COMMAND
+from tests.support.models.originals import write_audiosep, write_tokenizer
 
 NODE = {"NodeID": "abc", "NodeName": "n1", "NodeManagerHostname": "host", "Resources": {"CPU": 8.0}}
 FIT = {
@@ -74,6 +77,13 @@ def test_a_machine_checks_itself(tmp_path: Path, write_checkpoint: Callable[...,
     assert found["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["out_ms"] > 0 and found["separator_rtf"] > 0 and found["disk_gib"] > 0
     assert list((tmp_path / "runs" / "one").iterdir()) == [], "it leaves nothing behind"
+
+
+def test_a_separator_that_reads_text_is_tried_with_its_encoder(tmp_path: Path) -> None:
+    convert(write_audiosep(tmp_path / "a.ckpt"), tmp_path / "audiosep", tokenizer=write_tokenizer(tmp_path / "tokens"))
+    assert probe(separator=str(tmp_path / "audiosep"))["separator_rtf"] > 0
+    shutil.rmtree(tmp_path / "audiosep" / "encoder")
+    assert "there is no encoder in" in probe(separator=str(tmp_path / "audiosep"))["errors"]["separator_rtf"]
 
 
 def test_a_failed_check_is_an_error_with_its_reason(tmp_path: Path) -> None:

@@ -55,10 +55,10 @@ def save_pretrained(name: Name, out: Name) -> None:
     folder, out = require_folder(name), location(out)
     description = _portable(read_description(folder))
     _require_own(folder, out, description)
-    _copy(folder / _WEIGHTS, out / _WEIGHTS)
     queries = read_description(folder).get("queries")
     if queries is not None:
         _copy_encoder(resolve_name(queries["encoder"], folder=folder), out / _ENCODER)
+    _copy(folder / _WEIGHTS, out / _WEIGHTS)
     if not (out / _CARD).is_file():
         encoder = read_json(out / _ENCODER / "clap.json") if queries is not None else {}
         write_bytes(out / _CARD, _card(description, encoder, num_bytes=_num_bytes(out / _WEIGHTS)).encode())

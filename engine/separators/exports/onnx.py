@@ -28,7 +28,7 @@ from engine.storage.paths import Location, Name, location
 
 MIN_SNR_DB = 60.0
 """Signal-to-noise ratio of the file's stems, with torch's as reference, that a file must have to be kept."""
-_OPSET = 18
+_OPSET, _MAX_SAMPLES = 18, 1 << 24
 
 
 class OnnxRecord(TypedDict):
@@ -73,9 +73,13 @@ def export_onnx(
     fingerprint = read_description(folder)["fingerprint"]
     record = _require_file(out, fingerprint)
     separator = open_checkpoint(folder)
-    num_samples = round((separator.chunk_s if chunk_s is None else chunk_s) * separator.sample_rate_hz)
-    if num_samples < 1:
-        raise ValueError(f"chunk_s must have at least one sample, got {chunk_s}; give a length such as 10")
+    chunk_s = separator.chunk_s if chunk_s is None else chunk_s
+    if not 1.0 <= chunk_s * separator.sample_rate_hz <= _MAX_SAMPLES:
+        raise ValueError(
+            f"chunk_s must have from 1 to {_MAX_SAMPLES:,} samples at {separator.sample_rate_hz} Hz, got {chunk_s}; "
+            "give a length such as 10"
+        )
+    num_samples = round(chunk_s * separator.sample_rate_hz)
     names = list(separator.labels if queries is None else queries)
     with torch.inference_mode():
         vectors_LQ = separator.encode(names) if names else torch.zeros(0, separator.config.query_features)

@@ -94,7 +94,7 @@ def test_bad_input(exported, tmp_path, monkeypatch, cli, write_checkpoint):
         return cli("export", separator, "--format", "onnx", "-o", out, *words).error()
 
     assert "must be a file that ends in .onnx" in error(folder / "separator", tmp_path / "new")
-    assert "chunk_s must have at least one sample" in error(folder / "separator", new, "--chunk-s", "0")
+    assert "chunk_s must have from 1 to 16,777,216 samples" in error(folder / "separator", new, "--chunk-s", "0")
     assert "there is no label 'cat'" in error(folder / "separator", new, "--query", "cat")
     other = write_checkpoint(["a"])
     assert "must be a new file or one of the same separator" in error(other, folder / "separator.onnx")
