@@ -56,8 +56,8 @@ def read_tagger_file(path: Path) -> tuple[str, LabelMap]:
     label_map = {label: [names] if isinstance(names, str) else names for label, names in record["labels"].items()}
     spelled = [plain_label(label) for label in label_map]
     for label, names in label_map.items():
-        if not names or spelled.count(plain_label(label)) > 1:
-            got = "no class" if not names else "it twice"
+        if not all([names, *map(plain_label, names)]) or spelled.count(plain_label(label)) > 1:
+            got = "it twice" if spelled.count(plain_label(label)) > 1 else "no class"
             raise ValueError(f"a label in {path} must be there once, with classes, got {got} for {label!r}; {remedy}")
     return record["model"], label_map
 

@@ -122,7 +122,11 @@ def find_tagger(name: TaggerSource | Name) -> TaggerSource:
 
 def _find_mapped(path: Path) -> TaggerSource:
     name, label_map = read_tagger_file(path)
-    model = find_tagger(name if is_dotted_name(name) else resolve_name(name, folder=path.parent))
+    if not is_dotted_name(name):
+        name = str(resolve_name(name, folder=path.parent))
+        if location(name).suffix in _FILES:
+            raise ValueError(f"model of {path} must be a tagger, got the file {name}; give the tagger's folder")
+    model = find_tagger(name)
     if not isinstance(model, ClapTaggerSource):
         require_classes(label_map, model.labels, model.name)
     spelled = str if isinstance(model, ClapTaggerSource) else plain_label  # an encoder reads words in their case

@@ -193,6 +193,11 @@ def test_labels_that_a_tagger_does_not_know_are_named_and_get_no_score(classifie
     [
         ({"model": "ast", "labels": {"dog": "Dgo"}}, r"got 'Dgo' \(nearest: 'Dog'\); correct the map"),
         ({"model": "ast", "labels": {"dog": []}}, "got no class for 'dog'; write it like"),
+        ({"model": "ast", "labels": {"dog": ["Dog", " "]}}, "got no class for 'dog'; write it like"),
+        (
+            {"model": "tagger.yaml", "labels": {"dog": "Dog"}},
+            r"must be a tagger, got the file .*tagger\.yaml; give the",
+        ),
         ({"model": "ast", "labels": {"dog": "Dog", "Dog": "Bark"}}, "got it twice for 'dog'"),
         ({"model": "ast"}, "must have labels, got a file without it; write it like"),
         ({"model": "ast", "labels": {}, "map": 1}, r"must have no map, got it"),
