@@ -27,6 +27,7 @@ from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, ma
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.scoring.scores import Scores
 from engine.separators import Separator, SeparatorFactory, find_separator
+from engine.separators.base import NetworkSeparator
 from engine.separators.queries import Sounds, as_query
 from engine.storage.files import atomic_path, open_binary
 from engine.storage.fingerprints import fingerprint
@@ -154,7 +155,9 @@ def plan_separation(
     several = separator if isinstance(separator, list | tuple) else [separator]
     opened = [_opened(one, device) for one in several]
     for one, _ in opened:
-        check_targets(targets, one)
+        check_targets(targets, one)  # makes their embeddings
+        if isinstance(one, NetworkSeparator) and one.embedder is not None:
+            one.embedder.release()
     if estimator is not None and not isinstance(estimator, SiSdrEstimator):
         estimator = load_estimator(estimator)
     plan = SeparationPlan(

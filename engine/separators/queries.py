@@ -244,6 +244,10 @@ class QueryEmbedder:
         parts = as_query(query).unwanted
         return self._mean(parts) if parts else None
 
+    def release(self) -> None:
+        """Free the memory of the encoder; embeddings that it made stay, and a new query opens it again."""
+        self._opened = None
+
     def _mean(self, parts: Sequence[QueryPart]) -> Tensor:
         vectors = [part.weight * self._embed(part.sound) for part in parts]
         return torch.nn.functional.normalize(torch.stack(vectors).sum(0), dim=0)

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import weakref
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from engine.files.separate import plan_separation
+from engine.files.targets import make_targets
 from engine.separators import (
     NetworkConfig,
     Query,
@@ -143,3 +146,13 @@ def test_a_separator_without_its_encoder_says_so(student, tmp_path):
     save(load(student), tmp_path)
     with pytest.raises(ValueError, match="a separator that reads text must have an encoder, got none"):
         open_checkpoint(tmp_path).encode(["dog"])
+
+
+def test_the_encoder_is_freed_once_the_queries_of_a_file_are_known(student):
+    separator = open_checkpoint(student)
+    wanted = separator.encode(["whistle"])
+    encoder = weakref.ref(separator.embedder._open())
+    plan_separation(make_targets(["whistle", "dog"]), separator=separator)
+    assert encoder() is None
+    assert torch.equal(separator.encode(["whistle"]), wanted) and separator.embedder._opened is None
+    assert separator.encode(["another sound"]).shape == wanted.shape
