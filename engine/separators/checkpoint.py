@@ -96,6 +96,10 @@ def read_description(folder: Name) -> SeparatorDescription:
 
 
 def _checkpoint_of(folder: Name) -> Checkpoint[NetworkSeparator]:
+    if location(folder).is_file():
+        raise ValueError(
+            f"cannot open {folder} as a separator (it is a file); give the folder that `clearsep convert` makes of it"
+        )
     path = location(folder) / "separator.json"
     found = read_json(path, most_bytes=MAX_DESCRIPTION_BYTES) if path.is_file() else None
     architecture = found.get("architecture") if isinstance(found, dict) else None
@@ -157,6 +161,11 @@ def find_encoder(folder: Name) -> QueryDescription | None:
             "encoder": str(location(folder)),
             "encoder_fingerprint": about["fingerprint"],
         }
+    if location(folder).is_dir() and not (location(folder) / "separator.json").is_file():
+        raise ValueError(
+            f"there is no encoder in {folder} (neither clap.json nor separator.json); give a folder that `clearsep "
+            "convert` made of a CLAP, or of a separator that reads text"
+        )
     described = read_description(folder).get("queries")
     if described is None:
         return None

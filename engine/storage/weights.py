@@ -151,9 +151,10 @@ class Checkpoint(Generic[Network]):
         if not weights.is_file() or sha256_file(weights) != description["weights_sha256"]:
             raise ValueError(f"{weights} must be the file that {self.kind}.json describes, got another; copy both")
         self._require_fit(description, folder)
-        network = self._make(description, folder)
         try:
-            network.load_state_dict(load(weights.read_bytes()))
+            values = load(weights.read_bytes())  # before the network takes memory, for the bytes are freed after it
+            network = self._make(description, folder)
+            network.load_state_dict(values)
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(self._misfit(folder, error)) from None
         return network.to(device).eval()

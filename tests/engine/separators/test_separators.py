@@ -12,7 +12,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.errors import nearest
-from engine.separators import NetworkConfig, QuerySeparator, Separator, load, overlap_add, read_description, save
+from engine.separators import (
+    NetworkConfig,
+    QuerySeparator,
+    Separator,
+    find_encoder,
+    load,
+    overlap_add,
+    read_description,
+    save,
+)
 from engine.separators.network import band_edges
 from engine.storage.files import sha256_file
 from tests.support.signals import (
@@ -437,3 +446,11 @@ def test_weights_that_do_not_fit_raise_even_with_their_checksum(tmp_path, kind):
     edit(folder, weights_sha256=sha256_file(weights))
     with pytest.raises(ValueError, match=r"cannot load .*weights\.safetensors into a network"):
         load(folder)
+
+
+def test_a_file_and_a_folder_without_an_encoder_are_named(tmp_path):
+    (tmp_path / "released.ckpt").write_bytes(b"weights")
+    with pytest.raises(ValueError, match=r"released.ckpt as a separator \(it is a file\).*`clearsep convert`"):
+        load(tmp_path / "released.ckpt")
+    with pytest.raises(ValueError, match=r"there is no encoder in .*neither clap.json nor separator.json"):
+        find_encoder(tmp_path)
