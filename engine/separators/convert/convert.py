@@ -101,9 +101,12 @@ def _save(found: Convertible, target: Location, tokenizer: Name | None) -> None:
 
 def _tokenizer_for(found: Convertible, tokenizer: Name | None) -> str | None:
     """The tokenizer that was given, or that of the checkpoint's folder, or that in the cache if it is the encoder's."""
-    if tokenizer is not None:
-        return find_tokenizer(tokenizer)
     assert found.encoder is not None
+    if tokenizer is not None:
+        text = find_tokenizer(tokenizer)
+        if text is not None:
+            parse_tokenizer(text, vocabulary=found.encoder.config.vocabulary, source=tokenizer)
+        return text
     for place in (found.tokenizer_folder, None):
         try:
             text = find_tokenizer(place)
