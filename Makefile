@@ -24,7 +24,7 @@ tune-demo: setup ## search for a schedule of thresholds on the same sounds, unde
 test: setup ## run all tests, slow ones too
 	$(BIN)/python -m pytest
 
-test-fast: setup ## run the tests that neither start Ray nor train, about 6 minutes
+test-fast: setup ## run the tests that neither start Ray nor train, about 8 minutes
 	$(BIN)/python -m pytest -m "not slow"
 
 chaos: setup ## interrupt runs on two Ray nodes 60 times at seeded moments and compare them with an undisturbed run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -45,7 +46,7 @@ class Separator(Protocol):
         """
 
 
-class NetworkSeparator(nn.Module):
+class NetworkSeparator(nn.Module, ABC):
     """Base of the separators that are networks: checks mixtures, makes vectors of queries, joins chunks.
 
     A subclass defines ``architecture``, ``config``, ``sample_rate_hz``, :meth:`encode` and :meth:`separate_chunk`. It
@@ -57,7 +58,7 @@ class NetworkSeparator(nn.Module):
     config: Any
     """Config object of the network's shape."""
     embedder: QueryEmbedder | None = None
-    """What makes embeddings of queries; None for a closed vocabulary, or without one."""
+    """Makes embeddings of queries; None for a closed vocabulary, or without one."""
 
     chunk_s, overlap_s = 12.0, 1.0
     """Longer mixtures are cut into chunks of this length, which overlap."""
@@ -70,13 +71,13 @@ class NetworkSeparator(nn.Module):
         """Labels that it knows without an encoder."""
         return self.embedder.labels if self.embedder is not None else ()
 
+    @abstractmethod
     def encode(self, queries: Sequence[str | Query]) -> Tensor:
         """Vectors ``[B, Q]`` of queries, on the network's device; ``ValueError`` for an unknown label."""
-        raise NotImplementedError
 
+    @abstractmethod
     def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
         """Stems ``[B, T]`` of mixtures of one chunk's length at most, for vectors of queries."""
-        raise NotImplementedError
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
         """The same for mixtures without padding; torch can trace it, so that it can be exported."""
