@@ -155,3 +155,148 @@ def seconds(call: Callable[[], object], *, repeats: int, warm: int = 3) -> float
             torch.cuda.synchronize()
         times.append(time.perf_counter() - started)
     return statistics.median(times[warm:])
+
+
+def write_corpus(folder: Path, num_clips: int, rate_hz: int) -> Path:
+    """Write recordings of two sounds each, of which a dozen clips of ten seconds overlap; returns the manifest."""
+    starts_s = np.arange(12) / 12
+    signals = [np.resize(sounds.sound(label, rng=np.random.default_rng(0), duration_s=30.0), 60 * rate_hz) for label in _LABELS]
+    rng = np.random.default_rng(1)
+    lines = ["path,labels,start_s,end_s"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(-(-num_clips // len(starts_s))):
+        firsts = rng.integers(0, 48 * rate_hz, len(_LABELS))
+        parts = [signal[first : first + 11 * rate_hz] for signal, first in zip(signals, firsts, strict=True)]
+        soundfile.write(folder / f"{number}.wav", 0.4 * np.sum(parts, axis=0), rate_hz, subtype="PCM_16")
+        lines += [f"{number}.wav,{';'.join(_LABELS)},{at:.6f},{at + _CLIP_S:.6f}" for at in starts_s]
+    manifest = folder / "natural.csv"
+    manifest.write_text("\n".join(lines[: 1 + num_clips]) + "\n")
+    return manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassTimes:
+    """What a pass took between a third of its shards and its end, by when all processes have started."""
+
+    audio_s_per_s: float
+    cpu_ms: float
+    """CPU time of the machine for a clip."""
+    steps_ms: str
+    """Time of the workers for a clip, by step."""
+    gpu_busy: str
+
+
+def time_pass(case: Case, folder: Path) -> PassTimes:
+    """Run a pass of a case and time it."""
+    rate_hz = case.open("cpu").sample_rate_hz
+    corpus = read_corpus(write_corpus(folder / "corpus", case.num_clips, rate_hz))
+    source = SeparatorSource.from_factory(case.open)
+    with Watch() as watch:
+        summary = run_pass(corpus, folder / "pass", separator=source, config=PassConfig())
+    done = sorted((path.stat().st_mtime, path) for path in (folder / "pass" / "stems").glob("*.done.json"))
+    first = max(1, len(done) // 3)
+    records = [read_json(path) for _, path in done[first:]]
+    (start, _), (end, _) = done[first - 1], done[-1]
+    num_clips = sum(record["num_clips"] for record in records)
+    steps = {step: 1e3 * used_s / summary["num_clips"] for step, used_s in summary["step_s"].items() if used_s}
+    return PassTimes(
+        audio_s_per_s=sum(record["audio_s"] for record in records) / (end - start),
+        cpu_ms=1e3 * watch.cpu_s(start, end) / num_clips,
+        steps_ms=", ".join(f"{step} {used_ms:.1f}" for step, used_ms in steps.items()),
+        gpu_busy=watch.busy(start, end),
+    )
+
+
+def separation_rows(case: Case, folder: Path, *, repeats: int) -> list[list[str]]:
+    """Rows of table 1 of a separator: one for each batch, and one for the pass."""
+    torch.manual_seed(0)
+    separator = case.open(_DEVICE)
+    clip_samples = round(_CLIP_S * separator.sample_rate_hz)
+    rows = []
+    for batch_s in case.batches_s:
+        num_clips = max(1, round(batch_s / _CLIP_S / len(_LABELS)))
+        clips = [_clip(number, clip_samples) for number in range(num_clips)]
+        batched = BatchedSeparator(separator=separator, device=_DEVICE, autocast=_DEVICE == "cuda", batch_s=batch_s)
+        audio_s = num_clips * len(_LABELS) * _CLIP_S
+        forward_s = seconds(_forward(separator, num_clips, clip_samples), repeats=repeats)
+        loop_s = seconds(lambda clips=clips, batched=batched: _loop(clips, batched), repeats=repeats)  # type: ignore[misc]
+        speeds = [f"{audio_s / used_s:,.0f}" for used_s in (forward_s, loop_s)]
+        rows.append([case.name, f"{batch_s:g}", f"{1e3 * forward_s:.1f}", *speeds, f"{forward_s / loop_s:.0%}"])
+        pages.log(" | ".join(rows[-1]))
+    return rows
+
+
+def _clip(number: int, num_samples: int) -> DecodedClip:
+    row: ClipRow = {"clip_id": str(number), "path": "", "labels": list(_LABELS), "start_s": None, "end_s": None}
+    noise_T = np.random.default_rng(number).normal(0.0, 0.1, num_samples).astype(np.float32)
+    return DecodedClip(row=row, samples_T=noise_T)
+
+
+def _forward(separator: NetworkSeparator, num_clips: int, num_samples: int) -> Callable[[], object]:
+    mix_MT = 0.1 * torch.randn(num_clips, num_samples, device=_DEVICE)
+    rows = [number for number in range(num_clips) for _ in _LABELS]
+    query_BQ = separator.encode(_LABELS * num_clips)
+
+    @torch.inference_mode()
+    def call() -> object:
+        with torch.autocast(_DEVICE, enabled=_DEVICE == "cuda"):
+            return separator.separate_chunk(mix_MT, query_BQ, [num_samples] * num_clips, rows)
+
+    return call
+
+
+def _loop(clips: Sequence[DecodedClip], batched: BatchedSeparator) -> list[torch.Tensor]:
+    """Separate clips in memory and fetch their stems."""
+    separated, _ = separate_clips(list(clips), batched)
+    return [fetched(item.stems_ST) for item in separated]
+
+
+def loop_on_esc10(folder: Path, esc10_folder: Path, *, quick: bool) -> list[list[str]]:
+    """Rows of table 3: wall time by stage of the benchmark on ESC-10."""
+    clips = write_wav(esc10_folder, folder / "clips", folds={1, 2, 3, 4})
+    size = esc10.QUICK if quick else esc10.Size()
+    work = esc10.Bench(clips, folder / "work", size, seed=0, threads=None)
+    started = time.perf_counter()
+    with Watch() as watch:
+        result = esc10.bench(work, "all")
+    wall_s = time.perf_counter() - started
+    assert result is not None, "all parts are done"
+    iterations = result["summary"]["iterations"]
+    stages = {name: _training_s(work.out / name, "separator.json") for name in ("seed", "control", "bound")}
+    stages["tagger"] = _training_s(work.out / "tagger", "tagger.json")
+    for number, entry in enumerate(iterations[1:], 1):
+        summary = read_json(work.out / "run" / "iterations" / str(number) / "summary.json")
+        stages[f"iteration {number}: pass"] = summary["wall_s"]
+        stages[f"iteration {number}: training"] = entry["cost_s"] - summary["wall_s"]
+    rest_s = wall_s - sum(stages.values())
+    rows = [[name, f"{used_s:.0f}"] for name, used_s in stages.items()]
+    gains = ", ".join(f"{row['sdri_db']:.2f}" for row in result["rows"].values())
+    return [
+        *rows,
+        ["estimator, validation, starting", f"{rest_s:.0f}"],
+        ["all", f"{wall_s:.0f}"],
+        ["GPU busy", watch.busy()],
+        ["SDRi dB of seed, iterations, control, bound, oracle", gains],
+    ]
+
+
+def _training_s(folder: Path, description: str) -> float:
+    return float(read_json(folder / description)["history"][-1]["wall_s"])
+
+
+def write_wav(esc10_folder: Path, out: Path, *, folds: set[int], rate_hz: int = 16000) -> Path:
+    """Write the clips of some folds as WAV of one rate; returns their folder, which has a list ``clips.csv``."""
+    with (esc10_folder / "clips.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["fold"]) in folds]
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+
+    def convert(row: dict[str, str]) -> str:
+        samples_T, found_hz = soundfile.read(esc10_folder / row["path"], dtype="float32")
+        name = f"audio/{Path(row['path']).stem}.wav"
+        soundfile.write(out / name, soxr.resample(samples_T, found_hz, rate_hz), rate_hz, subtype="PCM_16")
+        return f"{name},{row['label']},{row['fold']}"
+
+    with ThreadPoolExecutor() as pool:
+        lines = ["path,label,fold", *pool.map(convert, rows)]
+    (out / "clips.csv").write_text("\n".join(lines) + "\n")
+    return out
