@@ -170,5 +170,5 @@ def _cholesky(matrix_BLL: Tensor) -> Tensor:
     if failed_B.any():
         load_B1 = _SINGULAR_LOAD * (failed_B > 0).to(matrix_BLL.dtype)[..., None]
         matrix_BLL.diagonal(dim1=-2, dim2=-1).add_(load_B1)
-        factor_BLL = torch.linalg.cholesky(matrix_BLL)
+        factor_BLL, _ = torch.linalg.cholesky_ex(matrix_BLL)
     return factor_BLL

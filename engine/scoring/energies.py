@@ -105,9 +105,7 @@ def is_scaled(*energies: Tensor) -> bool:
 
     Always true on a GPU, where scaling costs less than to wait for the answer.
     """
-    return not (
-        is_on_cpu(energies[0]) and all(bool(((value > 1e-120) & (value < 1e120)).all()) for value in energies)
-    )
+    return not (is_on_cpu(energies[0]) and all(bool(((value > 1e-120) & (value < 1e120)).all()) for value in energies))
 
 
 def is_on_cpu(tensor: Tensor) -> bool:
