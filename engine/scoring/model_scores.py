@@ -36,6 +36,11 @@ class Scorer:
         """Rate of the clips and stems."""
         return self.batched.separator.sample_rate_hz
 
+    @property
+    def needs_models(self) -> bool:
+        """True if :meth:`model_scores` has any."""
+        return self.reseparate or self.tagger is not None
+
     def model_scores(
         self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None
     ) -> list[list[Scores]]:

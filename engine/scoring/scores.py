@@ -29,7 +29,8 @@ _NAMES = (
     "contested_db",
 )
 _ALWAYS_DEFINED = _NAMES.index("re_si_sdr_db")
-_SAMPLES_AT_ONCE_ON_GPU = 2**23  # the spectra of a clip and its stems take some 300 bytes a sample
+SAMPLES_AT_ONCE_ON_GPU = 2**23
+"""Samples of stems on a GPU; their spectra take some 300 bytes a sample."""
 _SAMPLES_AT_ONCE = 2**18  # of stems on a CPU, so that the results of one step are still in cache for the next
 
 
@@ -62,7 +63,7 @@ def score_values(*, mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int)
     An undefined score is NaN, and so are all scores of a clip with a sample that is not finite.
     """
     _check_shapes(mixtures_BT, stems_BST)
-    at_once = _SAMPLES_AT_ONCE if is_on_cpu(stems_BST) else _SAMPLES_AT_ONCE_ON_GPU
+    at_once = _SAMPLES_AT_ONCE if is_on_cpu(stems_BST) else SAMPLES_AT_ONCE_ON_GPU
     num_clips = max(1, at_once // stems_BST[0].numel())
     parts = zip(torch.split(mixtures_BT, num_clips), torch.split(stems_BST, num_clips), strict=True)
     return torch.cat([_scored(mixtures, stems, sample_rate_hz) for mixtures, stems in parts])
