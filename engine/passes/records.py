@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,6 +70,8 @@ class ShardRecord(WrittenShard):
     assess_s: float
     score_s: float
     write_s: float
+    gpu_s: NotRequired[float]
+    """Time in which the shard had the GPU of its worker; none without one."""
 
 
 class _ClosedPass(TypedDict):
