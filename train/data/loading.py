@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -35,21 +35,14 @@ class Loader:
         self._max_threads = min(_MAX_THREADS, torch.get_num_threads())
         self._threads: ThreadPoolExecutor | None = None
 
-    def results(self, function: Callable[[_Job], _Result], jobs: Iterable[_Job]) -> Iterator[_Result]:
-        """Results as they are ready, in any order; the first error ends all."""
+    def map(self, function: Callable[[_Job], _Result], jobs: Iterable[_Job]) -> list[_Result]:
+        """The result of every job; the first error ends all."""
         jobs = list(jobs)
         if self._max_threads == 1 or len(jobs) <= _JOBS_OF_A_THREAD:
-            yield from map(function, jobs)
-            return
+            return list(map(function, jobs))
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._max_threads, initializer=_begin)
-        pending = [self._threads.submit(function, job) for job in jobs]
-        try:
-            for done in as_completed(pending):
-                yield done.result()
-        finally:
-            for one in pending:
-                one.cancel()
+        return list(self._threads.map(function, jobs))
 
     def close(self) -> None:
         """End the threads and their decoders; another job starts new ones."""

@@ -108,7 +108,7 @@ class Pool:
         def add(numbers: Sequence[int]) -> list[tuple[int, _Span | None]]:
             return [(number, self._added(items[number], store)) for number in numbers]
 
-        spans = dict(itertools.chain.from_iterable(self.loader.results(add, clips.values())))
+        spans = dict(itertools.chain.from_iterable(self.loader.map(add, clips.values())))
         for number, item in enumerate(items):
             if (span := spans[number]) is not None:
                 sound = Sound(item=item, samples_N=store.samples_N, **vars(span))
