@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import torch
+
 from engine.errors import nearest
 
 _DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -38,6 +40,11 @@ class ModelSource(Generic[Model]):
     def open(self, device: str = "cpu") -> Model:
         """The model on a device such as ``cpu`` or ``cuda``."""
         return self.factory(device)
+
+
+def own_device() -> str:
+    """``cuda`` if this process has a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def is_dotted_name(name: object) -> bool:

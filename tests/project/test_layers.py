@@ -12,7 +12,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("engine/schema.py", "engine/errors.py", "engine/storage/documents.py"),
     ("cluster/scratch.py", "cluster/env_file.py"),
     ("cluster/ray_start.py",),
-    ("cluster/session.py",),
+    ("cluster/session.py", "cluster/gpu.py"),
     ("engine/settings.py",),
     ("engine/storage",),
     ("engine/audio",),

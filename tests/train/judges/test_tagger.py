@@ -158,7 +158,7 @@ def test_settings_that_cannot_work_raise(settings):
 
 def mixer(**settings):
     rng = np.random.default_rng(0)
-    powers = [[rng.gamma(1.0, 1.0, (200, 16)).astype(np.float32) for _ in range(2)] for _ in range(4)]
+    powers = [[torch.from_numpy(rng.gamma(1.0, 1.0, (200, 16))).float() for _ in range(2)] for _ in range(4)]
     return PowerMixer(powers, TaggerConfig(batch_size=40, **settings), num_frames=16)
 
 
