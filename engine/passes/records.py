@@ -336,8 +336,8 @@ def require_complete(out: Location, totals: Totals, corpus: Corpus, counts: Task
         )
     if problems:
         raise RuntimeError(
-            f"cannot close the pass in {out} ({'; '.join(problems)}); start the same command again"
-            f"{'' if part == WHOLE else ', or without --slice'}, or start the pass in another folder"
+            f"cannot close the pass in {out} ({'; '.join(problems)}); start the same command again, without "
+            "--slice, or start the pass in another folder"
         )
 
 

@@ -45,7 +45,7 @@ from engine.passes.shards import (
     reopen_damaged,
     summary_of,
 )
-from engine.passes.slices import WHOLE, Slice, alone, begin_slice, end_slice, hand_folder, parse_slice, take
+from engine.passes.slices import WHOLE, Slice, SliceName, alone, begin_slice, end_slice, hand_folder, parse_slice, take
 from engine.passes.speed.progress import PassProgress, require_few_failures
 from engine.passes.tasks import TaskCounts, Tasks, require_clips
 from engine.passes.transport import unpack
@@ -80,7 +80,7 @@ def run_pass(
     tagger: TaggerSource | Name | None = None,
     config: PassConfig | Mapping[str, Any] | None = None,
     retry_failed: bool = False,
-    slice: str | tuple[int, int] | None = None,
+    slice: SliceName | None = None,
 ) -> PassSummary:
     """Separate and score every clip of a corpus into the folder ``out``; returns the summary of the pass.
 
@@ -98,11 +98,8 @@ def run_pass(
     >>> summary["num_queries"], summary["num_stems"], summary["num_failed"]
     (4, 4, 0)
     """
-    config, out, part = build(PassConfig, config or {}), location(out), parse_slice(slice)
-    if retry_failed and part != WHOLE:
-        raise ValueError(
-            f"slice must be null for --retry-failed, got {part}; run it without --slice, when no slice runs"
-        )
+    config, out = build(PassConfig, config or {}), location(out)
+    part = parse_slice(slice, retry_failed=retry_failed)
     separator, tagger = find_separator(separator), find_tagger(tagger) if tagger is not None else None
     require_clips(corpus, config)
     identity = pass_identity(corpus, separator=separator, tagger=tagger, config=config)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -46,10 +46,16 @@ class Slice:
 WHOLE = Slice()
 
 
-def parse_slice(given: str | Sequence[int] | None) -> Slice:
-    """The slice that a user means by ``"3/32"`` or ``(3, 32)``; null: the whole pass."""
+SliceName = str | tuple[int, int]
+"""A slice as users name it: ``"3/32"`` or ``(3, 32)``."""
+
+
+def parse_slice(given: SliceName | None, *, retry_failed: bool = False) -> Slice:
+    """The slice that a user means; null: the whole pass. Failed clips are retried by the whole pass alone."""
     if given is None:
         return WHOLE
+    if retry_failed:
+        raise ValueError(f"slice must be null for --retry-failed, got {given!r}; run it without --slice")
     text = given if isinstance(given, str) else "/".join(map(str, given))
     if (match := re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)) and 1 <= int(match[1]) <= int(match[2]):
         return Slice(int(match[1]), int(match[2]))
