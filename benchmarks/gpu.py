@@ -1,6 +1,6 @@
 """What a GPU is used for, and what bounds it: separation, training, and the whole loop on ESC-10.
 
-    python -m benchmarks.gpu [--esc10 DIR] [--out runs/gpu] [--quick] [--tables 123]
+    python -m benchmarks.gpu --esc10 DIR [--quick] [--tables 123]
 
 Table 1: the network's forward pass alone (16 bits, mixtures on the card), the loop around it (clips in memory, results
 fetched) and a pass on Ray (decoded, scored, written; start-up left out), with the time that the card is busy meanwhile
@@ -12,38 +12,43 @@ and writes no page. Writes ``gpu.md``.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
+import argparse
+import csv
+import itertools
 import statistics
-import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import soundfile
 import soxr
 import torch
 
 from benchmarks import pages
 from benchmarks.quality import esc10
-from benchmarks.speed.separators import difference_db
+from benchmarks.watch import Watch
 from cluster.session import connect
 from engine.corpus.read import read_corpus
+from engine.corpus.sources import read_sources
 from engine.passes.config import PassConfig
 from engine.passes.run import run_pass
+from engine.passes.separate import separate_clips
+from engine.schema import ClipRow, DecodedClip
 from engine.separators import Embeddings, NetworkConfig, QueryEmbedder, QuerySeparator, SeparatorSource
 from engine.separators.audiosep.network import AudioSepConfig
 from engine.separators.audiosep.separator import AudioSep
 from engine.separators.base import NetworkSeparator
+from engine.separators.batching import BatchedSeparator
 from engine.storage.files import read_json
+from train.capture import captured
+from train.data.config import MixConfig
+from train.data.training_data import TrainingData, make_mixer
+from train.distil import distil
+from train.student import DistilConfig, Student
 from tune.demo import sounds
 
 _PAGE = Path(__file__).with_suffix(".md")
@@ -89,6 +94,8 @@ class Case:
     """Audio of the batches of the forward pass and the loop, in seconds; each clip has two queries."""
     num_clips: int
     """Clips of the pass."""
+    config: PassConfig = field(default_factory=PassConfig)
+    """Settings of the pass."""
 
 
 CASES = (
@@ -96,59 +103,13 @@ CASES = (
     Case(name="large (768 channels, 20 blocks)", open=open_large, batches_s=(80.0, 320.0, 640.0), num_clips=6000),
     Case(name="AudioSep", open=open_audiosep, batches_s=(80.0, 320.0), num_clips=800),
 )
-_QUICK = (replace(CASES[0], batches_s=(20.0,), num_clips=24),)
-
-
-class Watch:
-    """Samples the CPU time of the machine and the use of its first GPU while a ``with`` block runs."""
-
-    def __enter__(self) -> Watch:
-        self.cpu: list[tuple[float, float]] = []
-        self.gpu: list[tuple[float, float]] = []
-        self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._watch_cpu, daemon=True)]
-        self._smi = None
-        if _DEVICE == "cuda" and (program := shutil.which("nvidia-smi")):
-            command = [program, "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=100"]
-            self._smi = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-            self._threads.append(threading.Thread(target=self._watch_gpu, daemon=True))
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._smi is not None:
-            self._smi.terminate()
-        for thread in self._threads:
-            thread.join()
-
-    def _watch_cpu(self) -> None:
-        while not self._over.wait(0.1):
-            times = psutil.cpu_times()
-            self.cpu.append((time.time(), times.user + times.system))
-
-    def _watch_gpu(self) -> None:
-        assert self._smi is not None and self._smi.stdout is not None
-        for line in self._smi.stdout:
-            with contextlib.suppress(ValueError):  # a card that reports no use
-                self.gpu.append((time.time(), float(line)))
-
-    def cpu_s(self, start: float, end: float) -> float:
-        """CPU seconds of all processes between two times."""
-        inside = [used for at, used in self.cpu if start <= at <= end]
-        return inside[-1] - inside[0] if inside else 0.0
-
-    def busy(self, start: float = 0.0, end: float = float("inf")) -> str:
-        """Fraction of the time between two times in which the GPU was busy."""
-        inside = [percent for at, percent in self.gpu if start <= at <= end]
-        return f"{statistics.mean(inside):.0f}%" if inside else ""
+_QUICK = (replace(CASES[0], batches_s=(20.0,), num_clips=24, config=PassConfig(rows_per_task=4)),)
 
 
 def seconds(call: Callable[[], object], *, repeats: int, warm: int = 3) -> float:
     """Median wall time of a call with everything that it started on the card."""
     times = []
-    for number in range(warm + repeats):
+    for _ in range(warm + repeats):
         started = time.perf_counter()
         call()
         if _DEVICE == "cuda":
@@ -160,7 +121,9 @@ def seconds(call: Callable[[], object], *, repeats: int, warm: int = 3) -> float
 def write_corpus(folder: Path, num_clips: int, rate_hz: int) -> Path:
     """Write recordings of two sounds each, of which a dozen clips of ten seconds overlap; returns the manifest."""
     starts_s = np.arange(12) / 12
-    signals = [np.resize(sounds.sound(label, rng=np.random.default_rng(0), duration_s=30.0), 60 * rate_hz) for label in _LABELS]
+    signals = [
+        np.resize(sounds.sound(label, rng=np.random.default_rng(0), duration_s=30.0), 60 * rate_hz) for label in _LABELS
+    ]
     rng = np.random.default_rng(1)
     lines = ["path,labels,start_s,end_s"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +155,7 @@ def time_pass(case: Case, folder: Path) -> PassTimes:
     corpus = read_corpus(write_corpus(folder / "corpus", case.num_clips, rate_hz))
     source = SeparatorSource.from_factory(case.open)
     with Watch() as watch:
-        summary = run_pass(corpus, folder / "pass", separator=source, config=PassConfig())
+        summary = run_pass(corpus, folder / "pass", separator=source, config=case.config)
     done = sorted((path.stat().st_mtime, path) for path in (folder / "pass" / "stems").glob("*.done.json"))
     first = max(1, len(done) // 3)
     records = [read_json(path) for _, path in done[first:]]
@@ -207,7 +170,7 @@ def time_pass(case: Case, folder: Path) -> PassTimes:
     )
 
 
-def separation_rows(case: Case, folder: Path, *, repeats: int) -> list[list[str]]:
+def separation_rows(case: Case, *, repeats: int) -> list[list[str]]:
     """Rows of table 1 of a separator: one for each batch, and one for the pass."""
     torch.manual_seed(0)
     separator = case.open(_DEVICE)
@@ -251,9 +214,47 @@ def _loop(clips: Sequence[DecodedClip], batched: BatchedSeparator) -> list[torch
     return [fetched(item.stems_ST) for item in separated]
 
 
-def loop_on_esc10(folder: Path, esc10_folder: Path, *, quick: bool) -> list[list[str]]:
+def fetched(stems_ST: torch.Tensor) -> torch.Tensor:
+    """Stems in the memory of the CPU; from a card they are on their way."""
+    if not stems_ST.is_cuda:
+        return stems_ST
+    return torch.empty(stems_ST.shape, pin_memory=True).copy_(stems_ST, non_blocking=True)
+
+
+def pass_row(case: Case, folder: Path) -> list[str]:
+    """The row of table 1 of a pass."""
+    times = time_pass(case, folder)
+    row = [case.name, f"{times.audio_s_per_s:,.0f}", times.gpu_busy, f"{times.cpu_ms:.1f}", times.steps_ms]
+    pages.log(" | ".join(row))
+    return row
+
+
+def training_row(name: str, network: NetworkConfig, size: int, clips: Path, folder: Path, *, steps: int) -> list[str]:
+    """A row of table 2."""
+    data, device = TrainingData(clean=read_sources(clips / "clips.csv", folds=(1,))), torch.device(_DEVICE)
+    config = DistilConfig(steps=10 * steps, mix=MixConfig(batch_size=size))
+    started = time.perf_counter()
+    distil(folder / f"{network.channels}-{size}", data=data, config=replace(config, steps=1), network=network)
+    start_s = time.perf_counter() - started
+    mixer = make_mixer(data, config.mix, seed=0, sample_rate_hz=network.sample_rate_hz, device=device)
+    student = Student(config, mixer.labels, start=None, network=network, device=device)
+    batch, numbers = mixer.batch(0), itertools.count(1)
+    model = captured(student.separator, batch.mix_BT, batch.query) if device.type == "cuda" else student.separator
+    alone_s = seconds(lambda: student.learn(model, batch), repeats=steps)
+    made_s = seconds(lambda: mixer.batch(next(numbers)), repeats=steps)
+    with Watch() as watch:
+        begun = time.perf_counter()
+        losses = [student.learn(model, mixer.batch(next(numbers))) for _ in range(4 * steps)]
+        float(torch.stack(losses).mean())  # waits for the last step
+        step_s = (time.perf_counter() - begun) / len(losses)
+    times_ms = [f"{1e3 * used_s:.1f}" for used_s in (made_s, alone_s, step_s)]
+    row = [name, str(size), f"{start_s:.1f}", *times_ms, f"{alone_s / step_s:.0%}", watch.busy()]
+    pages.log(" | ".join(row))
+    return row
+
+
+def loop_on_esc10(clips: Path, folder: Path, *, quick: bool) -> list[list[str]]:
     """Rows of table 3: wall time by stage of the benchmark on ESC-10."""
-    clips = write_wav(esc10_folder, folder / "clips", folds={1, 2, 3, 4})
     size = esc10.QUICK if quick else esc10.Size()
     work = esc10.Bench(clips, folder / "work", size, seed=0, threads=None)
     started = time.perf_counter()
@@ -300,3 +301,52 @@ def write_wav(esc10_folder: Path, out: Path, *, folds: set[int], rate_hz: int = 
         lines = ["path,label,fold", *pool.map(convert, rows)]
     (out / "clips.csv").write_text("\n".join(lines) + "\n")
     return out
+
+
+_FORWARD = ("separator", "batch, s of audio", "forward ms", "forward, audio s/s", "loop, audio s/s", "loop / forward")
+_PASS = ("separator", "pass, audio s/s", "GPU busy", "CPU ms a clip", "workers' ms a clip")
+_TRAINING = (
+    *("network", "batch", "distil with one step, s", "batch ms", "step alone ms", "step with its batch ms"),
+    *("alone / with", "GPU busy"),
+)
+
+
+def tables(arguments: argparse.Namespace, folder: Path) -> Iterator[str]:
+    """The tables, each when it is measured."""
+    quick = arguments.quick
+    clips = write_wav(arguments.esc10, folder / "clips", folds={1, 2, 3, 4})
+    cases = _QUICK if quick else CASES
+    if "1" in arguments.tables:
+        rows = [row for case in cases for row in separation_rows(case, repeats=3 if quick else 20)]
+        yield pages.markdown(_FORWARD, rows)
+        yield pages.markdown(_PASS, [pass_row(case, folder / f"case-{number}") for number, case in enumerate(cases)])
+    if "2" in arguments.tables:
+        shapes = [("laptop", NetworkConfig()), ("large", _LARGE)]
+        sizes = [(name, network, size) for name, network in shapes for size in (16, 64)]
+        steps = 2 if quick else 50
+        rows = [training_row(*some, clips, folder, steps=steps) for some in (sizes[:1] if quick else sizes)]
+        yield pages.markdown(_TRAINING, rows)
+    if "3" in arguments.tables:
+        yield pages.markdown(("stage", "s"), loop_on_esc10(clips, folder, quick=quick))
+
+
+def main() -> None:
+    """Command line."""
+    parser = pages.parser(__doc__)
+    parser.add_argument("--esc10", type=Path, required=True, help="folder with clips.csv and audio/")
+    parser.add_argument("--quick", action="store_true", help="minutes; shows that it runs, writes no page")
+    parser.add_argument("--tables", default="123", help="numbers of the tables to measure (default 123)")
+    arguments = parser.parse_args()
+    gpu = torch.cuda.get_device_name() if _DEVICE == "cuda" else "no GPU"
+    about = f"torch {torch.__version__}; commit {pages.commit()}, {pages.hardware(gpu)}"
+    parts: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, connect():
+        for table in tables(arguments, Path(folder)):
+            print(table, flush=True)
+            parts.append(table)
+            if not arguments.quick:
+                pages.write_page(_PAGE, "On a GPU", *parts, about)
+
+
+if __name__ == "__main__":
+    main()
