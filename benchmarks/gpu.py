@@ -211,7 +211,7 @@ def _forward(separator: NetworkSeparator, num_clips: int, num_samples: int) -> C
 
 
 def _loop(clips: Sequence[DecodedClip], batched: BatchedSeparator, *, times: int) -> None:
-    """Separate clips in memory several times and fetch their stems, with three batches in flight, as a pass has them."""
+    """Separate clips in memory several times and fetch their stems, with three batches in flight as in a pass."""
     turns = threading.Lock()
 
     def call(_: int) -> None:

@@ -14,7 +14,7 @@ import torch
 
 
 class Watch:
-    """Samples the CPU time of this process with its children, and the use of the first GPU, while a ``with`` block runs."""
+    """Samples the CPU time of this process with its children, and the first GPU, while a ``with`` block runs."""
 
     def __enter__(self) -> Watch:
         self.cpu: list[tuple[float, float]] = []
