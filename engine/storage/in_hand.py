@@ -43,14 +43,19 @@ class InHand:
     def __init__(self, folder: Location | None = None) -> None:
         self.folder = folder
         self._work = self._marked = ""
+        self._deaths = 0
         self._in_parts = False
 
     def begin(self, work: str, num_pieces: int | None = None) -> int:
         """Mark that some work begins, and return how many workers began it before and ended with it in hand.
 
+        The marks of this worker's work before that are removed: it did not end with that in hand.
         Raises :class:`WorkerDiedError` if these are more than its pieces can explain.
         """
-        self._work, deaths = work, self._mark(work)
+        if self._work:
+            self.end(self._work, self._deaths)
+        self._work, self._deaths = work, self._mark(work)
+        deaths = self._deaths
         self._in_parts = deaths >= MAX_DEATHS
         if num_pieces is not None and deaths >= MAX_DEATHS * (num_pieces + 2):
             what = f"{work}: cannot finish it"

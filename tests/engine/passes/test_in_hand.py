@@ -255,6 +255,8 @@ def test_a_file_that_ends_the_worker_of_decoding_fails_alone(tmp_path, monkeypat
     Tasks(tmp_path / "corpus").write_rows(rows, rows_per_task=len(rows))
 
     class EndingDecoder:
+        cpu_s = time.process_time
+
         def __getattr__(self, name):
             def call(source, **_):
                 if name == way and source.endswith("clip-2.wav"):

@@ -12,7 +12,8 @@ from engine.passes import run
 from engine.passes.config import PassConfig
 from engine.passes.records import done_names
 from engine.passes.shards import damaged_files
-from engine.passes.slices import Slice, parse_slice
+from engine.passes.slices import parse_slice
+from engine.passes.tasks import Slice
 from engine.storage.files import read_json
 from engine.storage.paths import location
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
