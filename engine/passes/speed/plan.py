@@ -50,6 +50,10 @@ class PassPlan(ExpectedFailures):
     core_h: float
     """CPU time on one core, in hours."""
     gpu_h: float
+    read_wait_h: float
+    """Time in which decoding waits for audio; it is part of the step's time, but not of ``core_h``."""
+    write_wait_h: float
+    """The same of writing."""
     step_h: dict[str, float]
     wall_h: float
     limit: PassLimit
@@ -131,6 +135,8 @@ def plan_pass(
         "audio_h": sample.total("audio_s") * sample.scale / 3600.0,
         "core_h": sum(times.cpu_s.values()) / 3600.0,
         "gpu_h": gpu_h,
+        "read_wait_h": times.read_wait_s / 3600.0,
+        "write_wait_h": times.write_wait_s / 3600.0,
         "step_h": step_h,
         "wall_h": max(times.needed_s.values()) / 3600.0,
         "limit": limit_of(times),
