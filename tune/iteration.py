@@ -168,8 +168,15 @@ def separate(
     with work.artifacts.building(folder, one_at_a_time="passes"):
         _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
         with named_in("engine", PassConfig):
-            how: dict[str, Any] = {"separator": teacher, "tagger": tagger, "config": config}
-            summary = run_pass(corpus, folder, **how, retry_failed=retry_failed, slice=slice)
+            summary = run_pass(
+                corpus,
+                folder,
+                separator=teacher,
+                tagger=tagger,
+                config=config,
+                retry_failed=retry_failed,
+                slice=slice,
+            )
         steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
         _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
         if "limit" in summary:

@@ -182,7 +182,7 @@ def _run_missing_tasks(
 
 
 def _limit(config: PassConfig, before: Totals, after: Totals, wall_s: float, start_s: float) -> PassLimit:
-    """What limited this start, on the cluster as it is now."""
+    """The limit of this start, on the cluster as it is now."""
     resources, num_gpus = ray.cluster_resources(), config.num_gpus_per_actor
     times = PassTimes(
         step_s={step: after.step_s[step] - before.step_s[step] for step in STEPS},

@@ -1,4 +1,4 @@
-"""What limits a pass: GPUs, CPUs, storage, or none of them; decided from the time that each of them works.
+"""The limit of a pass: GPUs, CPUs, storage, or none of them; decided from the time that each of them works.
 
 One rule serves the plan of a pass and its summary. A task of decoding or writing takes less than half a CPU of Ray's
 account, so two workers a CPU is when they count as all in use, most of them waiting for storage.
@@ -31,7 +31,7 @@ _REMEDY = {
 
 
 class PassLimit(TypedDict):
-    """What limits a pass, and what to do about it."""
+    """The limit of a pass, and what to do about it."""
 
     limit: Literal["GPUs", "CPUs", "reading", "writing", "start", "command"]
     """``start``: starting took most of the time; ``command``: nothing that works is busy, so handing out the work."""
@@ -80,7 +80,7 @@ class PassTimes:
 
 
 def limit_of(times: PassTimes, *, wall_s: float | None = None, start_s: float = 0.0) -> PassLimit:
-    """What limits a pass that took ``wall_s``, of which ``start_s`` were over before any shard was done.
+    """The limit of a pass that took ``wall_s``, of which ``start_s`` were over before any shard was done.
 
     ``wall_s`` null: the pass takes no longer than what limits it.
     """

@@ -1,4 +1,4 @@
-"""What limits a pass, decided for passes of which that is known."""
+"""The limit of a pass, decided for passes of which that is known."""
 
 import pytest
 
