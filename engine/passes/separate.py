@@ -19,11 +19,11 @@ from torch import Tensor
 
 from engine.errors import as_exception
 from engine.passes.config import PassConfig
-from engine.passes.score import ScoredBatch, batches_of, score_together
-from engine.passes.transport import DecodedShard, ScoredClip, SeparatedShard, WorkerUse, pack, unpack
+from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
 from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
+from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
 from engine.separators.queries import Query
@@ -42,9 +42,9 @@ def uploaded(clips: Sequence[DecodedClip], device: str) -> list[Tensor]:
         return [torch.tensor(clip.samples_T) for clip in clips]
     lengths = [len(clip.samples_T) for clip in clips]
     pinned = torch.empty(sum(lengths), pin_memory=True)
-    for space_T, clip in zip(pinned.split(lengths), clips, strict=True):
+    for space_T, clip in zip(torch.split(pinned, lengths), clips, strict=True):
         space_T.numpy()[:] = clip.samples_T
-    return list(pinned.to(device, non_blocking=True).split(lengths))
+    return list(torch.split(pinned.to(device, non_blocking=True), lengths))
 
 
 def separate_clips(
@@ -237,7 +237,7 @@ class Separate:
             batches: Iterable[ScoredBatch] = self._score(assessed, failures)
             use = self._use(shard.clips)
             if self.device != "cpu":
-                batches, scored = list(batches), torch.cuda.Event(blocking=True)
+                batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                 scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
         if self.device != "cpu":
@@ -253,7 +253,8 @@ class Separate:
         """The stems of clips; those that fail are added to the failures."""
         separated: list[SeparatedClip] = []
         for part in self.hand.parts("separate", [_piece(clip) for clip in clips]):
-            some, samples = ([every[position] for position in part.positions] for every in (clips, mixtures))
+            some = [clips[position] for position in part.positions]
+            samples = [mixtures[position] for position in part.positions]
             if part.error is None:
                 done, failed = separate_clips(some, self.scorer.batched, samples)
                 separated += done

@@ -18,8 +18,9 @@ from engine.passes.config import PassConfig
 from engine.passes.records import ShardRecord, write_record
 from engine.passes.separate import Separate
 from engine.passes.shards import write_shard
-from engine.passes.transport import ScoredClip, SeparatedShard, ShardReport, pack, unpack
+from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
 from engine.schema import CLIPS, SCORES, STEMS, FailureRow, failure
+from engine.scoring.stored import ScoredClip
 from engine.separators import Separator
 from engine.storage.in_hand import InHand
 from engine.storage.paths import location
