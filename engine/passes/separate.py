@@ -165,10 +165,14 @@ def _guarded(hand: InHand, limit_s: float, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
-                hand.die("WorkerDied", text.splitlines()[0])
+            _die_without_gpu(hand, error)
             raise
+
+
+def _die_without_gpu(hand: InHand, error: BaseException) -> None:
+    text = f"{type(error).__name__}: {error}"
+    if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
+        hand.die("WorkerDied", text.splitlines()[0])
 
 
 def _piece(clip: DecodedClip) -> tuple[str, str]:
@@ -227,7 +231,9 @@ class Separate:
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard with their scores."""
         failures, counts = list(shard.failures), dict(shard.counts)
-        mixtures = uploaded(shard.clips, self.device)
+        guarded = functools.partial(_guarded, self.hand, self.config.separate_limit_s)
+        with guarded("uploading"):
+            mixtures = uploaded(shard.clips, self.device)
         with self._turns:
             begun = time.perf_counter()
             separated = self._separate(shard.clips, mixtures, failures)
@@ -235,13 +241,14 @@ class Separate:
             assessed = self._assess(separated, failures)
             counts |= {"separate_s": parted - begun, "assess_s": time.perf_counter() - parted, "score_s": 0.0}
             batches: Iterable[ScoredBatch] = self._score(assessed, failures)
-            use = self._use(shard.clips)
             if self.device != "cpu":
-                batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                scored.record()
+                with guarded("scoring"):
+                    batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                    scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
+            use = self._use(shard.clips)
         if self.device != "cpu":
-            with _guarded(self.hand, self.config.separate_limit_s, "scoring"):
+            with guarded("scoring"):
                 scored.synchronize()
             counts["score_s"] = time.perf_counter() - begun - counts["separate_s"] - counts["assess_s"]
         clips = _clips(batches, failures)
@@ -301,9 +308,9 @@ class Separate:
     ) -> Iterator[ScoredBatch | FailureRow]:
         """The scores of clips together; if that fails, of each alone, or its failure."""
         try:
-            with _guarded(self.hand, self.config.separate_limit_s, "scoring"):
-                scored = score(batch)
+            scored = score(batch)
         except BaseException as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
+            _die_without_gpu(self.hand, error)
             cause = as_exception(error)
         else:
             yield scored
