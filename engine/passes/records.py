@@ -75,6 +75,8 @@ class ShardRecord(WrittenShard):
     """The part of ``decode_s`` in which no CPU worked for it."""
     write_wait_s: NotRequired[float]
     """The same of ``write_s``."""
+    gpu_s: NotRequired[float]
+    """Time in which the shard had the GPU of its worker; none without one."""
 
 
 class _ClosedPass(TypedDict):
@@ -122,7 +124,7 @@ class Totals:
             self.step_s[step] += record[f"{step}_s"]  # type: ignore[literal-required]
         self.read_wait_s += record.get("read_wait_s", 0.0)
         self.write_wait_s += record.get("write_wait_s", 0.0)
-        self.gpu_s += record["separate_s"] + record["assess_s"]
+        self.gpu_s += record.get("gpu_s", 0.0)
         self.sha256[name] = record["sha256"]
         if "footer_sha256" in record:
             self.footer_sha256[name] = record["footer_sha256"]

@@ -1,4 +1,4 @@
-"""One pass over a corpus with Ray Data: CPU tasks decode, actors separate, CPU tasks score and write."""
+"""One pass over a corpus with Ray Data: CPU tasks decode, actors separate and score, CPU tasks write."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ from engine.passes.speed.progress import PassProgress
 from engine.passes.speed.ray_metrics import num_ended_for_memory
 from engine.passes.tasks import WHOLE, Slice, Tasks, require_clips
 from engine.passes.transport import unpack
-from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.passes.write import SeparateAndWrite, Write
 from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
 from engine.storage.factories import Model, ModelSource
@@ -79,6 +79,7 @@ _MEMORY_FULL = (
 )
 _MOST_IN_BLOCK, _BLOCKS_PER_ACTOR = 8, 16  # tasks that one task of Ray decodes, if as many are left for every actor
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
+_SHARDS_AT_ONCE = 3  # in an actor with a GPU: one has it, while another is fetched and packed and a third is unpacked
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
 
@@ -158,7 +159,7 @@ def _run_missing_tasks(
         functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
     )
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
-    write = ScoreAndWrite(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
+    write = Write(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
     steps = _Steps(config, decode, models, write, hand, part)
     totals = before
     for number in range(_MAX_TURNS):
@@ -246,7 +247,7 @@ class _Steps(NamedTuple):
     decode: Decode
     models: tuple[Any, ...]
     """What opens the separator and the tagger, or None, on a device."""
-    write: ScoreAndWrite
+    write: Write
     hand: InHand
     part: Slice
 
@@ -339,8 +340,14 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     decoded = blocks.map_batches(steps.decode, num_cpus=_TASK_CPUS, **one_shard)
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
-        return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
+        return decoded.map_batches(SeparateAndWrite, fn_constructor_args=arguments, **actors)
     arguments = (*steps.models, steps.config, True, steps.hand)
+    actors["compute"] = ray.data.ActorPoolStrategy(
+        min_size=placement.min_actors,
+        max_size=placement.max_actors,
+        max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
     separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
 

@@ -36,7 +36,7 @@ from engine.passes.records import (
 )
 from engine.passes.speed.limits import PassLimit
 from engine.passes.tasks import WHOLE, Slice, TaskCounts, Tasks
-from engine.schema import FAILURES, STEMS, FailureRow
+from engine.schema import FAILURES, FailureRow
 from engine.settings import deciding
 from engine.storage.files import (
     damaged,
@@ -111,12 +111,10 @@ class PassManifest(PassSummary):
     """Licences of the released weights that the separator is or learned from."""
 
 
-def write_shard(
-    out: Location, name: str, *, stems: Sequence[Mapping[str, object]], failures: Sequence[FailureRow]
-) -> WrittenShard:
-    """Write the stems and failures of a shard."""
+def write_shard(out: Location, name: str, *, stems: pa.Table, failures: Sequence[FailureRow]) -> WrittenShard:
+    """Write the stems (``schema.STEMS``) and failures of a shard."""
     path = out / "stems" / f"{name}.parquet"
-    write_parquet(path, pa.Table.from_pylist(stems, schema=STEMS), rows_per_group=8)
+    write_parquet(path, stems, rows_per_group=8)
     failed = out / "failures" / f"{name}.parquet"
     if failures:
         write_parquet(failed, pa.Table.from_pylist(failures, schema=FAILURES))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from typing_extensions import TypedDict
 
-GPU_STEPS = ("separate", "assess")
+GPU_STEPS = ("separate", "assess", "score")
 """Steps that run on GPUs if there are any."""
 _BUSY, _BUSY_CPUS = 0.85, 0.75  # fractions of the time from which something is the limit; Ray itself needs CPUs too
 _FULL = 0.95  # what can be reached

@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
@@ -19,9 +18,9 @@ from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
 from engine.passes.records import STEPS, ShardRecord, shard_records
 from engine.passes.separate import Separate
-from engine.passes.speed.limits import GPU_STEPS, PassLimit, PassTimes, limit_of
+from engine.passes.speed.limits import PassLimit, PassTimes, limit_of
 from engine.passes.tasks import Tasks, require_clips
-from engine.passes.write import ScoreAndWrite
+from engine.passes.write import Write
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
 from engine.storage.files import folder_for_block
@@ -114,7 +113,7 @@ def plan_pass(
             "`clearsep failures` show the reasons"
         )
     step_h = {step: sample.step_h(step) for step in STEPS}
-    gpu_h = sum(step_h[step] for step in GPU_STEPS) if on_gpu else 0.0
+    gpu_h = sample.step_h("gpu") if on_gpu else 0.0
     num_cpus = num_cpus or os.cpu_count() or 1
     num_gpus = (num_gpus or torch.cuda.device_count()) if on_gpu else 0
     times = PassTimes(
@@ -192,14 +191,9 @@ def _measure(
             labels = [label for row in rows for label in row["labels"]]
             separator, tagger = separator.with_labels(labels, out / "queries"), tagger and tagger.with_labels(labels)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = ScoreAndWrite(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
+            write = Write(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
             for shard in decode.decode(task=0):
-                started = time.perf_counter()
-                separated = separate.separate(shard)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                separate_s = time.perf_counter() - started - separated.counts["assess_s"]
-                write.write(replace(separated, counts=separated.counts | {"separate_s": separate_s}))
+                write.write(separate.separate(shard))
         finally:
             torch.set_num_threads(threads)
         return _Sample(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,7 +17,7 @@ from engine.passes.config import PassConfig
 from engine.passes.records import failure_rows, read_totals, shard_records, write_record
 from engine.passes.shards import damaged_files, read_audio, read_clip, read_columns, stem_shards, write_shard
 from engine.passes.tasks import Tasks
-from engine.schema import failure
+from engine.schema import STEMS, failure
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks, select_tracks
 from engine.storage.files import write_json
@@ -316,7 +317,7 @@ def test_audio_that_was_damaged_before_it_was_recorded_is_named_by_shard_clip_an
     (shard,) = stem_shards(selected / "stems")
     rows = pq.read_table(shard).to_pylist()
     rows[3]["audio_flac"] = rows[3]["audio_flac"][:60] + bytes(40)
-    written = write_shard(selected, shard.stem, stems=rows, failures=[])
+    written = write_shard(selected, shard.stem, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])
     manifest = read_sealed(selected / "stems" / "manifest.json", dict)
     manifest |= {"shards": {shard.stem: written["sha256"]}, "footer_sha256": {shard.stem: written["footer_sha256"]}}
     write_sealed(selected / "stems" / "manifest.json", manifest)
@@ -348,7 +349,7 @@ def test_a_damaged_object_in_s3_is_noticed_and_a_good_one_is_not_read_for_it(s3,
     """Its tag is compared, which the server derives from its bytes; the bytes only if the tag is another."""
     out = location(f"{s3.root}/pass")
     rows = pq.read_table(stem_shards(selected / "stems")[0]).to_pylist()
-    record = write_shard(out, "shard-000000-0000", stems=rows, failures=[])
+    record = write_shard(out, "shard-000000-0000", stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])
     write_record(out, "shard-000000-0000", record)
     manifest = {"num_stems": 16, "separator_fingerprint": "s", "config_fingerprint": "c", "fingerprint": "f"}
     manifest |= {"shards": {"shard-000000-0000": record["sha256"]}}
@@ -374,8 +375,8 @@ def test_failures_of_an_interrupted_attempt_are_removed(tmp_path):
     """The first attempt had failures and was killed before its record; the second has none."""
     clip = {"clip_id": "clip", "path": "a.wav", "labels": ["low", "high"], "start_s": None, "end_s": None}
     row = failure(clip, step="decode", error=ValueError("it was not there yet"))
-    write_shard(tmp_path, "shard-000000-0000", stems=[], failures=[row])
-    record = write_shard(tmp_path, "shard-000000-0000", stems=[], failures=[])
+    write_shard(tmp_path, "shard-000000-0000", stems=STEMS.empty_table(), failures=[row])
+    record = write_shard(tmp_path, "shard-000000-0000", stems=STEMS.empty_table(), failures=[])
     write_record(tmp_path, "shard-000000-0000", record)
     assert list(failure_rows(tmp_path)) == [] and list((tmp_path / "failures").iterdir()) == []
 

@@ -20,7 +20,7 @@ from engine.passes.records import read_totals, shard_records
 from engine.passes.separate import Separate
 from engine.passes.shards import PassStart, pass_manifest, stem_shards, verify
 from engine.passes.tasks import Tasks, require_clips
-from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.passes.write import SeparateAndWrite, Write
 from engine.schema import FAILURES, SCORES, STEMS, clip_columns
 from engine.scoring.scores import score_clip
 from engine.separators import SeparatorSource, load_separator
@@ -309,8 +309,8 @@ def test_one_actor_that_does_all_steps_writes_the_same_shard(corpus, judged, tmp
     out = tmp_path / "out"
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ)
-    write = ScoreAndWrite(str(out), RATE_HZ)
-    actor = SeparateScoreAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
+    write = Write(str(out), RATE_HZ)
+    actor = SeparateAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
     for shard in decode(pa.Table.from_pylist([{"task": 0, "done": []}])):
         actor(shard)
     written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))

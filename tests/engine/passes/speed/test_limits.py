@@ -14,14 +14,14 @@ def times(*, decode=0.0, separate=0.0, score=0.0, write=0.0, **more):
 
 def test_busy_gpus_limit_a_pass():
     """One GPU of 100 s, sixteen CPUs of 50 s each."""
-    found = limit_of(times(separate=95, decode=400, score=400, num_gpus=1), wall_s=100)
+    found = limit_of(times(separate=95, decode=400, write=400, num_gpus=1), wall_s=100)
     assert (found["limit"], found["gpu_busy_fraction"], found["cpu_busy_fraction"]) == ("GPUs", 0.95, 0.5)
     assert found["advice"] == "GPUs are busy 95% of the time; more of them make it faster"
 
 
 def test_gpus_that_wait_for_cpus_need_more_of_them():
     """Sixteen CPUs keep two GPUs busy for 38 of 100 s: 40 would keep them busy for 95, 12 more for each."""
-    work = times(separate=76, decode=1000, score=400, write=100, num_gpus=2)
+    work = times(separate=76, decode=1000, write=500, num_gpus=2)
     found = limit_of(work, wall_s=100)
     assert found["limit"] == "CPUs" and found["gpu_busy_fraction"] == pytest.approx(0.38)
     assert found["advice"] == "GPUs wait for CPUs 62% of the time, mostly for decoding; give 12 more CPUs for each GPU"
@@ -30,18 +30,18 @@ def test_gpus_that_wait_for_cpus_need_more_of_them():
 
 
 def test_the_advice_is_what_makes_the_gpus_the_limit():
-    work = times(separate=76, decode=1000, score=400, write=100, num_gpus=2)
-    more = times(separate=76, decode=1000, score=400, write=100, num_gpus=2, num_cpus=16 + 2 * 12)
+    work = times(separate=76, decode=1000, write=500, num_gpus=2)
+    more = times(separate=76, decode=1000, write=500, num_gpus=2, num_cpus=16 + 2 * 12)
     assert (limit_of(work)["limit"], limit_of(more)["limit"]) == ("CPUs", "GPUs")
 
 
 def test_without_gpus_the_separator_works_on_cpus():
-    found = limit_of(times(decode=20, separate=40, score=20, num_cpus=2, threads=3), wall_s=85)
+    found = limit_of(times(decode=20, separate=30, score=10, num_cpus=2, threads=3), wall_s=85)
     assert (found["limit"], found["gpu_busy_fraction"]) == ("CPUs", None)
-    assert found["cpu_busy_fraction"] == pytest.approx((20 + 3 * 40 + 20) / (2 * 85))
+    assert found["cpu_busy_fraction"] == pytest.approx((20 + 3 * (30 + 10)) / (2 * 85))
     assert (
         found["advice"]
-        == "CPUs are busy 94% of the time, mostly with separating; more of them, or a GPU, make it faster"
+        == "CPUs are busy 82% of the time, mostly with separating; more of them, or a GPU, make it faster"
     )
 
 
