@@ -85,7 +85,7 @@ class PassSummary(TypedDict):
     fingerprint: str
     """Of the separator and all stems."""
     limit: NotRequired[PassLimit]
-    """What limited that start."""
+    """What limited that start; not of a slice, which shares its machines with others."""
     missing_slices: NotRequired[list[str]]
     """If a slice has ended before others: those, such as ``3/32``. All counts are then those of the slice."""
 
