@@ -247,11 +247,13 @@ class Separate:
                     scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
             use = self._use(shard.clips)
+        clips: Iterable[ScoredClip] = _clips(batches, failures)
         if self.device != "cpu":
             with guarded("scoring"):
                 scored.synchronize()
+            places = {item.clip.row["clip_id"]: place for place, item in enumerate(assessed)}
+            clips = sorted(clips, key=lambda clip: places[clip.row["clip_id"]])
             counts["score_s"] = time.perf_counter() - begun - counts["separate_s"] - counts["assess_s"]
-        clips = _clips(batches, failures)
         return SeparatedShard(name=shard.name, clips=clips, failures=failures, counts=counts, use=use)
 
     def _separate(
