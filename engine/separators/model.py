@@ -151,8 +151,10 @@ class QuerySeparator(NetworkSeparator):
 
     def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
         """See :meth:`NetworkSeparator.separate_chunk`."""
-        index_B, lengths_M = small_tensor(rows, self.device), small_tensor(lengths, self.device)
-        stems_BT: Tensor = self.network(mix_MT[index_B], query_BQ, lengths_M[index_B])
+        is_padded, is_shared = min(lengths) < mix_MT.shape[1], list(rows) != list(range(len(mix_MT)))
+        lengths_M = small_tensor(lengths, self.device) if is_padded else None
+        rows_B = small_tensor(rows, self.device) if is_shared else None
+        stems_BT: Tensor = self.network(mix_MT, query_BQ, lengths_M, rows_B)
         return stems_BT
 
     def forward(self, mix_BT: Tensor, query: Tensor, lengths_B: Tensor | None = None) -> Tensor:
