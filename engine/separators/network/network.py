@@ -109,7 +109,8 @@ class BandSplit(nn.Module):
         """Band features ``[B, N, K * D]`` of powers ``[B, N, F]``: log energy of the bands, then their details."""
         energy_BNK = torch.log(power_BNF @ (self.inside_FK / self.inside_FK.sum(0)) + _FLOOR)
         weights_FKD = self.split_FKD * self.inside_FK[..., None]
-        detail_BNKD = (torch.log(power_BNF + _FLOOR) @ weights_FKD.flatten(1)).unflatten(2, weights_FKD.shape[1:])
+        detail_BNC = torch.log(power_BNF + _FLOOR) @ weights_FKD.flatten(1)
+        detail_BNKD = detail_BNC.view(*energy_BNK.shape, weights_FKD.shape[2])
         detail_BNKD = detail_BNKD - energy_BNK[..., None] * weights_FKD.sum(0)
         if frames_BN1 is None:
             mean_B = energy_BNK.mean((1, 2))

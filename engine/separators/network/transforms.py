@@ -11,7 +11,8 @@ from torch import Tensor
 
 def stft(signal_BT: Tensor, window_K: Tensor, hop_samples: int) -> Tensor:
     """Spectra ``[B, N, F]`` of the frames that lie inside the signals: pad the signals to centre frames at the ends."""
-    return torch.fft.rfft(signal_BT.unfold(-1, len(window_K), hop_samples) * window_K)
+    spectrum_BNF: Tensor = torch.fft.rfft(signal_BT.unfold(-1, len(window_K), hop_samples) * window_K)
+    return spectrum_BNF
 
 
 def istft(spectrum_BNF: Tensor, window_K: Tensor, hop_samples: int, *, length: int) -> Tensor:
@@ -41,9 +42,9 @@ def masked(spectrum_BNF: Tensor, mask_BNF: Tensor) -> Tensor:
 
 def _added(frames_BNK: Tensor, hop_samples: int) -> Tensor:
     """Sums ``[B, T]`` of frames where they overlap, a part of all frames at a time."""
-    num, num_frames, _ = frames_BNK.shape
-    parts = frames_BNK.split(hop_samples, dim=-1)
-    sum_BNK = frames_BNK.new_zeros(num, num_frames + len(parts) - 1, hop_samples)
-    for place, part_BNK in enumerate(parts):
+    num, num_frames, size = frames_BNK.shape
+    sum_BNK = frames_BNK.new_zeros(num, num_frames - (-size // hop_samples) - 1, hop_samples)
+    for place, first in enumerate(range(0, size, hop_samples)):
+        part_BNK = frames_BNK[..., first : first + hop_samples]
         sum_BNK[:, place : place + num_frames, : part_BNK.shape[-1]] += part_BNK
     return sum_BNK.flatten(1)
