@@ -193,6 +193,8 @@ def _require_shape(stems_BT: object, shape: tuple[int, int]) -> None:
 
 def _require_finite(stems_BT: Tensor, lengths: Sequence[int], batch: list[SeparationRequest]) -> None:
     """Raises for the first stem with a sample that is not finite before its end; waits for the device once."""
+    if math.isfinite(stems_BT.sum()):  # a quick check that most batches pass
+        return
     is_good_BT = stems_BT.isfinite()
     if min(lengths) < stems_BT.shape[1]:
         times_T = torch.arange(stems_BT.shape[1], device=stems_BT.device)
