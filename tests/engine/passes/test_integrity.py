@@ -15,7 +15,6 @@ from engine.errors import DamagedError
 from engine.passes import run, shards
 from engine.passes.config import PassConfig
 from engine.passes.records import failure_rows, read_totals, shard_records, write_record
-from engine.passes.separate import Separate
 from engine.passes.shards import damaged_files, read_audio, read_clip, read_columns, stem_shards, write_shard
 from engine.passes.tasks import Tasks
 from engine.schema import STEMS, failure
@@ -25,6 +24,7 @@ from engine.storage.files import write_json
 from engine.storage.fingerprints import read_sealed, write_sealed
 from engine.storage.paths import location
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
+from tests.support.this_process import InThisProcess, contents
 from train.data.config import MixConfig
 from train.data.items import pair_items, track_items
 from train.data.pools import Pool
@@ -34,34 +34,11 @@ pytest_plugins = ["tests.support.s3_server"]
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
 FILES = {f"{name}.wav": mixture(RATE_HZ, seed=number) for number, name in enumerate("abcdefgh")}
 FILES |= {"long.wav": mixture(5 * RATE_HZ, seed=20), "gone.wav": None, "broken.wav": b"RIFF, but no WAV file"}
-TIMES = {"wall_s", "audio_s_per_s", "step_s", "step_fraction", "checksum"}
-TIMES |= {f"{step}_s" for step in ("decode", "separate", "assess", "score", "write")}
-
-
-class InThisProcess:
-    """Runs the tasks of a pass in this process instead of on Ray; ``after`` is called when all tasks have ended."""
-
-    def __init__(self):
-        self.turns = []
-        self.skip = set()
-        self.decoded = self.after = lambda value: value
-
-    def __call__(self, tasks, steps, progress):
-        self.turns.append([task["task"] for task in tasks])
-        separate = Separate(*steps.models, steps.config)
-        with progress.shown():
-            for task in (task for task in tasks if task["task"] not in self.skip):
-                for shard in steps.decode.decode(**task):
-                    progress.add(steps.write.write(separate.separate(self.decoded(shard))))
-        self.after(len(self.turns))
 
 
 @pytest.fixture
 def stream(monkeypatch):
-    made = InThisProcess()
-    monkeypatch.setattr(run, "_stream", made)
-    monkeypatch.setattr(run, "choose_placement", lambda config: None)
-    return made
+    return InThisProcess(monkeypatch)
 
 
 @pytest.fixture
@@ -73,17 +50,6 @@ def start(tmp_path, stream):
         return run.run_pass(corpus, tmp_path / "out", separator=open_bands, config=CONFIG, **more)
 
     return started
-
-
-def contents(out):
-    """All files of a pass, without times."""
-    found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"):
-        data = path.read_bytes()
-        if path.suffix == ".json":
-            data = {key: value for key, value in json.loads(data).items() if key not in TIMES}
-        found[str(path.relative_to(out))] = data
-    return found
 
 
 def counts(summary):

@@ -18,7 +18,7 @@ from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
 from engine.passes.records import read_totals, shard_records
 from engine.passes.separate import Separate
-from engine.passes.shards import pass_manifest, stem_shards, verify
+from engine.passes.shards import PassStart, pass_manifest, stem_shards, verify
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.write import SeparateAndWrite, Write
 from engine.schema import FAILURES, SCORES, STEMS, clip_columns
@@ -376,7 +376,8 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
     with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*`--set min_labels=1`"):
         require_clips(corpus, PassConfig(min_labels=4))
     bands = replace(SeparatorSource.from_factory(open_bands), fingerprint="bands", terms=("AudioSep: MIT",))
-    given = {"separator": bands, "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
+    counts = {"num_tasks": 1, "num_clips": NUM_CLIPS, "num_set_aside": 1}
+    given = {"separator": bands, "counts": counts, "start": PassStart(wall_s=2.0, audio_s=11.7, limit=None)}
     manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)
     write_json(finished / "stems" / "manifest.json", manifest)
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1
