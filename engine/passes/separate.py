@@ -25,7 +25,7 @@ from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
 from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
-from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.separators.batching import FIRST_S, BatchedSeparator, SeparationRequest
 from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
@@ -150,7 +150,8 @@ class _Guarded:
         return self._call(call, "tagger", num_samples=audio_BT.numel())
 
     def _call(self, call: Callable[[], Tensor], what: str, *, num_samples: int) -> Tensor:
-        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / self._config.batch_s)
+        limited_s = self._config.batch_s or FIRST_S
+        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / limited_s)
         with _guarded(self._hand, limit_s, f"the {what}"):
             result = call()
             if isinstance(result, Tensor) and result.is_cuda:
@@ -247,11 +248,13 @@ class Separate:
                     scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
             use = self._use(shard.clips)
+        clips: Iterable[ScoredClip] = _clips(batches, failures)
         if self.device != "cpu":
             with guarded("scoring"):
                 scored.synchronize()
+            places = {item.clip.row["clip_id"]: place for place, item in enumerate(assessed)}
+            clips = sorted(clips, key=lambda clip: places[clip.row["clip_id"]])
             counts["score_s"] = time.perf_counter() - begun - counts["separate_s"] - counts["assess_s"]
-        clips = _clips(batches, failures)
         return SeparatedShard(name=shard.name, clips=clips, failures=failures, counts=counts, use=use)
 
     def _separate(

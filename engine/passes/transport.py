@@ -1,4 +1,4 @@
-"""Shards on the way from step to step; Ray Data carries each in a table of one row, its arrays beside its other parts.
+"""Shards on the way from step to step; Ray Data carries each in a table of one row, its arrays in a cell of their own.
 
 A shard is copied once when it is packed, into the one buffer of its arrays, and not at all when it is unpacked: arrays
 of an unpacked shard cannot be written to.

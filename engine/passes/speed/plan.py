@@ -23,6 +23,7 @@ from engine.passes.tasks import Tasks, require_clips
 from engine.passes.write import Write
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
+from engine.separators.batching import FIRST_S
 from engine.storage.files import folder_for_block
 from engine.taggers import TaggerSource
 
@@ -183,7 +184,7 @@ def _measure(
     on_gpu: bool,
 ) -> _Sample:
     """Take rows through the steps of a pass, in small shards and in a temporary folder."""
-    config, threads = replace(config, shard_s=max(config.clip_s, config.batch_s)), torch.get_num_threads()
+    config, threads = replace(config, shard_s=max(config.clip_s, config.batch_s or FIRST_S)), torch.get_num_threads()
     with folder_for_block("clearsep-plan-") as out:
         try:
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))
