@@ -137,7 +137,7 @@ class QuerySeparator(NetworkSeparator):
         """See :meth:`NetworkSeparator.encode`; without text, a query is a label of the vocabulary."""
         if isinstance(self.queries, QueryEncoder):
             rows = [self.queries.index(label_of_query(query)) for query in queries]
-            given = torch.tensor(rows, device=self.device, dtype=torch.long)
+            given = small_tensor(rows, self.device)
         else:
             given = torch.stack([self._embedder().wanted(query) for query in queries]).to(self.device)
         vectors_BQ: Tensor = self.queries(given)
@@ -155,7 +155,7 @@ class QuerySeparator(NetworkSeparator):
         is_padded, is_shared = min(lengths) < mix_MT.shape[1], list(rows) != list(range(len(mix_MT)))
         lengths_M = small_tensor(lengths, self.device) if is_padded else None
         rows_B = small_tensor(rows, self.device) if is_shared else None
-        if mix_MT.is_cuda and not is_padded and not torch.is_grad_enabled():
+        if mix_MT.is_cuda and not is_padded and len(mix_MT) <= len(query_BQ) and not torch.is_grad_enabled():
             return replayed(self.network, mix_MT, query_BQ, rows_B)
         stems_BT: Tensor = self.network(mix_MT, query_BQ, lengths_M, rows_B)
         return stems_BT
