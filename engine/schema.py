@@ -14,10 +14,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds
 
 CLIPS = pa.schema(
     [
@@ -138,7 +141,10 @@ class SeparatedClip:
 
     clip: DecodedClip
     labels: list[str]
-    stems_ST: np.ndarray
+    mixture_T: Tensor
+    """The clip's samples, float32, on the device of the separator."""
+    stems_ST: Tensor
+    """Float32, on the same device."""
     extra: Sequence[Mapping[str, float | None]] = ()
     """For each stem, the scores that need a separator or a tagger; empty if none were computed."""
 

@@ -87,7 +87,7 @@ def score_adversary(work: Setting, name: str, cases: list[tuple[ClipRow, Case]])
         si_sdr.append(si_sdr_db(estimate=stems_ST, reference=case.truth_ST))
         snr.append(snr_db(estimate=stems_ST, reference=case.truth_ST))
         clip = DecodedClip(row=row, samples_T=case.mix_T.numpy())
-        clips.append(SeparatedClip(clip=clip, labels=row["labels"], stems_ST=stems_ST.numpy().copy()))
+        clips.append(SeparatedClip(clip=clip, labels=row["labels"], mixture_T=case.mix_T, stems_ST=stems_ST))
     table = pa.Table.from_pylist([scores for clip in scorer.scores(clips) for scores in clip], schema=SCORES)
     estimates = work.estimator().estimate(table)
     for column in estimates.column_names:

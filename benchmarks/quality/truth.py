@@ -112,7 +112,9 @@ def _read_clip(work: Setting, iteration: int, stems: list[dict[str, Any]]) -> Se
     mixture_T, stems_ST = read_clip(folder, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
     clip_row = ClipRow(clip_id=row["clip_id"], path=row["path"], labels=row["labels"], start_s=None, end_s=None)
     clip = DecodedClip(row=clip_row, samples_T=mixture_T)
-    return SeparatedClip(clip=clip, labels=[stem["label"] for stem in stems], stems_ST=stems_ST)
+    labels = [stem["label"] for stem in stems]
+    signals = {"mixture_T": torch.from_numpy(mixture_T), "stems_ST": torch.from_numpy(stems_ST)}
+    return SeparatedClip(clip=clip, labels=labels, **signals)
 
 
 Figures = dict[str, tuple[float, float] | None]

@@ -88,8 +88,7 @@ class Measured:
             if self.name not in _VECTOR:
                 return self.separator.separate(mix_BT, ["rain"] * batch).cpu()
             vector_BQ = torch.nn.functional.normalize(torch.ones(batch, _VECTOR[self.name], device=self.device), dim=1)
-            lengths_B = torch.full((batch,), mix_BT.shape[1], device=self.device)
-            return self.separator.separate_chunk(mix_BT.to(self.device), vector_BQ, lengths_B).cpu()
+            return self.separator.separate_unpadded(mix_BT.to(self.device), vector_BQ).cpu()
 
     def multiply_adds(self) -> float:
         """Of a second of sound, in G."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from engine.audio.decoder import shared_decoder
 from engine.audio.sndfile import Samples
@@ -55,7 +56,8 @@ def _best_queries(
         for other in range(len(target.alternatives))
     }
     for mix_T in _windows(source, separator.sample_rate_hz):
-        stems_QT = np.stack(stems_of(batched, [SeparationRequest(samples_T=mix_T, query=query) for query in queries]))
+        samples_T = torch.from_numpy(mix_T)
+        stems_QT = stems_of(batched, [SeparationRequest(samples_T=samples_T, query=query) for query in queries])
         for (number, other), averages in sums.items():
             rows = list(first[:-1])
             rows[number] += other

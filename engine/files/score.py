@@ -91,9 +91,7 @@ def score_files(
         estimator = load_estimator(estimator)
     rate = separator.sample_rate_hz if separator is not None else shared_decoder().probe(str(mixture)).sample_rate_hz
     item = _read_clip(mixture, stems, rate)
-    rows = score_clip(
-        mixture_T=torch.from_numpy(item.clip.samples_T), stems_ST=torch.from_numpy(item.stems_ST), sample_rate_hz=rate
-    )
+    rows = score_clip(mixture_T=item.mixture_T, stems_ST=item.stems_ST, sample_rate_hz=rate)
     if separator is not None:
         for error in unknown_labels(item.labels, separator).values():
             raise error
@@ -130,7 +128,12 @@ def _read_clip(mixture: str | Path, stems: Mapping[str, str | Path], rate: int) 
     num_samples = min(len(samples_T) for samples_T in audio)
     mixture_T, *stems_T = (samples_T[:num_samples] for samples_T in audio)
     row = ClipRow(clip_id=str(mixture), path=str(mixture), labels=list(stems), start_s=None, end_s=None)
-    return SeparatedClip(clip=DecodedClip(row=row, samples_T=mixture_T), labels=list(stems), stems_ST=np.stack(stems_T))
+    return SeparatedClip(
+        clip=DecodedClip(row=row, samples_T=mixture_T),
+        labels=list(stems),
+        mixture_T=torch.from_numpy(mixture_T),
+        stems_ST=torch.from_numpy(np.stack(stems_T)),
+    )
 
 
 def _verdicts(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 
 from engine.audio.sndfile import Samples
 from engine.separators import Query, Separator
@@ -72,10 +73,9 @@ class WindowedSeparator:
 
     def _separate(self, starts: Sequence[int], size: int) -> list[Samples]:
         """Stems ``[Q, T]`` of windows."""
-        windows = [self._held_T[start - self._begin :][:size] for start in starts]
+        windows = [torch.from_numpy(self._held_T[start - self._begin :][:size]) for start in starts]
         requests = [SeparationRequest(samples_T=one_T, query=query) for one_T in windows for query in self._queries]
-        stems, each = stems_of(self._batched, requests), len(self._queries)
-        return [np.stack(stems[number : number + each]) for number in range(0, len(stems), each)]
+        return np.split(stems_of(self._batched, requests), len(windows))
 
     def _joined(self, start: int, stems_QT: Samples, stop: int) -> tuple[Samples, Samples]:
         """The mixture and its stems up to ``stop``, of a window's stems and the tail of those before."""
@@ -95,11 +95,12 @@ class WindowedSeparator:
             self._begin = before
 
 
-def stems_of(batched: BatchedSeparator, requests: Sequence[SeparationRequest]) -> list[Samples]:
-    """The stem of every request; raises the first exception of those that failed."""
-    stems: list[Samples] = []
+def stems_of(batched: BatchedSeparator, requests: Sequence[SeparationRequest]) -> Samples:
+    """The stems ``[Q, T]`` of requests of one length; raises the first exception of those that failed."""
+    stems: list[torch.Tensor] = []
     for answer in batched.separate(requests):
         if isinstance(answer, Exception):
             raise answer
         stems.append(answer)
-    return stems
+    stems_QT: Samples = torch.stack(stems).cpu().numpy()
+    return stems_QT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -42,10 +42,11 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
     unknown = unknown_labels((label for clip in clips for label in clip.row["labels"]), batched.separator)
     queries = [(number, label) for number, clip in enumerate(clips) for label in clip.row["labels"]]
     known = [(number, label) for number, label in queries if label not in unknown]
+    mixtures = [torch.from_numpy(clip.samples_T).to(batched.device) for clip in clips]
     answers = batched.separate(
         [
             SeparationRequest(
-                samples_T=clips[number].samples_T,
+                samples_T=mixtures[number],
                 query=query_for(label, clips[number].row["labels"], batched.separator),
             )
             for number, label in known
@@ -60,12 +61,17 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
         for (number, label), error in problems.items()
         if number not in failed_clips
     ] + failures
-    stems: dict[int, dict[str, np.ndarray]] = {}
+    stems: dict[int, dict[str, Tensor]] = {}
     for (number, label), answer in zip(known, answers, strict=True):
         if number not in failed_clips and not isinstance(answer, Exception):
             stems.setdefault(number, {})[label] = answer
     separated = [
-        SeparatedClip(clip=clips[number], labels=list(by_label), stems_ST=np.stack(list(by_label.values())))
+        SeparatedClip(
+            clip=clips[number],
+            labels=list(by_label),
+            mixture_T=mixtures[number],
+            stems_ST=torch.stack(list(by_label.values())),
+        )
         for number, by_label in sorted(stems.items())
     ]
     return separated, failures
@@ -104,28 +110,35 @@ class _Guarded:
         self.labels: tuple[str, ...] = model.labels
         self.fingerprint: str = getattr(model, "fingerprint", "")
         self.uses_unwanted: bool = getattr(model, "uses_unwanted", False)
+        self.shares_mixtures: bool = getattr(model, "shares_mixtures", False)
         self._model, self._hand, self._config = model, hand, config
 
     def separate(
-        self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
+        self,
+        mix_BT: Tensor,
+        queries: Sequence[str | Query],
+        *,
+        lengths: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """See the protocol; the stems are in CPU memory."""
-        return self._call("separator", mix_BT, queries, lengths=lengths)
+        """See the protocol; ``rows`` as :meth:`~engine.separators.base.NetworkSeparator.separate` has them."""
+        shared = {} if rows is None else {"rows": rows}
+        call = functools.partial(self._model.separate, mix_BT, queries, lengths=lengths, **shared)
+        return self._call(call, "separator", num_samples=len(queries) * mix_BT.shape[1])
 
     def tag(self, audio_BT: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
-        """See the protocol; the tags are in CPU memory."""
-        return self._call("tagger", audio_BT, lengths=lengths)
+        """See the protocol."""
+        call = functools.partial(self._model.tag, audio_BT, lengths=lengths)
+        return self._call(call, "tagger", num_samples=audio_BT.numel())
 
-    def _call(
-        self, what: str, audio_BT: Tensor, *arguments: Sequence[str | Query], lengths: Sequence[int] | None
-    ) -> Tensor:
-        audio_s = audio_BT.numel() / self.sample_rate_hz
-        limit_s = self._config.separate_limit_s * max(1.0, audio_s / self._config.batch_s)
-        call = self._model.separate if what == "separator" else self._model.tag
+    def _call(self, call: Callable[[], Tensor], what: str, *, num_samples: int) -> Tensor:
+        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / self._config.batch_s)
         with self._hand.limit(limit_s, f"the {what}"):
             try:
-                result = call(audio_BT, *arguments, lengths=lengths)
-                return result.cpu() if isinstance(result, Tensor) else result  # where CUDA's late errors are raised
+                result = call()
+                if isinstance(result, Tensor) and result.is_cuda:
+                    torch.cuda.current_stream().synchronize()  # where CUDA's late errors are raised
+                return result
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
@@ -153,7 +166,7 @@ class Separate:
         batched = BatchedSeparator(
             separator=_Guarded(open_separator(self.device), self.hand, config),
             batch_s=config.batch_s,
-            device=self.device,
+            device=self.device if torch.cuda.is_available() else "cpu",  # a test may give Ray a GPU that does not exist
             autocast=config.autocast and on_gpu,
         )
         tagger = _Guarded(open_tagger(self.device), self.hand, config) if open_tagger is not None else None
@@ -199,7 +212,8 @@ class Separate:
                 if isinstance(rows, Exception):
                     failures.append(failure(item.clip.row, step="score", error=rows, num_queries=len(item.labels)))
                 else:
-                    assessed.append(replace(item, extra=rows))
+                    mixture_T, stems_ST = item.mixture_T.cpu(), item.stems_ST.cpu()
+                    assessed.append(replace(item, extra=rows, mixture_T=mixture_T, stems_ST=stems_ST))
         return assessed, failures
 
     def _model_scores(self, items: list[SeparatedClip], positions: Sequence[int]) -> list[list[Scores] | Exception]:
@@ -214,7 +228,7 @@ class Separate:
 
     def _use(self, clips: list[DecodedClip]) -> WorkerUse:
         device, vram_bytes = "cpu", 0
-        if self.device == "cuda" and torch.cuda.is_available():  # a test may give Ray a GPU that does not exist
+        if self.device == "cuda" and torch.cuda.is_available():
             device, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         fill_fraction = self.scorer.batched.fill_fraction([len(c.samples_T) for c in clips for _ in c.row["labels"]])

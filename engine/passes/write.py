@@ -72,7 +72,7 @@ class ScoreAndWrite:
         return ShardReport(name=shard.name, record=record, failed=failed, use=shard.use)
 
     def _encode(self, item: SeparatedClip) -> list[dict[str, object]]:
-        signals = [item.clip.samples_T, *item.stems_ST]
+        signals = [item.clip.samples_T, *item.stems_ST.numpy()]
         if self.written_hz != self.sample_rate_hz:
             signals = [soxr.resample(one, self.sample_rate_hz, self.written_hz, quality="HQ") for one in signals]
         common = {"sample_rate_hz": self.written_hz, "num_samples": len(signals[0])}
@@ -84,9 +84,9 @@ class ScoreAndWrite:
         return audio
 
     def _score(self, item: SeparatedClip, audio: list[dict[str, object]]) -> list[dict[str, object]]:
-        stored_ST = np.stack([round_flac24(stem_T) for stem_T in item.stems_ST])
+        stored_ST = np.stack([round_flac24(stem_T) for stem_T in item.stems_ST.numpy()])
         scores = score_clip(
-            mixture_T=torch.from_numpy(item.clip.samples_T.copy()),
+            mixture_T=item.mixture_T,
             stems_ST=torch.from_numpy(stored_ST),
             sample_rate_hz=self.sample_rate_hz,
         )

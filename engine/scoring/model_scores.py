@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
 import torch
 import torchaudio
 
@@ -47,7 +46,7 @@ class Scorer:
         rows: list[list[Scores]] = [[{} for _ in item.labels] for item in some]
         parts = [reseparate(clips, self.batched, seed=self.seed, positions=positions)] if self.reseparate else []
         if self.tagger is not None:
-            rate, batch_s = self.sample_rate_hz, self.batched.batch_s
+            rate, batch_s = self.sample_rate_hz, self.batched.size_s
             parts.append(tagger_margins(some, self.tagger, sample_rate_hz=rate, batch_s=batch_s))
         for part in parts:
             for row, scores in zip(chain(*rows), chain(*part), strict=True):
@@ -57,11 +56,7 @@ class Scorer:
     def scores(self, clips: Sequence[SeparatedClip]) -> list[list[Scores]]:
         """All scores of every stem of every clip; raises ValueError as ``scores.score_batch`` does."""
         rows = [
-            score_clip(
-                mixture_T=torch.from_numpy(item.clip.samples_T.copy()),
-                stems_ST=torch.from_numpy(item.stems_ST),
-                sample_rate_hz=self.sample_rate_hz,
-            )
+            score_clip(mixture_T=item.mixture_T, stems_ST=item.stems_ST, sample_rate_hz=self.sample_rate_hz)
             for item in clips
         ]
         for row, scores in zip(chain(*rows), chain(*self.model_scores(clips)), strict=True):
@@ -81,12 +76,12 @@ def tagger_margins(
     for number, item in enumerate(clips):
         for stem, label in enumerate(item.labels):
             own, rivals = find_label(label, tagger.labels), rivals_of(label, item.clip.row["labels"], tagger.labels)
-            if own is not None and rivals and np.isfinite(item.stems_ST[stem]).all():
+            if own is not None and rivals and item.stems_ST[stem].isfinite().all():
                 stems.append((number, stem, own, rivals))
     sizes = [clips[number].stems_ST.shape[1] for number, *_ in stems]
     for positions in pack(sizes, batch_samples=max(1, int(batch_s * sample_rate_hz))):
         batch = [stems[i] for i in positions]
-        audio = [torch.from_numpy(clips[number].stems_ST[stem].copy()) for number, stem, *_ in batch]
+        audio = [clips[number].stems_ST[stem] for number, stem, *_ in batch]
         if sample_rate_hz != tagger.sample_rate_hz:
             audio = [torchaudio.functional.resample(one, sample_rate_hz, tagger.sample_rate_hz) for one in audio]
         padded_BT = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)

@@ -45,15 +45,15 @@ def reseparate(
     rows: dict[int, list[Scores]] = {
         number: [{"cycle_si_sdr_db": None, "rival_leak_db": None} for _ in clips[number].labels] for number in positions
     }
+    stems = [item.stems_ST.cpu().numpy() for item in clips]
     for number in positions:
-        item = clips[number]
-        for stem, (label, stem_T) in enumerate(zip(item.labels, item.stems_ST, strict=True)):
+        for stem, stem_T in enumerate(stems[number]):
             if not np.any(stem_T):
                 rows[number][stem] = {"cycle_si_sdr_db": -MAX_DB, "rival_leak_db": -MAX_DB}
                 continue
             if not np.isfinite(stem_T).all():
                 continue
-            for column, query in _queries(clips, number, label, stem_T, seed):
+            for column, query in _queries(clips, stems, number, stem, seed):
                 queries.append(query)
                 targets.append((number, stem, column))
     for (number, stem, column), again_T in zip(targets, batched.separate(queries), strict=True):
@@ -63,47 +63,49 @@ def reseparate(
 
 
 def _queries(
-    clips: Sequence[SeparatedClip], number: int, label: str, stem_T: np.ndarray, seed: int
+    clips: Sequence[SeparatedClip], stems: Sequence[np.ndarray], number: int, stem: int, seed: int
 ) -> list[tuple[str, SeparationRequest]]:
     """The queries that score a stem, with the column of each."""
     queries = []
-    partner_T = _partner(clips, number, label, len(stem_T), seed)
+    label, stem_T = clips[number].labels[stem], stems[number][stem]
+    partner_T = _partner(clips, stems, number, label, len(stem_T), seed)
     if partner_T is not None:
         level = np.sqrt(np.mean(np.square(stem_T, dtype=np.float64)) / np.mean(np.square(partner_T, dtype=np.float64)))
         gain = level * 10.0 ** (_rng(seed, clips[number], label, "gain").uniform(-_GAIN_DB, _GAIN_DB) / 20.0)
         remix_T = (stem_T + gain * partner_T).astype(np.float32)
-        queries.append(("cycle_si_sdr_db", SeparationRequest(samples_T=remix_T, query=label)))
-    rival = _rival(clips[number], label)
+        queries.append(("cycle_si_sdr_db", SeparationRequest(samples_T=torch.from_numpy(remix_T), query=label)))
+    rival = _rival(clips[number].labels, stems[number], label)
     if rival is not None:
-        queries.append(("rival_leak_db", SeparationRequest(samples_T=stem_T, query=rival)))
+        queries.append(("rival_leak_db", SeparationRequest(samples_T=clips[number].stems_ST[stem], query=rival)))
     return queries
 
 
-def _partner(clips: Sequence[SeparatedClip], number: int, label: str, num_samples: int, seed: int) -> np.ndarray | None:
+def _partner(
+    clips: Sequence[SeparatedClip], stems: Sequence[np.ndarray], number: int, label: str, num_samples: int, seed: int
+) -> np.ndarray | None:
     """A stem of another clip that shares no label with this one, cut or repeated to length; None if there is none."""
     labels_present = {plain_label(name) for name in clips[number].clip.row["labels"]}
     order = _rng(seed, clips[number], label, "partner").permutation(len(clips))
     for other in order:
         item = clips[other]
         if labels_present.isdisjoint(plain_label(name) for name in item.clip.row["labels"]):
-            loud = [stem_T for stem_T in item.stems_ST if np.any(stem_T[:num_samples]) and np.isfinite(stem_T).all()]
+            loud = [stem_T for stem_T in stems[other] if np.any(stem_T[:num_samples]) and np.isfinite(stem_T).all()]
             if loud:
                 return np.resize(loud[int(order[0]) % len(loud)], num_samples)
     return None
 
 
-def _rival(item: SeparatedClip, label: str) -> str | None:
+def _rival(labels: Sequence[str], stems_ST: np.ndarray, label: str) -> str | None:
     """The other label of a clip whose stem is loudest; None if there is no other stem."""
-    energy = {name: float(np.sum(np.square(stem_T))) for name, stem_T in zip(item.labels, item.stems_ST, strict=True)}
+    energy = {name: float(np.sum(np.square(stem_T))) for name, stem_T in zip(labels, stems_ST, strict=True)}
     others = [name for name in energy if name != label]
     return max(others, key=lambda name: energy[name]) if others else None
 
 
-def _score(column: str, again_T: np.ndarray, stem_T: np.ndarray) -> float:
-    again, stem = torch.from_numpy(again_T), torch.from_numpy(np.ascontiguousarray(stem_T))
+def _score(column: str, again_T: torch.Tensor, stem_T: torch.Tensor) -> float:
     if column == "cycle_si_sdr_db":
-        return float(si_sdr_db(estimate=again, reference=stem).float())
-    return float(level_db(signal=again, reference=stem).float())
+        return float(si_sdr_db(estimate=again_T, reference=stem_T).float())
+    return float(level_db(signal=again_T, reference=stem_T).float())
 
 
 def _rng(seed: int, item: SeparatedClip, *purpose: str) -> np.random.Generator:

@@ -42,7 +42,9 @@ class Separator(Protocol):
         gets only from callers that make one. Mixtures may be padded with zeros to a common length; ``lengths`` has the
         number of samples of each without padding. Mixtures may be in CPU memory whatever the separator's device is;
         stems may be on any device. Raises ``ValueError`` for an unknown label. A separator whose queries can name
-        unwanted sounds says so by an attribute ``uses_unwanted``; a pass then names the other labels of each clip.
+        unwanted sounds says so by an attribute ``uses_unwanted``; a pass then names the other labels of each clip. One
+        whose method takes ``rows``, the number of each query's mixture, says so by an attribute ``shares_mixtures``: it
+        then gets each mixture once, on its device, and a length for each.
         """
 
 
@@ -62,6 +64,8 @@ class NetworkSeparator(nn.Module, ABC):
 
     chunk_s, overlap_s = 12.0, 1.0
     """Longer mixtures are cut into chunks of this length, which overlap."""
+    shares_mixtures = True
+    """:meth:`separate` takes ``rows``, so that the queries of a mixture share what no query changes."""
     uses_unwanted = False
     """Queries can name sounds that the stem must not contain."""
     sample_rate_hz: int
@@ -76,12 +80,15 @@ class NetworkSeparator(nn.Module, ABC):
         """Vectors ``[B, Q]`` of queries, on the network's device; ``ValueError`` for an unknown label."""
 
     @abstractmethod
-    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
-        """Stems ``[B, T]`` of mixtures of one chunk's length at most, for vectors of queries."""
+    def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Stems ``[B, T]`` of mixtures of one chunk's length at most, for vectors of queries.
+
+        Mixture ``rows[b]`` is that of query ``b``; ``lengths`` are the mixtures' without padding.
+        """
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
-        """The same for mixtures without padding; torch can trace it, so that it can be exported."""
-        return self.separate_chunk(mix_BT, query_BQ, torch.tensor([mix_BT.shape[1]] * len(mix_BT), device=self.device))
+        """The same for one mixture a query without padding; torch can trace it, so that it can be exported."""
+        return self.separate_chunk(mix_BT, query_BQ, [mix_BT.shape[1]] * len(mix_BT), range(len(mix_BT)))
 
     @property
     def device(self) -> torch.device:
@@ -90,65 +97,106 @@ class NetworkSeparator(nn.Module, ABC):
 
     @torch.inference_mode()
     def separate(
-        self, mix_BT: Tensor, queries: Sequence[str | Query], *, lengths: Sequence[int] | None = None
+        self,
+        mix_MT: Tensor,
+        queries: Sequence[str | Query],
+        *,
+        lengths: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
-        """See :meth:`Separator.separate`; mixtures longer than ``chunk_s`` are cut into chunks that overlap."""
-        if isinstance(queries, str):
-            raise ValueError(f"queries must be a list with one for each mixture, got {queries!r}; give a list")
-        if mix_BT.ndim != 2 or len(mix_BT) != len(queries):
-            raise ValueError(
-                f"mixtures must have shape [B, T] for B queries, got {tuple(mix_BT.shape)} for {len(queries)} queries; "
-                "give one query for each mixture"
-            )
-        if not torch.isfinite(mix_BT).all():
-            raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
-        if lengths and (len(lengths) != len(queries) or not all(0 <= one <= mix_BT.shape[1] for one in lengths)):
-            raise ValueError(
-                f"lengths must have for each mixture a number from 0 to {mix_BT.shape[1]}, got {list(lengths)}; leave "
-                "them out for mixtures without padding"
-            )
+        """See :meth:`Separator.separate`; mixtures longer than ``chunk_s`` are cut into chunks that overlap.
+
+        With ``rows``, query ``b`` is for mixture ``rows[b]``, so that several queries can share one.
+        """
+        _require_rows(mix_MT, queries, lengths, rows)
         if not queries:
-            return torch.zeros_like(mix_BT, dtype=torch.float32, device=self.device)
+            return torch.zeros_like(mix_MT, dtype=torch.float32, device=self.device)
+        rows = range(len(queries)) if rows is None else rows
+        lengths = [mix_MT.shape[1]] * len(mix_MT) if lengths is None else lengths
+        mix_MT = mix_MT.to(self.device, torch.float32, non_blocking=True)
+        is_finite = mix_MT.isfinite().all()
         query_BQ = self.encode(queries)
-        mix_BT = mix_BT.to(self.device, torch.float32)
-        lengths_B = torch.tensor(lengths or [mix_BT.shape[1]] * len(queries), device=self.device, dtype=torch.long)
-        if mix_BT.numel() == 0:
-            return torch.zeros_like(mix_BT)
-        return overlap_add(
-            lambda chunk_BT, inside_B: self.separate_chunk(chunk_BT, query_BQ, inside_B),
-            mix_BT,
-            lengths_B,
-            chunk_samples=round(self.chunk_s * self.sample_rate_hz),
-            overlap_samples=round(self.overlap_s * self.sample_rate_hz),
+        stems_BT = mix_MT.new_zeros(len(queries), mix_MT.shape[1])
+        if stems_BT.numel():
+            stems_BT = overlap_add(
+                lambda chunk_MT, inside: self.separate_chunk(chunk_MT, query_BQ, inside, rows),
+                mix_MT,
+                lengths,
+                rows,
+                chunk_samples=round(self.chunk_s * self.sample_rate_hz),
+                overlap_samples=round(self.overlap_s * self.sample_rate_hz),
+            )
+        if not is_finite:  # looked at last, because a GPU must first have computed it
+            raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
+        return stems_BT
+
+
+def _require_rows(
+    mix_MT: Tensor, queries: Sequence[str | Query], lengths: Sequence[int] | None, rows: Sequence[int] | None
+) -> None:
+    if isinstance(queries, str):
+        raise ValueError(f"queries must be a list with one for each mixture, got {queries!r}; give a list")
+    if mix_MT.ndim != 2 or (rows is None and len(mix_MT) != len(queries)):
+        raise ValueError(
+            f"mixtures must have shape [B, T] for B queries, got {tuple(mix_MT.shape)} for {len(queries)} queries; "
+            "give one query for each mixture"
+        )
+    if rows is not None and (len(rows) != len(queries) or not all(0 <= row < len(mix_MT) for row in rows)):
+        raise ValueError(
+            f"rows must have for each of {len(queries)} queries the number of one of {len(mix_MT)} mixtures, got "
+            f"{list(rows)}; leave them out for one query for each mixture"
+        )
+    if lengths is not None and (len(lengths) != len(mix_MT) or not all(0 <= one <= mix_MT.shape[1] for one in lengths)):
+        raise ValueError(
+            f"lengths must have for each mixture a number from 0 to {mix_MT.shape[1]}, got {list(lengths)}; leave "
+            "them out for mixtures without padding"
         )
 
 
+def small_tensor(values: Sequence[int], device: torch.device | str) -> Tensor:
+    """Numbers as a tensor, without waiting for a GPU."""
+    is_pinned = torch.device(device).type == "cuda"
+    return torch.tensor(values, dtype=torch.long, pin_memory=is_pinned).to(device, non_blocking=True)
+
+
+def padded_rows(signals: Sequence[Tensor], device: torch.device | str) -> Tensor:
+    """Signals ``[T]`` as the rows of a tensor on a device, with zeros after the short ones."""
+    if torch.device(device).type == "cuda" and not any(signal_T.is_cuda for signal_T in signals):
+        rows_BT = torch.zeros(len(signals), max(map(len, signals)), pin_memory=True)
+        for row_T, signal_T in zip(rows_BT, signals, strict=True):
+            row_T[: len(signal_T)] = signal_T
+        return rows_BT.to(device, non_blocking=True)
+    return torch.nn.utils.rnn.pad_sequence([signal_T.to(device) for signal_T in signals], batch_first=True)
+
+
 def overlap_add(
-    separate: Callable[[Tensor, Tensor], Tensor],
-    mix_BT: Tensor,
-    lengths_B: Tensor,
+    separate: Callable[[Tensor, list[int]], Tensor],
+    mix_MT: Tensor,
+    lengths: Sequence[int],
+    rows: Sequence[int],
     *,
     chunk_samples: int,
     overlap_samples: int,
 ) -> Tensor:
     """Separate chunk by chunk and cross-fade linearly where chunks overlap; a mixture that fits a chunk takes one call.
 
-    ``separate`` takes a chunk ``[B, T]`` and the lengths ``[B]`` inside it. Memory is that of one chunk.
-    The cuts of a mixture depend on its own length, not on its padding.
+    ``separate`` takes a chunk ``[M, T]`` and the lengths inside it, and gives stems ``[B, T]`` of mixtures ``rows``.
+    Memory is that of one chunk. The cuts of a mixture depend on its own length, not on its padding.
     """
-    num_samples = mix_BT.shape[1]
+    num_samples = mix_MT.shape[1]
     if num_samples <= chunk_samples:
-        return separate(mix_BT, lengths_B)
-    ramp_T = torch.linspace(0.0, 1.0, overlap_samples + 2, device=mix_BT.device)[1:-1]
-    stems_BT = torch.zeros_like(mix_BT)
+        return separate(mix_MT, list(lengths))
+    ramp_T = torch.linspace(0.0, 1.0, overlap_samples + 2, device=mix_MT.device)[1:-1]
+    lengths_B1 = small_tensor([lengths[row] for row in rows], mix_MT.device)[:, None]
+    stems_BT = mix_MT.new_zeros(len(rows), num_samples)
     for first in range(0, num_samples - overlap_samples, chunk_samples - overlap_samples):
         end = min(first + chunk_samples, num_samples)
-        weight_BT = mix_BT.new_ones(len(mix_BT), end - first)
+        weight_BT = mix_MT.new_ones(len(rows), end - first)
         if first:  # a mixture that ended in the previous chunk has no weight in this one
             weight_BT[:, :overlap_samples] = ramp_T
-            weight_BT *= (lengths_B > first + overlap_samples)[:, None]
-        continues_B = lengths_B > end
-        weight_BT[continues_B, end - first - overlap_samples :] *= ramp_T.flip(0)
-        chunk_BT = separate(mix_BT[:, first:end], (lengths_B - first).clamp(0, end - first))
+            weight_BT *= lengths_B1 > first + overlap_samples
+        fading_BT = weight_BT[:, end - first - overlap_samples :]
+        fading_BT *= torch.where(lengths_B1 > end, ramp_T.flip(0), 1.0)
+        chunk_BT = separate(mix_MT[:, first:end], [min(max(one - first, 0), end - first) for one in lengths])
         stems_BT[:, first:end] += chunk_BT * weight_BT
     return stems_BT

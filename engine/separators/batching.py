@@ -7,23 +7,26 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from engine.errors import as_exception
-from engine.separators.base import Separator
+from engine.separators.base import Separator, padded_rows, small_tensor
 from engine.separators.queries import Query, as_query
 from engine.storage.retry import ATTEMPTS, is_transient, retried
 
 _GROWTH = 1.1  # of a batch that fitted, each time
+_FIRST_S = 80.0  # of a batch, where none is given
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeparationRequest:
-    """A mixture, samples ``[T]`` (float32), and the query to separate from it."""
+    """A mixture, samples ``[T]`` (float32) on any device, and the query to separate from it.
 
-    samples_T: np.ndarray
+    Requests with the same tensor share a mixture, of which what no query changes is computed once.
+    """
+
+    samples_T: Tensor
     query: str | Query
 
 
@@ -32,26 +35,31 @@ class BatchedSeparator:
     """A separator with its device and batch size; it learns how much fits, so that one pass can use different GPUs."""
 
     separator: Separator
-    batch_s: float
-    """Most audio in one call of the separator, in seconds, padding included."""
     device: str = "cpu"
     autocast: bool = False
     """Separate in 16-bit floating point."""
+    batch_s: float | None = None
+    """Most audio in one call of the separator, in seconds, padding included; None: 80."""
     fits_s: float = math.inf
     """Size in seconds of a batch that fitted when a larger one did not; it grows by 10 % with every call."""
 
-    def separate(self, requests: Sequence[SeparationRequest]) -> list[np.ndarray | Exception]:
-        """The stem ``[T]`` of every request, or the exception that separating it raised; others are unaffected."""
+    @property
+    def size_s(self) -> float:
+        """Most audio in one call at present, in seconds."""
+        return min(_FIRST_S if self.batch_s is None else self.batch_s, self.fits_s)
+
+    def separate(self, requests: Sequence[SeparationRequest]) -> list[Tensor | Exception]:
+        """The stem ``[T]`` (float32) of every request on :attr:`device`, or the exception that separating it raised."""
         self.fits_s *= _GROWTH
         batch_samples = self._batch_samples
-        stems: dict[int, np.ndarray | Exception] = {}
+        stems: dict[int, Tensor | Exception] = {}
         for positions in pack((len(request.samples_T) for request in requests), batch_samples=batch_samples):
             stems |= zip(positions, self._run([requests[i] for i in positions]), strict=True)
         return [stems[position] for position in range(len(requests))]
 
     @property
     def _batch_samples(self) -> int:
-        return max(1, int(min(self.batch_s, self.fits_s) * self.separator.sample_rate_hz))
+        return max(1, int(self.size_s * self.separator.sample_rate_hz))
 
     def fill_fraction(self, num_samples: Sequence[int]) -> float:
         """Fraction of the batches for queries of these lengths that is audio, not padding or unused room."""
@@ -60,7 +68,7 @@ class BatchedSeparator:
         room = sum(max(batch_samples, num_samples[batch[0]]) for batch in batches)
         return sum(num_samples) / room if room else 0.0
 
-    def _run(self, batch: list[SeparationRequest]) -> list[np.ndarray | Exception]:
+    def _run(self, batch: list[SeparationRequest]) -> list[Tensor | Exception]:
         outcome = self._attempt(batch)
         if not isinstance(outcome, Exception):
             return list(outcome)
@@ -74,13 +82,13 @@ class BatchedSeparator:
             self.fits_s = min(self.fits_s, (len(batch) - half) * longest / self.separator.sample_rate_hz)
         return self._run(batch[:half]) + self._run(batch[half:])
 
-    def _retry(self, request: SeparationRequest, outcome: Exception) -> np.ndarray | Exception:
+    def _retry(self, request: SeparationRequest, outcome: Exception) -> Tensor | Exception:
         """Separate a request again that failed with ``outcome``, if that is an error that may pass."""
         if not is_transient(outcome):
             return outcome
         time.sleep(1.0)
 
-        def again() -> np.ndarray:
+        def again() -> Tensor:
             stems = self._attempt([request])
             if isinstance(stems, Exception):
                 raise stems
@@ -91,16 +99,32 @@ class BatchedSeparator:
         except BaseException as error:  # noqa: BLE001 - whatever a separator raises costs this query
             return as_exception(error)
 
-    def _attempt(self, batch: list[SeparationRequest]) -> list[np.ndarray] | Exception:
+    def _attempt(self, batch: list[SeparationRequest]) -> list[Tensor] | Exception:
         """Stems of a batch, or the error without its traceback, which would keep the batch in memory."""
-        lengths = [len(request.samples_T) for request in batch]
         try:
             with torch.autocast(self.device, enabled=self.autocast):
-                stems_BT = self.separator.separate(_stack(batch), [request.query for request in batch], lengths=lengths)
-            stems = _checked(stems_BT, batch)
+                stems_BT = self._call(batch)
+                lengths = [len(request.samples_T) for request in batch]
+                _require_finite(stems_BT, lengths, batch)
         except BaseException as error:  # noqa: BLE001 - whatever a separator raises costs its queries
             return as_exception(error)
-        return [stem_T[:length] for stem_T, length in zip(stems, lengths, strict=True)]
+        return [stem_T[:length] for stem_T, length in zip(stems_BT, lengths, strict=True)]
+
+    def _call(self, batch: list[SeparationRequest]) -> Tensor:
+        """Stems ``[B, T]`` of the separator, as float32 on the device."""
+        queries = [request.query for request in batch]
+        mixtures = {id(request.samples_T): request.samples_T for request in batch}
+        places = {mixture: place for place, mixture in enumerate(mixtures)}
+        rows = [places[id(request.samples_T)] for request in batch]
+        lengths = [len(samples_T) for samples_T in mixtures.values()]
+        if getattr(self.separator, "shares_mixtures", False):
+            mix_MT = padded_rows(list(mixtures.values()), self.device)
+            stems_BT = self.separator.separate(mix_MT, queries, lengths=lengths, rows=rows)  # type: ignore[call-arg]
+        else:
+            mix_BT = padded_rows([request.samples_T for request in batch], "cpu")
+            stems_BT = self.separator.separate(mix_BT, queries, lengths=[lengths[row] for row in rows])
+        _require_shape(stems_BT, (len(batch), max(lengths)))
+        return stems_BT.detach().to(self.device, torch.float32)
 
 
 def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int]]:
@@ -117,26 +141,23 @@ def pack(num_samples: Iterable[int], *, batch_samples: int) -> Iterator[list[int
         yield batch
 
 
-def _checked(stems_BT: object, batch: list[SeparationRequest]) -> np.ndarray:
-    """The result of a separator as float32 in memory; raises for anything but finite samples for every query."""
+def _require_shape(stems_BT: object, shape: tuple[int, int]) -> None:
     if not isinstance(stems_BT, Tensor) or not stems_BT.is_floating_point():
         got = stems_BT.dtype if isinstance(stems_BT, Tensor) else type(stems_BT).__name__
         raise TypeError(f"a separator must return a tensor of floating-point stems, got {got}; correct the separator")
-    shape = (len(batch), max(len(request.samples_T) for request in batch))
     if tuple(stems_BT.shape) != shape:
         raise ValueError(
             f"stems of a separator must have shape [B, T] = {shape}, got {tuple(stems_BT.shape)}; correct the separator"
         )
-    stems: np.ndarray = stems_BT.detach().float().cpu().numpy()
-    for stem_T, request in zip(stems, batch, strict=True):
-        if not np.isfinite(stem_T[: len(request.samples_T)]).all():
+
+
+def _require_finite(stems_BT: Tensor, lengths: Sequence[int], batch: list[SeparationRequest]) -> None:
+    """Raises for the first stem with a sample that is not finite before its end; waits for the device once."""
+    is_good_BT = stems_BT.isfinite()
+    if min(lengths) < stems_BT.shape[1]:
+        times_T = torch.arange(stems_BT.shape[1], device=stems_BT.device)
+        is_good_BT |= times_T >= small_tensor(lengths, stems_BT.device)[:, None]
+    for is_good, request in zip(is_good_BT.all(1).tolist(), batch, strict=True):
+        if not is_good:
             name = as_query(request.query).text
             raise ValueError(f"a stem must be finite, got NaN or infinite samples for {name!r}; drop the clip")
-    return stems
-
-
-def _stack(batch: list[SeparationRequest]) -> Tensor:
-    mix_BT = np.zeros((len(batch), max(len(request.samples_T) for request in batch)), dtype=np.float32)
-    for row, request in enumerate(batch):
-        mix_BT[row, : len(request.samples_T)] = request.samples_T
-    return torch.from_numpy(mix_BT)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.errors import nearest
 from engine.schema import plain_label
-from engine.separators.base import NetworkSeparator
+from engine.separators.base import NetworkSeparator, small_tensor
 from engine.separators.network import MaskNetwork, NetworkConfig
 from engine.separators.queries import Embeddings, Query, QueryEmbedder, label_of_query
 
@@ -149,9 +149,10 @@ class QuerySeparator(NetworkSeparator):
             )
         return self.embedder
 
-    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+    def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
         """See :meth:`NetworkSeparator.separate_chunk`."""
-        stems_BT: Tensor = self.network(mix_BT, query_BQ, lengths_B)
+        index_B, lengths_M = small_tensor(rows, self.device), small_tensor(lengths, self.device)
+        stems_BT: Tensor = self.network(mix_MT[index_B], query_BQ, lengths_M[index_B])
         return stems_BT
 
     def forward(self, mix_BT: Tensor, query: Tensor, lengths_B: Tensor | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def calibrate(
     separator: Separator, clean: SourceClips, *, tagger: Tagger | None = None, config: CalibrationConfig | None = None
 ) -> SiSdrEstimator:
     """An estimator calibrated on one separator, with clips that neither it nor the tagger learned from."""
-    batched = BatchedSeparator(separator=separator, batch_s=80.0)
+    batched = BatchedSeparator(separator=separator)
     scorer = Scorer(batched=batched, tagger=tagger, reseparate=False)
     return calibrate_on([(scorer, clean)], config or CalibrationConfig(), about={"clean": clean.root})
 
@@ -68,7 +68,7 @@ def calibrate_on(
         for item, scores in zip(separated, scorer.scores(separated), strict=True):
             truth_ST = torch.from_numpy(_truth(mixtures[item.clip.row["clip_id"]], item.labels))
             rows += scores
-            truth_db += si_sdr_db(estimate=torch.from_numpy(item.stems_ST), reference=truth_ST).tolist()
+            truth_db += si_sdr_db(estimate=item.stems_ST, reference=truth_ST.to(item.stems_ST.device)).tolist()
             groups += [int(item.clip.row["clip_id"])] * len(scores)
     return fit_estimator(pa.Table.from_pylist(rows, schema=SCORES), truth_db, groups=groups, about=dict(about))
 

@@ -53,15 +53,15 @@ class AudioSep(NetworkSeparator):
             )
         return query_BQ.to(self.device, torch.float32)
 
-    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+    def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
         """See :meth:`NetworkSeparator.separate_chunk`; rows of one length are separated together, without padding."""
-        stems_BT = torch.zeros_like(mix_BT)
-        lengths = lengths_B.tolist()
-        for length in set(lengths) - {0}:
-            rows = [row for row, one in enumerate(lengths) if one == length]
+        stems_BT = mix_MT.new_zeros(len(rows), mix_MT.shape[1])
+        for length in {lengths[row] for row in rows} - {0}:
+            places = [place for place, row in enumerate(rows) if lengths[row] == length]
             most = self._most_rows(length)
-            for some in (rows[first : first + most] for first in range(0, len(rows), most)):
-                stems_BT[some, :length] = self._separate(mix_BT[some, :length], query_BQ[some])
+            for some in (places[first : first + most] for first in range(0, len(places), most)):
+                mix_RT = mix_MT[[rows[place] for place in some], :length]
+                stems_BT[some, :length] = self._separate(mix_RT, query_BQ[some])
         return stems_BT
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:

@@ -56,16 +56,15 @@ class ClapSep(NetworkSeparator):
                 query_Q[size:] = unwanted_E
         return nn.functional.normalize(query_BQ, dim=-1).to(self.device)
 
-    def separate_chunk(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor) -> Tensor:
+    def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
         """See :meth:`NetworkSeparator.separate_chunk`; short mixtures need the memory of 10.24 s, so few at a time."""
-        stems_BT = torch.zeros_like(mix_BT)
-        lengths = [int(length) for length in lengths_B]
-        rows = [row for row, length in enumerate(lengths) if length]
-        for first in range(0, len(rows), _MOST_ROWS):
-            some = rows[first : first + _MOST_ROWS]
-            stems = self([mix_BT[row, : lengths[row]] for row in some], query_BQ[some])
-            for row, stem_T in zip(some, stems, strict=True):
-                stems_BT[row, : lengths[row]] = stem_T
+        stems_BT = mix_MT.new_zeros(len(rows), mix_MT.shape[1])
+        places = [place for place, row in enumerate(rows) if lengths[row]]
+        for first in range(0, len(places), _MOST_ROWS):
+            some = places[first : first + _MOST_ROWS]
+            mixtures = [mix_MT[rows[place], : lengths[rows[place]]] for place in some]
+            for place, stem_T in zip(some, self(mixtures, query_BQ[some]), strict=True):
+                stems_BT[place, : len(stem_T)] = stem_T
         return stems_BT
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:

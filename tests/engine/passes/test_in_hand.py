@@ -371,7 +371,7 @@ def test_whatever_a_separator_raises_or_returns_costs_that_clip_alone(tmp_path, 
 def test_stems_of_another_float_type_are_stems(convert):
     separated, failures = separate_clips(shard_of(2).clips, BatchedSeparator(separator=Raising(convert), batch_s=100.0))
     assert len(separated) == 6 and failures == []
-    assert all(item.stems_ST.dtype == np.float32 for item in separated)
+    assert all(item.stems_ST.dtype == torch.float32 for item in separated)
 
 
 def test_an_interrupt_inside_a_separator_is_an_interrupt(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from engine.passes.separate import separate_clips
 from engine.schema import FAILURES
@@ -48,7 +49,8 @@ def check_conservation(clips, separated, failures):
     assert set(table["step"].to_pylist()) <= {"separate"}
     for item in separated:
         assert item.stems_ST.shape == (len(item.labels), len(item.clip.samples_T))
-        assert item.stems_ST.dtype == np.float32
+        assert item.stems_ST.dtype == item.mixture_T.dtype == torch.float32
+        np.testing.assert_array_equal(item.mixture_T, item.clip.samples_T)
 
 
 @pytest.mark.parametrize("batch_samples", [1, 100, 1000, 5000, 10**9])
@@ -121,7 +123,7 @@ def test_the_fill_of_batches_is_the_share_of_audio_in_them():
 def test_what_does_not_fit_in_memory_is_not_tried_again_at_every_turn():
     separator = SmallMemorySeparator(max_samples=4 * 400 + 399)
     batched = BatchedSeparator(separator=separator, batch_s=1000.0)
-    queries = [SeparationRequest(samples_T=mixture(400), query="low") for _ in range(16)]
+    queries = [SeparationRequest(samples_T=torch.from_numpy(mixture(400)), query="low") for _ in range(16)]
     too_large = []
     for _ in range(6):
         separator.shapes.clear()
@@ -218,3 +220,28 @@ def test_a_clip_without_samples_gives_stems_without_samples():
     separated, failures = separate_clips(clips, BatchedSeparator(separator=tiny_separator(), batch_s=10.0))
     check_conservation(clips, separated, failures)
     assert [item.stems_ST.shape for item in separated] == [(2, 0), (2, 80)]
+
+
+class Sharing(BandSeparator):
+    """Takes ``rows``; ``mixtures`` collects the number of mixtures and the rows of every call."""
+
+    shares_mixtures = True
+
+    def __init__(self):
+        super().__init__()
+        self.mixtures = []
+
+    def separate(self, mix_BT, queries, *, lengths=None, rows=None):
+        if rows is None:
+            return super().separate(mix_BT, queries, lengths=lengths)
+        self.mixtures.append((len(mix_BT), list(rows)))
+        return super().separate(mix_BT[list(rows)], queries, lengths=[lengths[row] for row in rows])
+
+
+def test_queries_of_a_clip_share_its_mixture():
+    separator = Sharing()
+    separated, failures = separate_clips(corpus(), BatchedSeparator(separator=separator))
+    assert separator.mixtures == [(7, [0, 0, 1, 1, 2, 2, 3, 4, 5, 5, 6])] and failures == []
+    expected, _ = separate_clips(corpus(), BatchedSeparator(separator=BandSeparator()))
+    for item, other in zip(separated, expected, strict=True):
+        np.testing.assert_array_equal(item.stems_ST, other.stems_ST)

@@ -57,7 +57,7 @@ def scored(name):
         made = case(seed)
         stems_ST = ADVERSARIES[name](made).float()
         item = decoded(made.mix_T.numpy(), clip_id=f"clip-{seed}")
-        clips.append(SeparatedClip(clip=item, labels=["low", "high"], stems_ST=stems_ST.numpy().copy()))
+        clips.append(SeparatedClip(clip=item, labels=["low", "high"], mixture_T=made.mix_T, stems_ST=stems_ST))
         pairs = zip(stems_ST, made.truth_ST, strict=True)
         wrong += [snr_db(estimate=stem_T, reference=source_T) < GOOD_DB for stem_T, source_T in pairs]
     scorer = Scorer(batched=BatchedSeparator(separator=BandSeparator(), batch_s=10.0), tagger=BandTagger())

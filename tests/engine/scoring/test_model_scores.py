@@ -17,10 +17,9 @@ BY_MODEL = ("cycle_si_sdr_db", "rival_leak_db", "tagger_margin_db")
 
 
 def separated(stems_ST, labels=("low", "high"), *, labels_present=None, clip_id="clip"):
-    stems_ST = np.float32(stems_ST)
-    return SeparatedClip(
-        clip=decoded(stems_ST.sum(0), labels_present or labels, clip_id=clip_id), labels=list(labels), stems_ST=stems_ST
-    )
+    stems_ST = torch.from_numpy(np.float32(stems_ST))
+    clip = decoded(stems_ST.sum(0), labels_present or labels, clip_id=clip_id)
+    return SeparatedClip(clip=clip, labels=list(labels), mixture_T=stems_ST.sum(0), stems_ST=stems_ST)
 
 
 def margins(*clips, tagger=None, batch_s=100.0):
@@ -115,11 +114,7 @@ def test_model_scores_are_those_of_their_parts():
 def test_scores_are_those_of_the_clip_and_of_the_models():
     item = separated(two_bands(RATE_HZ, seed=1))
     ((low, high),) = scorer(tagger=BandTagger()).scores([item])
-    expected = score_clip(
-        mixture_T=torch.from_numpy(item.clip.samples_T),
-        stems_ST=torch.from_numpy(item.stems_ST),
-        sample_rate_hz=RATE_HZ,
-    )
+    expected = score_clip(mixture_T=item.mixture_T, stems_ST=item.stems_ST, sample_rate_hz=RATE_HZ)
     for row, alone in zip((low, high), expected, strict=True):
         assert {name: row[name] for name in SCORES.names if name not in BY_MODEL} == {
             name: alone[name] for name in SCORES.names if name not in BY_MODEL
@@ -149,7 +144,7 @@ def test_no_clips():
 def test_stems_are_returned_in_the_order_of_the_queries():
     signals = {size: two_bands(size, seed=size) for size in (100, 8000, 900, 4000)}
     queries = [
-        SeparationRequest(samples_T=np.float32(low_T + high_T), query=label)
+        SeparationRequest(samples_T=torch.from_numpy(np.float32(low_T + high_T)), query=label)
         for low_T, high_T in signals.values()
         for label in ("high", "low")
     ]

@@ -41,9 +41,9 @@ def sound(label):
 def separated(stems, *, clip_id, labels=None, labels_present=None):
     """A clip of given stems, with their labels."""
     labels = list(labels or stems)
-    stems_ST = np.stack([np.float32(stem_T) for stem_T in stems.values()])
+    stems_ST = torch.from_numpy(np.stack([np.float32(stem_T) for stem_T in stems.values()]))
     clip = decoded(stems_ST.sum(0), labels_present or labels, clip_id=clip_id)
-    return SeparatedClip(clip=clip, labels=labels, stems_ST=stems_ST)
+    return SeparatedClip(clip=clip, labels=labels, mixture_T=stems_ST.sum(0), stems_ST=stems_ST)
 
 
 def scored(*clips, separator=None, batch_s=100.0, seed=0):

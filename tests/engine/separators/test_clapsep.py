@@ -58,7 +58,7 @@ BOTH, WANTED, UNWANTED = (
 
 @torch.inference_mode()
 def chunk(separator, mix_T, query_Q):
-    return separator.separate_chunk(mix_T[None], query_Q[None], torch.tensor([len(mix_T)]))[0]
+    return separator.separate_chunk(mix_T[None], query_Q[None], [len(mix_T)], [0])[0]
 
 
 @pytest.mark.parametrize("query_Q", [BOTH, WANTED], ids=["both sides", "zeros for unwanted"])
@@ -217,7 +217,7 @@ def test_a_padded_mixture_has_the_stem_that_it_has_alone(separator):
     lengths, query_BQ = [2500, 0, 1, 513, 2499, 512], torch.stack([BOTH, WANTED, UNWANTED] * 2)
     rows = [noise(num, seed=seed) for seed, num in enumerate(lengths)]
     padded_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    stems_BT = separator.separate_chunk(padded_BT, query_BQ, torch.tensor(lengths))
+    stems_BT = separator.separate_chunk(padded_BT, query_BQ, lengths, range(len(lengths)))
     for stem_T, row_T, query_Q in zip(stems_BT, rows, query_BQ, strict=True):
         torch.testing.assert_close(stem_T[: len(row_T)], chunk(separator, row_T, query_Q), rtol=0, atol=1e-6)
         assert not stem_T[len(row_T) :].any()

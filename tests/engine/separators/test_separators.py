@@ -73,6 +73,21 @@ def test_bands_cover_every_bin_in_order(config):
     assert edges == sorted(edges)
 
 
+def test_queries_of_one_mixture_have_the_stems_that_they_have_alone():
+    separator, mix_MT = tiny_separator(), noise(2, 3000)
+    mix_MT[1, 2000:] = 0.0
+    stems_BT = separator.separate(mix_MT, ["low", "high", "low"], lengths=[3000, 2000], rows=[1, 0, 0])
+    for stem_T, row, query in zip(stems_BT, [1, 0, 0], ["low", "high", "low"], strict=True):
+        alone_BT = separator.separate(mix_MT[row, : [3000, 2000][row]][None], [query])
+        torch.testing.assert_close(stem_T[: alone_BT.shape[1]], alone_BT[0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 2], [0, -1]])
+def test_rows_that_name_no_mixture_are_refused(rows):
+    with pytest.raises(ValueError, match=r"rows must have for each of 2 queries the number of one of 2 mixtures, got"):
+        tiny_separator().separate(noise(2, 100), ["low", "high"], rows=rows)
+
+
 @pytest.mark.parametrize("lengths", [[4000, 1, 3999, 0, 2000, 65], [63, 64, 65]])
 def test_a_padded_mixture_has_the_stem_that_it_has_alone(lengths):
     separator = tiny_separator()
@@ -243,7 +258,8 @@ def test_overlap_add_of_an_identity_is_the_mixture(num_samples, chunk, overlap):
     stems_BT = overlap_add(
         lambda chunk_BT, _: chunk_BT.clone(),
         mix_BT,
-        torch.tensor([num_samples, num_samples]),
+        [num_samples, num_samples],
+        range(2),
         chunk_samples=chunk,
         overlap_samples=overlap,
     )
@@ -253,7 +269,7 @@ def test_overlap_add_of_an_identity_is_the_mixture(num_samples, chunk, overlap):
 def test_overlap_add_without_overlap_joins_the_chunks():
     mix_BT = noise(1, 25)
     stems_BT = overlap_add(
-        lambda chunk_BT, _: 2.0 * chunk_BT, mix_BT, torch.tensor([25]), chunk_samples=10, overlap_samples=0
+        lambda chunk_BT, _: 2.0 * chunk_BT, mix_BT, [25], range(1), chunk_samples=10, overlap_samples=0
     )
     assert torch.equal(stems_BT, 2.0 * mix_BT)
 
@@ -262,9 +278,7 @@ def test_overlap_add_does_not_change_the_mixture():
     """A separator may return its input, for example for a clip with one label."""
     mix_BT = noise(1, 100)
     before_BT = mix_BT.clone()
-    stems_BT = overlap_add(
-        lambda chunk_BT, _: chunk_BT, mix_BT, torch.tensor([100]), chunk_samples=30, overlap_samples=10
-    )
+    stems_BT = overlap_add(lambda chunk_BT, _: chunk_BT, mix_BT, [100], range(1), chunk_samples=30, overlap_samples=10)
     assert torch.equal(mix_BT, before_BT)
     torch.testing.assert_close(stems_BT, before_BT, rtol=0, atol=1e-6)
 
@@ -272,11 +286,11 @@ def test_overlap_add_does_not_change_the_mixture():
 def test_overlap_add_gives_the_length_of_each_row_inside_a_chunk():
     seen = []
 
-    def record(chunk_BT, inside_B):
-        seen.append((chunk_BT.shape[1], inside_B.tolist()))
+    def record(chunk_BT, inside):
+        seen.append((chunk_BT.shape[1], inside))
         return torch.zeros_like(chunk_BT)
 
-    overlap_add(record, torch.zeros(3, 25), torch.tensor([25, 12, 3]), chunk_samples=10, overlap_samples=2)
+    overlap_add(record, torch.zeros(3, 25), [25, 12, 3], range(3), chunk_samples=10, overlap_samples=2)
     assert seen == [(10, [10, 10, 3]), (10, [10, 4, 0]), (9, [9, 0, 0])]
 
 
@@ -285,7 +299,8 @@ def test_overlap_add_fades_linearly_from_chunk_to_chunk():
     stems_BT = overlap_add(
         lambda chunk_BT, _: chunk_BT * next(gains),
         torch.ones(1, 28),
-        torch.tensor([28]),
+        [28],
+        range(1),
         chunk_samples=12,
         overlap_samples=4,
     )
@@ -302,7 +317,7 @@ def test_overlap_add_of_a_filter_is_near_the_filtered_whole():
         return torch.nn.functional.conv1d(chunk_BT[:, None], taps, padding=16)[:, 0]
 
     whole_BT = smooth(mix_BT, None)
-    stems_BT = overlap_add(smooth, mix_BT, torch.tensor([20000]), chunk_samples=3000, overlap_samples=500)
+    stems_BT = overlap_add(smooth, mix_BT, [20000], range(1), chunk_samples=3000, overlap_samples=500)
     assert snr_db(estimate=stems_BT, reference=whole_BT) > 40
     assert stems_BT.diff().abs().max() < 1.1 * whole_BT.diff().abs().max()
 

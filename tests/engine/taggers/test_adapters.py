@@ -182,8 +182,9 @@ def test_labels_that_a_tagger_does_not_know_are_named_and_get_no_score(classifie
     assert "does not know 1 of 3 labels, whose stems get no tagger_margin_db and pass" in caplog.text
     assert "on it: 'dogs' (nearest: 'Dog'); map them" in caplog.text
     row = {"clip_id": "a", "path": "a", "labels": ["dog", "dogs", "rain"], "start_s": None, "end_s": None}
-    stems_ST = noise(3, 16000).numpy()
-    item = SeparatedClip(clip=DecodedClip(row=row, samples_T=stems_ST.sum(0)), labels=row["labels"], stems_ST=stems_ST)
+    stems_ST = noise(3, 16000)
+    clip = DecodedClip(row=row, samples_T=stems_ST.sum(0).numpy())
+    item = SeparatedClip(clip=clip, labels=row["labels"], mixture_T=stems_ST.sum(0), stems_ST=stems_ST)
     margins = [one["tagger_margin_db"] for one in tagger_margins([item], tagger, sample_rate_hz=16000, batch_s=9.0)[0]]
     assert margins[1] is None and None not in (margins[0], margins[2])
 

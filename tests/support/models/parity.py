@@ -46,4 +46,4 @@ def _tensors(path: str) -> Mapping[str, torch.Tensor]:
 @torch.inference_mode()
 def _in_one_piece(separator, mixture_T: np.ndarray, query_Q: np.ndarray) -> np.ndarray:
     mix_BT, query_BQ = torch.from_numpy(mixture_T)[None], torch.from_numpy(query_Q)[None]
-    return separator.separate_chunk(mix_BT, query_BQ, torch.tensor([len(mixture_T)]))[0].numpy()
+    return separator.separate_chunk(mix_BT, query_BQ, [len(mixture_T)], [0])[0].numpy()

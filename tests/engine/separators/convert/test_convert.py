@@ -168,7 +168,7 @@ def test_a_file_without_a_text_encoder_takes_vectors_alone(tmp_path):
     separator = open_checkpoint(tmp_path / "out")
     with pytest.raises(ValueError, match="must have a text encoder, got none"):
         separator.separate(MIX_BT[:1], ["dog"])
-    assert separator.separate_chunk(MIX_BT, torch.ones(2, EMBEDDING), torch.tensor([8000, 8000])).shape == (2, 8000)
+    assert separator.separate_chunk(MIX_BT, torch.ones(2, EMBEDDING), [8000, 8000], [0, 1]).shape == (2, 8000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
