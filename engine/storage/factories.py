@@ -47,6 +47,11 @@ def own_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_of(model: object) -> str:
+    """Kind of the device that a model's attribute ``device`` names; ``cpu`` if it has none."""
+    return torch.device(getattr(model, "device", "cpu")).type
+
+
 def is_dotted_name(name: object) -> bool:
     """True for a name of the form ``package.module:factory`` that is no existing folder."""
     return _DOTTED_NAME.fullmatch(str(name)) is not None and not os.path.isdir(str(name))

@@ -23,6 +23,7 @@ from engine.schema import plain_label
 from engine.scoring.metrics import bss_sdr_db, level_db, si_sdr_db, snr_db
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.storage.factories import device_of
 from train.evaluation.figures import Evaluation, Scored, summarise
 from train.evaluation.mixtures import EvaluationMixture
 
@@ -43,7 +44,7 @@ class SeparatorSystem:
     """
 
     def __init__(self, separator: Separator, *, sample_rate_hz: int | None = None) -> None:
-        self.device = torch.device(getattr(separator, "device", "cpu")).type
+        self.device = device_of(separator)
         self._batched = BatchedSeparator(separator=separator, device=self.device)
         self._sample_rate_hz = sample_rate_hz or separator.sample_rate_hz
 
