@@ -1,7 +1,6 @@
-"""Work for a GPU is done in a Ray task that has one; Ray is given a GPU that does not exist, so it computes there on CPU."""
+"""Work for a GPU is done in a Ray task that has one; here Ray has a GPU that does not exist."""
 
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from tests.support.signals import tiny_checkpoint, two_bands
 from tests.support.wav import write_wav
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
-from train.judges.tagger import TaggerConfig, train_tagger
+from train.judges.tagger import TaggerConfig
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import resolve
@@ -80,6 +79,7 @@ def test_without_a_gpu_the_work_is_done_here():
         call_on_gpu(process_of, None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this process has a GPU")
 def test_a_task_of_the_cluster_gives_the_same_figures_and_judges(work, folder, monkeypatch, request):
     figures, judges = validated(work, folder), prepare_judges(work.config, work.inputs, work.seed, folder / "here")
@@ -89,7 +89,7 @@ def test_a_task_of_the_cluster_gives_the_same_figures_and_judges(work, folder, m
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["x"]))  # workers have no tests
     pid, gpus = call_on_gpu(process_of, name="a")
     assert pid != os.getpid() and gpus == "0"
-    with pytest.raises(ValueError, match="^a name must be given, got none; give one$") as caught:
+    with pytest.raises(ValueError, match=r"^a name must be given, got none; give one$") as caught:
         call_on_gpu(process_of, None)
     assert type(caught.value) is ValueError
     monkeypatch.setattr(tune.iteration, "evaluate", None)  # of this process

@@ -21,7 +21,7 @@ from engine.scoring.scores import Scores
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator
 from engine.settings import Count, Fraction, NonNegative, Positive, Seed, config
-from engine.storage.factories import device_of
+from engine.storage.factories import device_of, in_32_bits
 from engine.taggers import Tagger
 from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 
@@ -67,8 +67,10 @@ def calibrate_on(
         numbers = range(position, config.num_mixtures, len(held_out))
         mixtures = _draw_mixtures(sources, numbers, scorer.batched.separator.sample_rate_hz, config)
         clips = [_clip(name, mixture) for name, mixture in mixtures.items()]
-        separated, _ = separate_clips(clips, scorer.batched)
-        for item, scores in zip(separated, scorer.scores(separated), strict=True):
+        with in_32_bits():
+            separated, _ = separate_clips(clips, scorer.batched)
+            scored = scorer.scores(separated)
+        for item, scores in zip(separated, scored, strict=True):
             truth_ST = torch.from_numpy(_truth(mixtures[item.clip.row["clip_id"]], item.labels))
             rows += scores
             truth_db += si_sdr_db(estimate=item.stems_ST, reference=truth_ST.to(item.stems_ST.device)).tolist()

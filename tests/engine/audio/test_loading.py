@@ -1,8 +1,8 @@
 """Loading many sounds on threads: in order, with errors in their places, each thread with a decoder of its own."""
 
-import os
 import threading
 
+import joblib
 import pytest
 
 from engine.audio.decoder import shared_decoder
@@ -14,7 +14,7 @@ from tests.support.wav import write_wav
 
 @pytest.fixture
 def two_cpus(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 2)
 
 
 def test_sounds_come_in_order_and_errors_in_their_places(two_cpus, tmp_path):
