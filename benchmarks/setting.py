@@ -187,7 +187,7 @@ def train(
     device = torch.device("cpu")
     student = Student(config, mixer.labels, start=began, network=work.size.network, device=device, embedder=embedder)
     for step in range(steps):
-        student.learn(student.separator, mixer.batch(step), device)
+        student.learn(student.separator, mixer.batch(step))
     save(student.result(), folder)
     return folder
 

@@ -5,21 +5,18 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import joblib
 import ray
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-from torch import nn
+from torch import Tensor
 
 from cluster.session import require_connection
 from engine.separators import NetworkConfig, load, read_description, save
@@ -27,8 +24,7 @@ from engine.settings import plain
 from engine.storage.files import remove_leftovers, remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
-from train.batch_feed import BatchMaker, batches_from_thread
-from train.data.batch import Batch
+from train.capture import Model, captured
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import ValidationSet, draw_mixtures
@@ -44,8 +40,6 @@ from train.task import (
     task_identity,
     with_embeddings,
 )
-
-_BATCH_TIMEOUT_S = 900.0  # long enough for an autoscaler to add a node
 
 
 def distil(
@@ -147,32 +141,33 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
     context = ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // num_ranks - 1))
-    mixer = task.mixer(rank=rank, num_ranks=num_ranks)
+    torch.set_num_threads(
+        task.config.threads_per_worker or max(1, joblib.cpu_count() // context.get_local_world_size())
+    )
+    mixer = task.mixer(rank=rank, num_ranks=num_ranks, device=device)
     student = task.student(mixer.labels, device=device)
     _restore(student, task, device, rank)
     if student.finished:
         return
-    model: nn.Module = student.separator
+    model: Model = student.separator
     if num_ranks > 1:
         model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
+    elif device.type == "cuda":
+        batch = mixer.batch(student.step)
+        model = captured(student.separator, batch.mix_BT, batch.query)
     mixtures = []
     if rank == 0 and task.validation is not None:
         mixtures = draw_mixtures(task.validation, sample_rate_hz=task.sample_rate_hz)
-    losses: list[float] = []
-    first, end = student.step, task.config.steps
-    if task.config.batch_makers:
-        batches = _batches_from_actors(task, rank=rank, num_ranks=num_ranks, first=first, end=end)
-    else:
-        batches = batches_from_thread(mixer, first=first, end=end)
-    for batch, num_unusable in batches:
-        losses.append(student.learn(model, batch, device))
+    end = task.config.steps
+    losses_db: list[Tensor] = []  # on the device: fetching one waits for its step
+    while student.step < end:
+        losses_db.append(student.learn(model, mixer.batch(student.step)))
         if student.step % task.config.validate_every_steps == 0 or student.step == end:
             if rank == 0:
                 figures = evaluate(SeparatorSystem(student.average), mixtures, quick=True) if mixtures else None
-                student.note(sum(losses) / len(losses), figures, num_unusable=num_unusable)
+                student.note(float(torch.stack(losses_db).mean()), figures, num_unusable=mixer.num_unusable)
                 report_progress(task.progress, student.curve[-1])
-            losses.clear()
+            losses_db.clear()
             stop = _agree(student.finished, num_ranks)
             if rank == 0:
                 if stop:
@@ -181,37 +176,6 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
             ray.train.report({"step": student.step})
             if stop:
                 break
-
-
-def _batches_from_actors(
-    task: TrainingTask, *, rank: int, num_ranks: int, first: int, end: int
-) -> Iterator[tuple[Batch, int]]:
-    """Batches of steps ``first`` to ``end``, made by actors some steps ahead."""
-    number = task.config.batch_makers
-    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # the worker's own placement group has no room
-    maker = ray.remote(num_cpus=0.5, max_restarts=-1, max_task_retries=-1, scheduling_strategy=anywhere)(BatchMaker)
-    makers = [maker.remote(task, rank, num_ranks) for _ in range(number)]
-    try:
-        pending: deque[ray.ObjectRef] = deque()
-        for step in range(first, end + 2 * number):
-            if step < end:
-                pending.append(makers[step % number].batch.remote(step))
-            if step >= first + 2 * number and pending:
-                yield _wait_for(pending.popleft())
-    finally:
-        for one in makers:
-            ray.kill(one)
-
-
-def _wait_for(pending: ray.ObjectRef) -> tuple[Batch, int]:
-    try:
-        made: tuple[Batch, int] = ray.get(pending, timeout=_BATCH_TIMEOUT_S)
-        return made
-    except ray.exceptions.GetTimeoutError:
-        raise RuntimeError(
-            f"cannot make a batch within {_BATCH_TIMEOUT_S:.0f} s (the cluster has no free CPU for batch makers); set "
-            "distil.batch_makers lower, or to 0"
-        ) from None
 
 
 def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from engine.separators import NetworkConfig, QueryEmbedder, QuerySeparator, load
 from engine.settings import RUNTIME, Count, CountOrZero, Fraction, NonNegative, Positive, Seed, config
+from train.capture import Model, half_precision
 from train.data.batch import Batch
 from train.data.config import MixConfig
 from train.data.strategies.compose import loss_of
@@ -47,13 +48,10 @@ class DistilConfig:
     A pair is the smallest and the largest number, for clusters whose nodes come and go: the training then resumes up to
     a hundred times from its last state with the nodes that are left. 0 trains in this process, for tests.
     """
-    batch_makers: Annotated[CountOrZero, RUNTIME] = 0
-    """Processes for each worker, on any node, that make its batches, for GPUs that would wait for a single thread; 0: a
-    thread of the worker makes them. The batches are the same."""
     use_gpu: Annotated[bool | None, RUNTIME] = None
     """Train on GPUs; null: if the cluster has GPUs when the training begins."""
     threads_per_worker: Annotated[Count | None, RUNTIME] = None
-    """CPU threads of each worker; null: the CPUs of its machine divided by the workers, less one that makes batches."""
+    """CPU threads of each worker; null: the CPUs of its machine divided by the workers on it."""
     seed: Seed = 0
     """Seed of weights, draws and order."""
 
@@ -111,28 +109,28 @@ class Student:
         self.separator.grow(labels)
         self.separator.to(device).train()
         self.average = copy.deepcopy(self.separator).requires_grad_(False).eval()
+        self.device, self.weights = device, list(self.separator.parameters())
         self.optimizer = torch.optim.AdamW(
-            self.separator.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.step, self.best_db, self.waited = 0, -math.inf, 0
         self.best: dict[str, Tensor] | None = None
         self.curve: list[CurvePoint] = []
 
-    def learn(self, model: nn.Module, batch: Batch, device: torch.device) -> float:
-        """One update; returns the loss in dB."""
+    def learn(self, model: Model, batch: Batch) -> Tensor:
+        """One update; returns the loss in dB, on the device, without waiting for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._schedule()
-        batch = batch.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+        with half_precision(self.device):
             stems_BT = model(batch.mix_BT, batch.query)
         loss = self.loss(batch, stems_BT.float())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.separator.parameters(), self.config.clip_norm)
+        nn.utils.clip_grad_norm_(self.weights, self.config.clip_norm, foreach=True)
         self.optimizer.step()
         self.step += 1
         self._update_average()
-        return float(loss.detach())
+        return loss.detach()
 
     def _schedule(self) -> float:
         warm = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
@@ -141,8 +139,7 @@ class Student:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        for mean, value in zip(self.average.parameters(), self.separator.parameters(), strict=True):
-            mean.lerp_(value, 1.0 - decay)
+        torch._foreach_lerp_(list(self.average.parameters()), self.weights, 1.0 - decay)
 
     def note(self, loss: float, validation: Evaluation | None, *, num_unusable: int = 0) -> None:
         """Add a point to the learning curve and, under patience, remember the best average.

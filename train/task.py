@@ -27,7 +27,7 @@ from engine.storage.paths import Location, Name, location, resolve_name
 from train.data.config import MixConfig
 from train.data.mixer import Mixer
 from train.data.strategies.compose import learns_absence
-from train.data.training_data import TrainingData, make_mixer
+from train.data.training_data import TrainingData, make_mixer, training_labels
 from train.evaluation.mixtures import ValidationSet
 from train.student import CurvePoint, DistilConfig, Student
 
@@ -91,8 +91,8 @@ class TrainingTask:
         rate: int = read_description(self.start)["sample_rate_hz"] if self.start else self.network.sample_rate_hz
         return rate
 
-    def mixer(self, *, rank: int = 0, num_ranks: int = 1) -> Mixer:
-        """The mixer of a worker."""
+    def mixer(self, *, rank: int = 0, num_ranks: int = 1, device: torch.device | None = None) -> Mixer:
+        """The mixer of a worker, with its batches on a device; None: the CPU."""
         return make_mixer(
             self.data,
             self.config.mix,
@@ -102,6 +102,7 @@ class TrainingTask:
             num_ranks=num_ranks,
             start=self.start,
             embeddings=self.embeddings,
+            device=device,
         )
 
     def student(self, labels: Sequence[str], *, device: torch.device) -> Student:
@@ -254,7 +255,7 @@ def about(task: TrainingTask) -> dict[str, object]:
 
 def check_task(task: TrainingTask) -> list[str]:
     """The labels of a training; raises ``ValueError``, before workers start, for data and settings that cannot work."""
-    labels = list(task.mixer().labels)
+    labels = training_labels(task.data, task.config.mix, sample_rate_hz=task.sample_rate_hz, start=task.start)
     if len(labels) < 2:
         raise ValueError(f"training must have sounds of two labels or more, got {labels}; give more clips or tracks")
     if task.config.patience is not None and task.validation is None:

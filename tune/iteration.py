@@ -15,6 +15,7 @@ from engine.passes.config import PassConfig, pass_identity
 from engine.passes.ray_metrics import record_kept, record_validation
 from engine.passes.run import run_pass
 from engine.passes.shards import PassSummary, read_manifest
+from engine.passes.slices import SliceName
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import Selection, select_tracks
 from engine.separators import SeparatorSource, find_separator
@@ -107,7 +108,7 @@ def iterate(
     Raises ``ValueError`` if the thresholds keep no stem.
     """
     started = time.perf_counter()
-    stems, summary = _separate(work, number, teacher, retry_failed=retry_failed)
+    stems, summary = separate(work, number, teacher, retry_failed=retry_failed)
     tracks, selection = _select(work, number, thresholds, stems)
     outcomes = selection["num_kept"] + sum(selection["num_rejected"].values()) + summary["num_failed"]
     if outcomes != summary["num_queries"]:
@@ -147,8 +148,15 @@ def iterate(
     return record, find_separator(separator)
 
 
-def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed: bool) -> tuple[Location, PassSummary]:
-    """Separate and score the corpus; returns the pass's folder and its summary."""
+def separate(
+    work: Work,
+    number: int,
+    teacher: SeparatorSource,
+    *,
+    retry_failed: bool = False,
+    slice: SliceName | None = None,
+) -> tuple[Location, PassSummary]:
+    """Separate and score the corpus, or a slice of it; returns the pass's folder and its summary."""
     corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
     if teacher.sample_rate_hz != work.student_rate_hz:
         config = replace(config, stem_rate_hz=work.student_rate_hz)
@@ -163,9 +171,8 @@ def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed
     with work.artifacts.building(folder, one_at_a_time="passes"):
         _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
         with named_in("engine", PassConfig):
-            summary = run_pass(
-                corpus, folder, separator=teacher, tagger=tagger, config=config, retry_failed=retry_failed
-            )
+            how: dict[str, Any] = {"separator": teacher, "tagger": tagger, "config": config}
+            summary = run_pass(corpus, folder, **how, retry_failed=retry_failed, slice=slice)
         steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
         _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
     return folder, summary

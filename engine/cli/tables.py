@@ -11,8 +11,8 @@ from engine.cli.display import markdown
 if TYPE_CHECKING:
     from engine.files.score import StemVerdict
     from engine.files.separate import FileStem
-    from engine.passes.plan import PassPlan
     from engine.passes.shards import PassSummary
+    from engine.passes.speed.plan import PassPlan
     from engine.scoring.estimator import SiSdrEstimator
     from engine.selection.tracks import Selection
 

@@ -1,4 +1,4 @@
-"""One pass over a corpus with Ray Data: CPU tasks decode, actors separate, CPU tasks score and write."""
+"""One pass over a corpus with Ray Data: CPU tasks decode, actors separate and score, CPU tasks write."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
 import ray
@@ -22,10 +22,10 @@ from engine.corpus.table import Corpus
 from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
-from engine.passes.progress import PassProgress, require_few_failures
 from engine.passes.ray_metrics import num_ended_for_memory
 from engine.passes.records import (
     PendingTask,
+    Totals,
     claim_files,
     missing_tasks,
     plan_retry,
@@ -34,23 +34,34 @@ from engine.passes.records import (
     write_manifest_failures,
 )
 from engine.passes.separate import Separate
-from engine.passes.shards import PassManifest, PassSummary, pass_manifest, read_summary, reopen_damaged
-from engine.passes.tasks import Tasks, require_clips
+from engine.passes.shards import (
+    PassManifest,
+    PassStart,
+    PassSummary,
+    damaged_files,
+    pass_manifest,
+    read_summary,
+    remove_damaged_manifest,
+    reopen_damaged,
+    summary_of,
+)
+from engine.passes.slices import WHOLE, Slice, SliceName, alone, begin_slice, end_slice, hand_folder, parse_slice, take
+from engine.passes.speed.progress import PassProgress, require_few_failures
+from engine.passes.tasks import TaskCounts, Tasks, require_clips
 from engine.passes.transport import unpack
-from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.passes.write import SeparateAndWrite, Write
 from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
 from engine.storage.factories import Model, ModelSource
-from engine.storage.files import remove_leftovers, remove_tree, write_json
+from engine.storage.files import remove_leftovers, write_json
 from engine.storage.fingerprints import claim, write_sealed
 from engine.storage.in_hand import MAX_DEATHS, InHand
-from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
-_IN_HAND = "in-hand"  # folder of the marks of work in hand
+_MANY = 8  # slices, of which a message names no more
 _STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
 _MEMORY_FULL = (
     f"cannot finish the pass (in {_STALL_S:g} s no shard was done: the memory of the machine is full, above "
@@ -58,6 +69,7 @@ _MEMORY_FULL = (
     "there, take a machine with more, or lower batch_s and max_actors, then start the same command again to resume"
 )
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
+_SHARDS_AT_ONCE = 3  # in an actor with a GPU: one has it, while another is fetched and packed and a third is unpacked
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
 
 
@@ -69,15 +81,18 @@ def run_pass(
     tagger: TaggerSource | Name | None = None,
     config: PassConfig | Mapping[str, Any] | None = None,
     retry_failed: bool = False,
+    slice: SliceName | None = None,
 ) -> PassSummary:
     """Separate and score every clip of a corpus into the folder ``out``; returns the summary of the pass.
 
     ``separator`` is one of :func:`load_separator`'s names, ``tagger`` a folder; ``config`` has settings by name, as
     ``clearsep settings engine`` lists them. Start it again to resume an interrupted pass: only missing shards are made.
-    With ``retry_failed`` the clips that failed as a whole are processed once more. Ray must be connected
-    (:func:`connect`). Raises ``ValueError`` if ``out`` is in use or holds a pass of another corpus (a corpus that moved
-    is the same, one whose files were replaced is another), separator, tagger or settings, and ``TooManyFailuresError``
-    if a larger fraction of the queries than ``max_failed_fraction`` failed.
+    With ``retry_failed`` the clips that failed as a whole are processed once more. With ``slice``, such as ``"3/32"``,
+    only that share of the work is done: 32 commands, on one Ray cluster or on several, make one pass. The last to end
+    closes it, and the summary of the others lists the ``missing_slices``. Ray must be connected (:func:`connect`).
+    Raises ``ValueError`` if ``out`` is in use or holds a pass of another corpus (a corpus that moved is the same, one
+    whose files were replaced is another), separator, tagger or settings, and ``TooManyFailuresError`` if a larger
+    fraction of the queries than ``max_failed_fraction`` failed.
 
     >>> with cs.connect():
     ...     summary = cs.run_pass(cs.read_corpus("natural.csv"), "pass", separator="separator", config={"clip_s": 5})
@@ -85,28 +100,41 @@ def run_pass(
     (4, 4, 0)
     """
     config, out = build(PassConfig, config or {}), location(out)
+    part = parse_slice(slice, retry_failed=retry_failed)
     separator, tagger = find_separator(separator), find_tagger(tagger) if tagger is not None else None
     require_clips(corpus, config)
     identity = pass_identity(corpus, separator=separator, tagger=tagger, config=config)
     choose_placement(config)  # raises before the folder is claimed
-    with lock(out, "stems"):
-        claim(out / "stems" / "pass.json", identity, what="a pass")
-        for name in ("stems", "failures", "corpus"):
-            remove_leftovers(out / name)
-        remove_tree(out / _IN_HAND)
-        done = reopen_damaged(out)
-        claim_files(out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
+    with ExitStack() as held:
+        with alone(out):
+            claim(out / "stems" / "pass.json", identity, what="a pass")
+            take(out, part, held)
+            for name in ("stems", "failures", "corpus"):
+                remove_leftovers(out / name)  # a writer that lives, of another slice, has its own locked
+            remove_damaged_manifest(out)
+        damaged = damaged_files(out, part)
+        with alone(out):
+            done = reopen_damaged(out, damaged, part)
+            if not _is_closed(out):
+                begin_slice(out, part)
+        _claim_files(out, corpus, config, retry_failed=retry_failed)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
-        manifest_path = out / "stems" / "manifest.json"
-        if not manifest_path.is_file():
-            try:
-                write_sealed(manifest_path, _run_missing_tasks(corpus, out, separator, tagger, config, done))
-            finally:
-                remove_tree(out / _IN_HAND)
-        summary = read_summary(out / "stems")
-        write_json(out / "summary.json", summary)
-    return summary
+        if not _is_closed(out):
+            return _run_missing_tasks(corpus, out, separator, tagger, config, done, part)
+        return _summarise(out)
+
+
+def _claim_files(out: Location, corpus: Corpus, config: PassConfig, *, retry_failed: bool) -> None:
+    """:func:`claim_files`, which takes minutes for a million files: slices compare them at the same time."""
+    claimed = functools.partial(claim_files, out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
+    with alone(out):
+        if not (out / "corpus" / "contents.parquet").is_file():
+            claimed()
+            return
+    if not claimed(keep=False):
+        with alone(out):
+            claimed()
 
 
 def _run_missing_tasks(
@@ -116,43 +144,78 @@ def _run_missing_tasks(
     tagger: TaggerSource | None,
     config: PassConfig,
     done: list[str],
-) -> PassManifest:
-    started, before = time.perf_counter(), read_totals(out, done)
-    labels = corpus.labels(min_labels=config.min_labels)
-    separator = separator.with_labels(labels, out / "queries")
-    tagger = tagger.with_labels(labels, out / "tagger") if tagger is not None else None
-    counts = Tasks(out / "corpus").write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
-    write_manifest_failures(out, corpus)
-    progress = PassProgress(out, config.max_failed_fraction, before, num_clips=counts["num_clips"])
-    rate_hz, hand = separator.sample_rate_hz, InHand(out / _IN_HAND / uuid.uuid4().hex)  # marks of this start alone
+    part: Slice,
+) -> PassSummary:
+    started, before = time.perf_counter(), read_totals(out, done, part=part)
+    labels, tasks = corpus.labels(min_labels=config.min_labels), Tasks(out / "corpus")
+    with alone(out):
+        separator = separator.with_labels(labels, out / "queries")
+        tagger = tagger.with_labels(labels, out / "tagger") if tagger is not None else None
+        counts = tasks.write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
+        write_manifest_failures(out, corpus)
+    num_clips = counts["num_clips"] if part == WHOLE else sum(rows for task, rows in tasks.num_rows() if part.has(task))
+    progress = PassProgress(out, config.max_failed_fraction, before, num_clips=num_clips)
+    rate_hz = separator.sample_rate_hz
+    hand = InHand(hand_folder(out, part) / uuid.uuid4().hex)  # marks of this start alone
     models = tuple(
         functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
     )
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
-    write = ScoreAndWrite(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
+    write = Write(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
     steps = _Steps(config, decode, models, write, hand)
     totals = before
     for number in range(_MAX_TURNS):
-        if not (missing := missing_tasks(out, totals)):
+        if not (missing := missing_tasks(out, totals, part=part)):
             break
         if number:
             _LOGGER.warning(
                 "%d tasks lack shards at the end (the first is %d); making them", len(missing), missing[0]["task"]
             )
         _stream(missing, steps, progress)
-        totals = read_totals(out, progress.reported)
-    require_complete(out, totals, corpus, counts)
-    manifest = pass_manifest(
-        totals,
-        corpus,
-        config,
-        separator=separator,
-        num_set_aside=counts["num_set_aside"],
-        wall_s=time.perf_counter() - started,
-        audio_s_before=before.audio_s,
+        totals = read_totals(out, progress.reported, part=part)
+    require_complete(out, totals, corpus, counts, part=part)
+    start = PassStart(wall_s=time.perf_counter() - started, audio_s=totals.audio_s - before.audio_s)
+    closed = functools.partial(
+        pass_manifest, corpus=corpus, config=config, separator=separator, counts=counts, start=start
     )
+    with alone(out):
+        return _close(out, corpus, config, counts, totals, closed, part)
+
+
+def _close(
+    out: Location,
+    corpus: Corpus,
+    config: PassConfig,
+    counts: TaskCounts,
+    totals: Totals,
+    closed: Callable[[Totals], PassManifest],
+    part: Slice,
+) -> PassSummary:
+    """Close a pass, unless another slice has done so or is still missing."""
+    if _is_closed(out):
+        return _summarise(out)
+    shards, missing = end_slice(out, part, list(totals.sha256))
+    if missing:
+        some = ", ".join(map(str, missing[:_MANY])) + (", ..." if len(missing) > _MANY else "")
+        _LOGGER.info(f"slice {part} is done, {len(missing)} are not ({some}); the last of them closes the pass")
+        return {**summary_of(closed(totals)), "missing_slices": list(map(str, missing))}
+    if part != WHOLE:
+        totals = read_totals(out, shards)
+        require_complete(out, totals, corpus, counts)
+    manifest = closed(totals)
     require_few_failures(out, manifest["num_failed"], manifest["num_queries"], config.max_failed_fraction)
-    return manifest
+    write_sealed(out / "stems" / "manifest.json", manifest)
+    return _summarise(out)
+
+
+def _is_closed(out: Location) -> bool:
+    return (out / "stems" / "manifest.json").is_file()
+
+
+def _summarise(out: Location) -> PassSummary:
+    summary = read_summary(out / "stems")
+    write_json(out / "summary.json", summary)
+    return summary
 
 
 class Placement(NamedTuple):
@@ -204,7 +267,7 @@ class _Steps(NamedTuple):
     decode: Decode
     models: tuple[Any, ...]
     """What opens the separator and the tagger, or None, on a device."""
-    write: ScoreAndWrite
+    write: Write
     hand: InHand
 
 
@@ -296,8 +359,14 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     decoded = blocks.map_batches(steps.decode, num_cpus=_TASK_CPUS, **one_shard)
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
-        return decoded.map_batches(SeparateScoreAndWrite, fn_constructor_args=arguments, **actors)
+        return decoded.map_batches(SeparateAndWrite, fn_constructor_args=arguments, **actors)
     arguments = (*steps.models, steps.config, True, steps.hand)
+    actors["compute"] = ray.data.ActorPoolStrategy(
+        min_size=placement.min_actors,
+        max_size=placement.max_actors,
+        max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
+        enable_true_multi_threading=True,
+    )
     separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
 

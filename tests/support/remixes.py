@@ -14,7 +14,7 @@ import torch
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
-from train.data.batch import Batch, Target, TrainingMixture, collate
+from train.data.batch import Batch
 from train.data.config import MixConfig
 from train.data.items import Item, clean_items, track_items
 from train.data.mixer import Mixer
@@ -331,14 +331,17 @@ RIGHT = "cabcd"  # the stems that answer the queries of two_clips
 
 def two_clips(*, weight: float = 1.0, is_complete: bool = True) -> Batch:
     """A remix of a and c whose query is c alone, and a clip of a and b with a clip of c and d."""
-    first, second = SINES["a"] + SINES["b"], SINES["c"] + SINES["d"]
-    targets = (Target(labels=("a", "b"), target_T=first.numpy()), Target(labels=("c", "d"), target_T=second.numpy()))
-    both = TrainingMixture(
-        mix_T=(first + second).numpy(), labels_present=frozenset("abcd"), targets=targets, is_complete=is_complete
+    remix, first, second = SINES["a"] + SINES["c"], SINES["a"] + SINES["b"], SINES["c"] + SINES["d"]
+    weight_G = torch.tensor([weight, 1.0, 1.0])
+    return Batch(
+        mix_BT=torch.stack([remix, *[first + second] * 4]),
+        index_B=torch.tensor([2, 0, 1, 2, 3]),
+        group_B=torch.tensor([0, 1, 1, 2, 2]),
+        target_GT=torch.stack([SINES["c"], first, second]),
+        weight_G=weight_G / weight_G.mean(),
+        mixture_G=torch.tensor([0, 1, 1]),
+        is_complete_G=torch.tensor([False, is_complete, is_complete]),
     )
-    remix_T = (SINES["a"] + SINES["c"]).numpy()
-    alone = Target(labels=("c",), target_T=SINES["c"].numpy(), weight=weight)
-    return collate([TrainingMixture(mix_T=remix_T, labels_present=frozenset("ac"), targets=(alone,)), both], "abcd")
 
 
 def stems(names: str) -> torch.Tensor:

@@ -63,7 +63,7 @@ def test_workers_get_the_embeddings_of_all_labels_and_open_no_encoder(clips, cla
     mixer = ready.mixer()
     student = ready.student(mixer.labels, device=torch.device("cpu"))
     before = student.separator.queries.project.weight.clone()
-    losses = [student.learn(student.separator, mixer.batch(step), torch.device("cpu")) for step in range(2)]
+    losses = [float(student.learn(student.separator, mixer.batch(step))) for step in range(2)]
     assert np.isfinite(losses).all() and not torch.equal(student.separator.queries.project.weight, before)
     student.average.separate(torch.ones(1, 400), [held_out.sources.labels[0]])
     assert student.result().queries.labels == tuple(mixer.labels)

@@ -1,42 +1,14 @@
-"""Training mixtures with their targets, and the batch of tensors that they become.
+"""A batch of training mixtures as tensors.
 
 Shape legend: B queries, G groups of queries that share a target, T samples, E features of an embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """Queries whose stems should add up to one signal."""
-
-    labels: tuple[str, ...]
-    """One query each."""
-    target_T: np.ndarray
-    """The signal, float32."""
-    weight: float = 1.0
-    """Weight in the loss."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingMixture:
-    """A mixture and its targets."""
-
-    mix_T: np.ndarray
-    """The mixture, float32."""
-    labels_present: frozenset[str]
-    """Every label that may sound in the mixture."""
-    targets: tuple[Target, ...]
-    """What the student learns from it."""
-    is_complete: bool = False
-    """True if the targets add up to the mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,24 +46,3 @@ class Batch:
         summed_GT = torch.zeros_like(self.target_GT).index_add(0, groups_B, stems_BT)
         mix_GT = torch.zeros_like(self.target_GT).index_copy(0, self.group_B, self.mix_BT)
         return summed_GT, mix_GT
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(**{name: value.to(device) for name, value in vars(self).items() if value is not None})
-
-
-def collate(mixtures: Sequence[TrainingMixture], labels: Sequence[str]) -> Batch:
-    """The batch of some mixtures for a separator of these labels."""
-    groups = [(number, target) for number, mixture in enumerate(mixtures) for target in mixture.targets]
-    mixture_G = torch.tensor([number for number, _ in groups])
-    group_B = torch.tensor([group for group, (_, target) in enumerate(groups) for _ in target.labels])
-    weight_G = np.array([target.weight for _, target in groups])
-    return Batch(
-        mix_BT=torch.from_numpy(np.stack([mixture.mix_T for mixture in mixtures]))[mixture_G[group_B]],
-        index_B=torch.tensor([labels.index(label) for _, target in groups for label in target.labels]),
-        group_B=group_B,
-        target_GT=torch.from_numpy(np.stack([target.target_T for _, target in groups])),
-        weight_G=torch.from_numpy(weight_G / weight_G.mean()).float(),
-        mixture_G=mixture_G,
-        is_complete_G=torch.tensor([mixtures[number].is_complete for number, _ in groups]),
-    )

@@ -10,13 +10,13 @@ from typing import TypedDict
 import numpy as np
 import torch
 
-from engine.audio.decoder import shared_decoder
 from engine.audio.levels import is_silent
 from engine.corpus.sources import SourceClips
 from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
 from engine.selection.tracks import read_tracks
 from engine.storage.paths import Location, Name
+from train.data.loading import Loader, thread_decoder
 from train.data.sharing import share_mixture
 
 
@@ -56,25 +56,28 @@ class Item:
     """Standard deviation of that estimate."""
 
 
-def clean_items(clean: SourceClips, *, sample_rate_hz: int, max_s: float = 30.0) -> list[Item]:
+def clean_items(
+    clean: SourceClips, *, sample_rate_hz: int, max_s: float = 30.0, loader: Loader | None = None
+) -> list[Item]:
     """Single-source clips; only the first ``max_s`` seconds of each are used.
 
     A clip whose header cannot be read becomes an item as well: the pool counts it as unusable.
     """
 
-    def item(path: str, label: str) -> Item:
+    def item(clip: tuple[str, str]) -> Item:
+        path, label = clip
         try:
-            duration_s = min(shared_decoder().probe(path).duration_s, max_s)
+            duration_s = min(thread_decoder().probe(path).duration_s, max_s)
             load = functools.partial(_load_clean, path, sample_rate_hz, max_s)
         except AudioError as error:  # it may have taken the decoder's time limit: once is enough
             duration_s, load = 0.0, functools.partial(_fail, error)
         return Item(labels=(label,), labels_present=frozenset([label]), clip=path, duration_s=duration_s, load=load)
 
-    return [item(path, label) for path, label in zip(clean.table["path"].to_pylist(), clean.labels, strict=True)]
+    return (loader or Loader()).map(item, zip(clean.table["path"].to_pylist(), clean.labels, strict=True))
 
 
 def _load_clean(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
-    samples_T = shared_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+    samples_T = thread_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
     if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
         raise SilentError(f"{path} must contain sound, got silence; remove it from the single-source clips")
     return samples_T
@@ -148,14 +151,23 @@ def _load_track(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
 
 def _load_pair(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
     """The same track and its clip, ``[2, T]``."""
-    mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
-    if share and _has_all_stems(row):
-        stems_ST = share_mixture(
-            mixture_T=torch.from_numpy(mixture_T),
-            stems_ST=torch.from_numpy(stems_ST),
-            sample_rate_hz=row["sample_rate_hz"],
-        ).numpy()
+    rows = (row["shard"], row["first_row"], row["num_stems"])
+    mixture_T, stems_ST = _divided_clip(stems, *rows, row["sample_rate_hz"] if share and _has_all_stems(row) else None)
     return np.stack([stems_ST[row["row"] - row["first_row"]], mixture_T])
+
+
+@functools.lru_cache(maxsize=16)  # the tracks of a clip are loaded together, by each thread of a loader
+def _divided_clip(
+    stems: Location, shard: str, first_row: int, num_stems: int, sample_rate_hz: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """A clip ``[T]`` and its stems ``[S, T]``, which divide it if its sample rate is given."""
+    mixture_T, stems_ST = read_clip(stems, shard, first_row=first_row, num_stems=num_stems)
+    if sample_rate_hz is None:
+        return mixture_T, stems_ST
+    parts_ST = share_mixture(
+        mixture_T=torch.from_numpy(mixture_T), stems_ST=torch.from_numpy(stems_ST), sample_rate_hz=sample_rate_hz
+    )
+    return mixture_T, parts_ST.numpy()
 
 
 def _has_all_stems(row: TrackRow) -> bool:

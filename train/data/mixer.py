@@ -6,22 +6,25 @@ depends only on the seed, the rank and the step, so a resumed training sees the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from train.data.batch import Batch, Target, TrainingMixture, collate
+from train.data.batch import Batch
+from train.data.drawn import DrawnBatch, Target, TrainingMixture, collate
 from train.data.pools import Cropper, Pool, Sound
 from train.data.query_variation import varied_queries
+from train.data.render import Renderer
 
 if TYPE_CHECKING:
     from train.data.config import MixConfig
 
 
 class Mixer:
-    """Draws training mixtures from pools of sounds.
+    """Draws training mixtures from pools of sounds and renders them on a device.
 
     ``pools`` has ``clean`` (single-source clips), ``tracks``, ``pairs`` (tracks with their clip) and what the
     ablations that are on need.
@@ -37,11 +40,16 @@ class Mixer:
         seed: int,
         rank: int,
         vectors_LE: np.ndarray | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """``vectors_LE`` are the embeddings of the labels, for a student that reads text."""
         self.pools, self.labels, self.config, self.vectors_LE = pools, tuple(labels), config, vectors_LE
         self.seed, self.rank = seed, rank
         self.cropper = Cropper(config, sample_rate_hz=sample_rate_hz)
+        self.render = Renderer(config, sample_rate_hz=sample_rate_hz, device=device or torch.device("cpu"))
+        self._positions = {label: position for position, label in enumerate(self.labels)}
+        self._sorted_labels = sorted(self.labels)
+        self._in_pools: dict[tuple[Pool, ...], list[str]] = {}
 
     @property
     def num_unusable(self) -> int:
@@ -55,25 +63,29 @@ class Mixer:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step; raises ``ValueError`` if there are fewer than two labels to mix."""
-        for pool in self.pools.values():
-            pool.prepare(step)
+        return self.render(self.draw(step))
+
+    def draw(self, step: int) -> DrawnBatch:
+        """What the batch of a step is made of."""
+        if any([pool.prepare(step) for pool in self.pools.values()]):
+            self._in_pools.clear()
         rng = np.random.default_rng([self.seed, 2, self.rank, step])
         mixtures = [self.mixture(rng) for _ in range(self.config.batch_size)]
-        batch = collate(mixtures, self.labels)
+        drawn = collate(mixtures, self._positions, num_samples=self.render.num_samples)
         if self.vectors_LE is None:
-            return batch
+            return drawn
         variation = self.config.query_variation
-        query_BE = varied_queries(batch, mixtures, self.labels, self.vectors_LE, variation, rng)
-        return replace(batch, query_BE=query_BE)
+        query_BE = varied_queries(drawn, mixtures, self._positions, self.vectors_LE, variation, rng)
+        return replace(drawn, query_BE=query_BE)
 
     def mixture(self, rng: np.random.Generator) -> TrainingMixture:
         """A natural clip or a remix; in some, the query names a sound that is not there and the target is silence."""
         made = self.natural_mixture(rng) or self.remix(rng)
-        absent = sorted(set(self.labels).difference(made.labels_present))
-        if absent and rng.random() < self.silence_rate:
-            silence = Target(labels=(absent[rng.integers(len(absent))],), target_T=np.zeros_like(made.mix_T))
-            return TrainingMixture(mix_T=made.mix_T, labels_present=made.labels_present, targets=(silence,))
-        return made
+        if made.labels_present.issuperset(self.labels) or rng.random() >= self.silence_rate:
+            return made
+        absent = [label for label in self._sorted_labels if label not in made.labels_present]
+        silence = Target(labels=(absent[rng.integers(len(absent))],), crops=())
+        return TrainingMixture(crops=made.crops, labels_present=made.labels_present, targets=(silence,))
 
     def natural_mixture(self, rng: np.random.Generator) -> TrainingMixture | None:
         """In ``clip_fraction`` of the mixtures a natural clip, else None."""
@@ -83,9 +95,9 @@ class Mixer:
     def clip(self, rng: np.random.Generator) -> TrainingMixture:
         """A natural clip with one of its tracks as the target."""
         sound = self.draw_from(rng, self.pools["pairs"])
-        target_T, mix_T = self.cropper.crop(rng, sound)
-        target = Target(labels=sound.item.labels, target_T=target_T, weight=self.weight(sound))
-        return TrainingMixture(mix_T=mix_T, labels_present=sound.item.labels_present, targets=(target,))
+        track, clip = self.cropper.crop(rng, sound)
+        target = Target(labels=sound.item.labels, crops=(track,), weight=self.weight(sound))
+        return TrainingMixture(crops=(clip,), labels_present=sound.item.labels_present, targets=(target,))
 
     def remix(self, rng: np.random.Generator) -> TrainingMixture:
         """Sounds of different clips; the first one is the target."""
@@ -96,10 +108,9 @@ class Mixer:
             )
         num_sources = 3 if len(present) > 2 and rng.random() < self.config.three_source_fraction else 2
         sounds = self.draw_sounds(rng, present, num_sources)
-        crops = [self.cropper.crop(rng, sound)[0] for sound in sounds]
-        mix_T: np.ndarray = np.stack(crops).sum(axis=0, dtype=np.float32)
-        target = Target(labels=sounds[0].item.labels, target_T=crops[0], weight=self.weight(sounds[0]))
-        return TrainingMixture(mix_T=mix_T, labels_present=_labels_present(sounds), targets=(target,))
+        crops = tuple(self.cropper.crop(rng, sound)[0] for sound in sounds)
+        target = Target(labels=sounds[0].item.labels, crops=crops[:1], weight=self.weight(sounds[0]))
+        return TrainingMixture(crops=crops, labels_present=_labels_present(sounds), targets=(target,))
 
     def draw_sounds(
         self, rng: np.random.Generator, present: Sequence[str], num_sources: int, *, first: Sequence[Sound] = ()
@@ -113,22 +124,30 @@ class Mixer:
         order = self.label_order(rng, self.pools["clean"], self.pools["tracks"])
         for label in order:
             if len(sounds) < num_sources:
-                sounds += self._draw(rng, label, _disjoint(_labels_present(sounds)))
+                sounds += self._draw(rng, label, without=_labels_present(sounds))
         if len(sounds) == 1:
             alone = sounds[0].item
             others = [label for label in order if label not in alone.labels]
-            drawn = [self._draw(rng, label, lambda sound: sound.item.clip != alone.clip) for label in others]
-            drawn += [self._draw(rng, label, lambda _: True) for label in others]
+            drawn = [self._draw(rng, label, not_of=alone.clip) for label in others]
+            drawn += [self._draw(rng, label) for label in others]
             sounds += next(some for some in drawn if some)
         return sounds
 
-    def _draw(self, rng: np.random.Generator, label: str, fits: Callable[[Sound], bool]) -> list[Sound]:
-        """One sound of a label among those that fit, or none."""
+    def _draw(
+        self, rng: np.random.Generator, label: str, *, without: frozenset[str] = frozenset(), not_of: str | None = None
+    ) -> list[Sound]:
+        """One sound of a label, of a clip without some labels and of another clip than ``not_of``; or none."""
         kinds = ("clean", "tracks") if rng.random() < self.config.clean_fraction else ("tracks", "clean")
         for kind in kinds:
-            fitting = [sound for sound in self.pools[kind].by_label.get(label, []) if fits(sound)]
-            if fitting:
-                return [self.choose(rng, fitting)]
+            sounds = self.pools[kind].by_label.get(label, [])
+            if without or not_of is not None:
+                sounds = [
+                    sound
+                    for sound in sounds
+                    if sound.item.clip != not_of and sound.item.labels_present.isdisjoint(without)
+                ]
+            if sounds:
+                return [self.choose(rng, sounds)]
         return []
 
     def draw_from(self, rng: np.random.Generator, pool: Pool) -> Sound:
@@ -137,12 +156,14 @@ class Mixer:
 
     def labels_in(self, *pools: Pool) -> list[str]:
         """Labels of which some pool has a sound."""
-        return [label for label in self.labels if any(label in pool.by_label for pool in pools)]
+        if pools not in self._in_pools:
+            self._in_pools[pools] = [label for label in self.labels if any(label in pool.by_label for pool in pools)]
+        return self._in_pools[pools]
 
     def label_order(self, rng: np.random.Generator, *pools: Pool) -> list[str]:
         """Labels of some pools in random order."""
         present = self.labels_in(*pools)
-        return [present[i] for i in rng.permutation(len(present))]
+        return [present[i] for i in rng.permutation(len(present)).tolist()]
 
     def choose(self, rng: np.random.Generator, sounds: Sequence[Sound]) -> Sound:
         """One of some sounds of a label."""
@@ -155,7 +176,3 @@ class Mixer:
 
 def _labels_present(sounds: Iterable[Sound]) -> frozenset[str]:
     return frozenset[str]().union(*(sound.item.labels_present for sound in sounds))
-
-
-def _disjoint(labels: frozenset[str]) -> Callable[[Sound], bool]:
-    return lambda sound: sound.item.labels_present.isdisjoint(labels)

@@ -1,10 +1,13 @@
 """Sounds that a worker keeps in memory, and random crops of them.
 
-Shape legend: R signals of a sound: one, or two (a track and its clip); T samples.
+Shape legend: R signals of a sound: one, or two (a track and its clip); T samples of it; N samples of all sounds.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,35 +15,46 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torchaudio
+from torch import Tensor
 
-from engine.audio.levels import active_mask, active_rms
+from engine.audio.levels import active_mask
 from engine.errors import DamagedError
 from engine.storage.retry import is_transient
+from train.data.drawn import NUM_KNOTS, SPEEDS, Crop, crop_width
 from train.data.items import Item
+from train.data.loading import Loader
 
 if TYPE_CHECKING:
     from train.data.config import MixConfig
 
-_SPEEDS = ((1, 1), (4, 5), (9, 10), (10, 9), (5, 4))
 _WINDOW_S = 0.1
 _LEVEL = 0.1  # RMS that sources are brought to, relative to full scale
+_CARD_FRACTION = 1 / 8  # of a card's free memory that a pool may take; a rotating one is there twice for a moment
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Sound:
     """A loaded item."""
 
     item: Item
     """The item that it was loaded from."""
-    samples_RT: np.ndarray
-    """Its samples."""
+    samples_N: Tensor
+    """The sounds of its pool."""
+    first: int
+    """Number of its first sample among them; its signals follow each other."""
+    num_samples: int
+    """Length of each signal."""
+    num_signals: int
+    """One, or two: a track and its clip."""
     active: np.ndarray
     """Numbers of the windows in which the first signal is active."""
 
 
 class Pool:
-    """Sounds in memory by their first label: all sounds if they fit, else a part that rotates."""
+    """Sounds in memory by their first label: all sounds if they fit, else a part that rotates.
+
+    They are one tensor, on the device of the training if it has room.
+    """
 
     def __init__(
         self,
@@ -51,8 +65,11 @@ class Pool:
         seed: int,
         rank: int,
         num_ranks: int,
+        device: torch.device | None = None,
+        loader: Loader | None = None,
     ) -> None:
         self.config, self.sample_rate_hz = config, sample_rate_hz
+        self.device, self.loader = device or torch.device("cpu"), loader or Loader()
         self.rotates = sum(item.duration_s for item in items) > config.pool_s
         order = [items[i] for i in np.random.default_rng([seed, 1]).permutation(len(items))]
         self.items = _label_by_label(order[rank::num_ranks] if self.rotates else order)
@@ -62,13 +79,16 @@ class Pool:
         self.unusable: set[str] = set()
         self._failed: set[Item] = set()  # each may have taken the decoder's time limit: once is enough
 
-    def prepare(self, step: int) -> None:
-        """Load the sounds that belong to a step."""
+    def prepare(self, step: int) -> bool:
+        """Load the sounds that belong to a step; True if they are others than before."""
         turn = step // self.config.refresh_steps if self.rotates else 0
-        if turn != self.turn and self.items:
-            self.turn, self.by_label = turn, {}
-            for item in self._items_of(turn):
-                self._add(item)
+        if turn == self.turn or not self.items:
+            return False
+        self.turn, self.by_label = turn, {}
+        self._load([item for item in self._items_of(turn) if item not in self._failed])
+        if not self.rotates:
+            self.loader.close()
+        return True
 
     def _items_of(self, turn: int) -> list[Item]:
         if not self.rotates:
@@ -77,9 +97,25 @@ class Pool:
         size = max(1, int(self.config.pool_s / mean_s))
         return [self.items[i % len(self.items)] for i in range(turn * size, turn * size + min(size, len(self.items)))]
 
-    def _add(self, item: Item) -> None:
-        if item in self._failed:
-            return
+    def _load(self, items: Sequence[Item]) -> None:
+        """Load items into a new tensor; those of one clip together, by one thread."""
+        num_samples = sum(math.ceil(item.duration_s * self.sample_rate_hz) for item in items)
+        store = _Store(num_samples, self.config.segment_s * self.sample_rate_hz, self.device)
+        clips: dict[str, list[int]] = {}
+        for number, item in enumerate(items):
+            clips.setdefault(item.clip, []).append(number)
+
+        def add(numbers: Sequence[int]) -> list[tuple[int, _Span | None]]:
+            return [(number, self._added(items[number], store)) for number in numbers]
+
+        spans = dict(itertools.chain.from_iterable(self.loader.map(add, clips.values())))
+        for number, item in enumerate(items):
+            if (span := spans[number]) is not None:
+                sound = Sound(item=item, samples_N=store.samples_N, **vars(span))
+                self.by_label.setdefault(item.labels[0], []).append(sound)
+
+    def _added(self, item: Item, store: _Store) -> _Span | None:
+        """Where an item was stored; None if it is unusable."""
         try:
             samples_RT = np.atleast_2d(item.load())
         except DamagedError as error:  # no file of the user's: the pass can make it again
@@ -92,13 +128,45 @@ class Pool:
             self.unusable.add(item.clip)
             if not is_transient(error):
                 self._failed.add(item)
-            return
+            return None
         active = np.flatnonzero(active_mask(samples_RT[0], sample_rate_hz=self.sample_rate_hz, window_s=_WINDOW_S))
         if not len(active):
             self.unusable.add(item.clip)
-            return
-        sound = Sound(item=item, samples_RT=samples_RT, active=active)
-        self.by_label.setdefault(item.labels[0], []).append(sound)
+            return None
+        return _Span(
+            first=store.add(samples_RT), num_samples=samples_RT.shape[1], num_signals=len(samples_RT), active=active
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """Where a sound is in its pool's tensor."""
+
+    first: int
+    num_samples: int
+    num_signals: int
+    active: np.ndarray
+
+
+class _Store:
+    """The tensor that a pool's sounds are written to, with as many zeros at its end as a crop may need."""
+
+    def __init__(self, num_samples: int, segment_samples: float, device: torch.device) -> None:
+        if device.type == "cuda" and 4 * num_samples > _CARD_FRACTION * torch.cuda.mem_get_info(device)[0]:
+            device = torch.device("cpu")  # the crops of each batch are sent
+        self._tail = max(crop_width(math.ceil(segment_samples), speed) for speed in range(len(SPEEDS)))
+        self.samples_N = torch.zeros(num_samples + self._tail, device=device)
+        self._end, self._lock = 0, threading.Lock()
+
+    def add(self, samples_RT: np.ndarray) -> int:
+        """Write the signals of a sound one after the other; returns the number of its first sample."""
+        with self._lock:
+            first, self._end = self._end, self._end + samples_RT.size
+            missing = self._end + self._tail - len(self.samples_N)
+            if missing > 0:  # a file was longer than its header says
+                self.samples_N = torch.nn.functional.pad(self.samples_N, (0, missing + len(self.samples_N) // 8))
+            self.samples_N[first : self._end] = torch.from_numpy(np.ascontiguousarray(samples_RT).reshape(-1))
+        return first
 
 
 def _label_by_label(items: Sequence[Item]) -> list[Item]:
@@ -112,41 +180,35 @@ def _label_by_label(items: Sequence[Item]) -> list[Item]:
 
 
 class Cropper:
-    """Cuts sounds around an active moment, augments them and sets their level."""
+    """Draws crops of sounds around an active moment, with their speed, colour and level."""
 
     def __init__(self, config: MixConfig, *, sample_rate_hz: int) -> None:
-        self.config, self.sample_rate_hz = config, sample_rate_hz
-        self.num_samples = round(config.segment_s * sample_rate_hz)
-        self.resample = {pair: torchaudio.transforms.Resample(*pair) for pair in _SPEEDS[1:]}
+        self.config = config
+        self.num_samples, self.window = round(config.segment_s * sample_rate_hz), round(_WINDOW_S * sample_rate_hz)
 
-    def crop(self, rng: np.random.Generator, sound: Sound) -> np.ndarray:
-        """A crop ``[R, T]`` in which the first signal is active; all signals get the same speed, colour and gain.
+    def crop(self, rng: np.random.Generator, sound: Sound) -> list[Crop]:
+        """A crop of every signal in which the first is active; all signals get the same speed, colour and gain.
 
         The gain brings the last signal to the drawn level: the clip, if the sound is a track with its clip.
         """
-        up, down = _SPEEDS[rng.integers(len(_SPEEDS))] if self.config.augment else (1, 1)
-        wanted = -(-self.num_samples * up // down) + 1
-        window = round(_WINDOW_S * self.sample_rate_hz)
-        active = int(sound.active[rng.integers(len(sound.active))]) * window
-        first = active - int(rng.integers(max(1, wanted - window)))  # the crop contains all of the active window
-        first = max(0, min(first, sound.samples_RT.shape[-1] - wanted))
-        crop = torch.from_numpy(sound.samples_RT[:, first : first + wanted].copy())
-        if up != down:
-            crop = self.resample[up, down](crop)
-        crop = torch.nn.functional.pad(crop, (0, max(0, self.num_samples - crop.shape[-1])))[:, : self.num_samples]
-        samples_RT = self._colour(rng, crop.numpy())
-        level = active_rms(samples_RT[-1], sample_rate_hz=self.sample_rate_hz)
+        augment = self.config.augment
+        speed = int(rng.integers(len(SPEEDS))) if augment else 0
+        width = crop_width(self.num_samples, speed)
+        active = int(sound.active[rng.integers(len(sound.active))]) * self.window
+        first = active - int(rng.integers(max(1, width - self.window)))  # the crop contains all of the active window
+        first = max(0, min(first, sound.num_samples - width))
+        knots_db = rng.normal(0.0, self.config.eq_db, NUM_KNOTS) if augment else None
         gain_db = rng.uniform(-self.config.gain_db, self.config.gain_db)
-        levelled_RT: np.ndarray = samples_RT * (_LEVEL * 10.0 ** (gain_db / 20.0) / max(level, 1e-8))
-        return levelled_RT.astype(np.float32)
-
-    def _colour(self, rng: np.random.Generator, samples_RT: np.ndarray) -> np.ndarray:
-        if not self.config.augment:
-            return samples_RT
-        spectra = torch.fft.rfft(torch.from_numpy(samples_RT))
-        num_bins = spectra.shape[-1]
-        knots_db = rng.normal(0.0, self.config.eq_db, 8)
-        curve_db = np.interp(np.linspace(0.0, 7.0, num_bins), np.arange(8), knots_db).astype(np.float32)
-        gains = torch.from_numpy(10.0 ** (curve_db / 20.0))
-        coloured: np.ndarray = torch.fft.irfft(spectra * gains, samples_RT.shape[-1]).numpy()
-        return coloured
+        crops: list[Crop] = []
+        for number in reversed(range(sound.num_signals)):
+            crop = Crop(
+                samples_N=sound.samples_N,
+                first=sound.first + number * sound.num_samples + first,
+                num_samples=min(width, sound.num_samples - first),
+                speed=speed,
+                knots_db=knots_db,
+                rms=_LEVEL * 10.0 ** (gain_db / 20.0),
+                level_of=crops[-1] if crops else None,
+            )
+            crops.insert(0, crop)
+        return crops

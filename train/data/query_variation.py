@@ -10,14 +10,14 @@ Shape legend: B queries, L labels, E features of an embedding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.settings import Fraction, NonNegative, config
-from train.data.batch import Batch, TrainingMixture
+from train.data.drawn import DrawnBatch, TrainingMixture
 
 
 @config
@@ -33,9 +33,9 @@ class QueryVariation:
 
 
 def varied_queries(
-    batch: Batch,
+    batch: DrawnBatch,
     mixtures: Sequence[TrainingMixture],
-    labels: Sequence[str],
+    positions: Mapping[str, int],
     vectors_LE: np.ndarray,
     config: QueryVariation,
     rng: np.random.Generator,
@@ -43,15 +43,22 @@ def varied_queries(
     """Embeddings ``[B, E]`` of a batch's queries, of length 1, with noise and with some of an absent label."""
     query_BE = vectors_LE[batch.index_B.numpy()]
     other_BE = query_BE.copy()
-    for row, number in enumerate(batch.mixture_G[batch.group_B].tolist()):
-        present = {labels[int(batch.index_B[row])], *mixtures[number].labels_present}
-        absent = [position for position, label in enumerate(labels) if label not in present]
-        if absent:
-            other_BE[row] = vectors_LE[absent[rng.integers(len(absent))]]
+    rows = zip(batch.index_B.tolist(), batch.mixture_G[batch.group_B].tolist(), strict=True)
+    for row, (own, number) in enumerate(rows):
+        present = {own, *(positions[label] for label in mixtures[number].labels_present if label in positions)}
+        if len(present) < len(positions):
+            other_BE[row] = vectors_LE[_absent(int(rng.integers(len(positions) - len(present))), present)]
     weight_B1 = rng.uniform(0.0, config.interpolation, (len(query_BE), 1))
     noise_BE = rng.normal(0.0, config.noise / query_BE.shape[1] ** 0.5, query_BE.shape)
     varied_BE = _unit((1.0 - weight_B1) * query_BE + weight_B1 * other_BE) + noise_BE
     return torch.from_numpy(_unit(varied_BE).astype(np.float32))
+
+
+def _absent(number: int, present: set[int]) -> int:
+    """One of the positions that are not present, counted among them from 0."""
+    for position in sorted(present):
+        number += position <= number
+    return number
 
 
 def _unit(vectors_BE: np.ndarray) -> np.ndarray:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+import torch
 
 from engine.corpus.sources import SourceClips
 from engine.schema import plain_label
@@ -11,6 +13,7 @@ from engine.separators import Embeddings, read_description
 from engine.storage.paths import Name
 from train.data.config import MixConfig
 from train.data.items import Item, clean_items, pair_items, track_items
+from train.data.loading import Loader
 from train.data.mixer import Mixer
 from train.data.pools import Pool
 from train.data.strategies.compose import extra_items, mixer_class
@@ -40,34 +43,57 @@ def make_mixer(
     num_ranks: int = 1,
     start: str | None = None,
     embeddings: Embeddings | None = None,
+    device: torch.device | None = None,
 ) -> Mixer:
     """The mixer of a worker; its labels are those of the checkpoint ``start``, then the others of the training data.
 
-    ``embeddings`` has those of all labels, for a student that reads text.
+    Its batches are on ``device``; None: the CPU. ``embeddings`` has those of all labels, for a student that reads text.
     Raises ``ValueError`` for tracks that cannot be read or have another sample rate.
     """
+    loader = Loader()
     items = _items(data, mix, sample_rate_hz=sample_rate_hz)
-    known = list(read_description(start)["labels"]) if start else []
-    found = {label for kind, some in items.items() if kind != "absent" for item in some for label in item.labels}
-    spelling: dict[str, str] = {}
-    for label in (*known, *sorted(found)):
-        spelling.setdefault(plain_label(label), label)
+    spelling = _spelling(items, data, start)
+    if data.clean is not None:
+        items["clean"] = clean_items(data.clean, sample_rate_hz=sample_rate_hz, loader=loader)
     pools = {
         kind: Pool(
-            _spelled(some, spelling), mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, num_ranks=num_ranks
+            _spelled(some, spelling),
+            mix,
+            sample_rate_hz=sample_rate_hz,
+            seed=seed,
+            rank=rank,
+            num_ranks=num_ranks,
+            device=device,
+            loader=loader,
         )
         for kind, some in items.items()
     }
     kind, labels = mixer_class(mix), list(spelling.values())
     vectors_LE = embeddings.of(labels).numpy() if embeddings is not None else None
-    return kind(pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, vectors_LE=vectors_LE)
+    return kind(
+        pools, labels, mix, sample_rate_hz=sample_rate_hz, seed=seed, rank=rank, vectors_LE=vectors_LE, device=device
+    )
+
+
+def training_labels(data: TrainingData, mix: MixConfig, *, sample_rate_hz: int, start: str | None = None) -> list[str]:
+    """The labels of :func:`make_mixer`, without opening a clip; raises the same errors."""
+    return list(_spelling(_items(data, mix, sample_rate_hz=sample_rate_hz), data, start).values())
+
+
+def _spelling(items: Mapping[str, Sequence[Item]], data: TrainingData, start: str | None) -> dict[str, str]:
+    """Labels as the separator spells them, by what they are called plainly."""
+    known = list(read_description(start)["labels"]) if start else []
+    found = {label for kind, some in items.items() if kind != "absent" for item in some for label in item.labels}
+    found.update(data.clean.labels if data.clean is not None else ())
+    spelling: dict[str, str] = {}
+    for label in (*known, *sorted(found)):
+        spelling.setdefault(plain_label(label), label)
+    return spelling
 
 
 def _items(data: TrainingData, mix: MixConfig, *, sample_rate_hz: int) -> dict[str, list[Item]]:
-    """Items by pool; a pool that the settings do not use is empty."""
+    """Items of the tracks by pool; a pool that the settings do not use is empty."""
     items: dict[str, list[Item]] = {"clean": [], "tracks": [], "pairs": []}
-    if data.clean is not None:
-        items["clean"] = clean_items(data.clean, sample_rate_hz=sample_rate_hz)
     if data.tracks is None:
         return items | {"natural": [], "absent": []}
     items["tracks"] = track_items(data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)

@@ -11,8 +11,8 @@ import torch
 
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
-from engine.passes.plan import plan_pass
 from engine.passes.records import done_names, read_totals
+from engine.passes.speed.plan import plan_pass
 from tests.support.command import call_here
 from tests.support.signals import RATE_HZ, BandSeparator, FixedSource, mixture, run_stages, tiny_checkpoint, write_clips
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 
-from tests.support.remixes import RIGHT, batch_of, config, mixer, raw, stems, two_clips
-from train.data.batch import Batch
-from train.data.items import Item
+from tests.support.remixes import RIGHT, batch_of, stems, two_clips
 from train.losses import batch_loss, clearsep_loss, clearsep_losses
 
 
@@ -25,14 +21,6 @@ def test_regroup_adds_up_the_stems_of_a_group_and_gives_its_mixture() -> None:
     (summed_GT * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
     assert stems_BT.grad is not None
     assert stems_BT.grad[:, 0].tolist() == [10.0, 1.0, 100.0, 10.0, 10.0, 1.0]
-
-
-def test_a_batch_goes_to_a_device_with_all_its_tensors(clean: list[Item]) -> None:
-    batch = mixer(clean, config()).batch(0)
-    moved = batch.to(torch.device("meta"))
-    assert {field.name for field in fields(Batch)} == vars(moved).keys()
-    assert all(value.device.type == "meta" for value in vars(moved).values() if value is not None)
-    assert raw(batch.to(torch.device("cpu"))) == raw(batch)
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_targets() -> None:

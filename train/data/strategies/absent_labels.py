@@ -9,7 +9,7 @@ import numpy as np
 from engine.selection.tracks import read_absent
 from engine.settings import Fraction, config
 from engine.storage.paths import Name
-from train.data.batch import Target, TrainingMixture
+from train.data.drawn import Target, TrainingMixture
 from train.data.items import Item, check_rate, load_clip, track_item
 from train.data.mixer import Mixer
 
@@ -54,6 +54,6 @@ class AbsentLabelMixer(Mixer):
         if not self.pools["absent"].by_label or rng.random() >= self._absent_rate():
             return super().mixture(rng)
         sound = self.draw_from(rng, self.pools["absent"])
-        mix_T = self.cropper.crop(rng, sound)[-1]
-        silence = Target(labels=sound.item.labels, target_T=0.0 * mix_T)
-        return TrainingMixture(mix_T=mix_T, labels_present=sound.item.labels_present, targets=(silence,))
+        crops = tuple(self.cropper.crop(rng, sound))
+        silence = Target(labels=sound.item.labels, crops=())
+        return TrainingMixture(crops=crops, labels_present=sound.item.labels_present, targets=(silence,))

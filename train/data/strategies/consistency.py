@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.settings import NonNegative, config
-from train.data.batch import Batch, Target, TrainingMixture
+from train.data.batch import Batch
+from train.data.drawn import Target, TrainingMixture
 from train.data.mixer import Mixer
 from train.losses import clearsep_losses
 
@@ -36,7 +37,7 @@ class ConsistencyMixer(Mixer):
         is_complete = set(rest).issubset(self.labels)
         if not is_complete or not rest:
             return replace(made, is_complete=is_complete)
-        others = Target(labels=rest, target_T=made.mix_T - target.target_T, weight=0.0)
+        others = Target(labels=rest, crops=made.crops, minus=target.crops, weight=0.0)
         return replace(made, targets=(target, others), is_complete=is_complete)
 
 

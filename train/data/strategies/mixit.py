@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.settings import Fraction, config
-from train.data.batch import Batch, Target, TrainingMixture
+from train.data.batch import Batch
+from train.data.drawn import Target, TrainingMixture
 from train.data.mixer import Mixer
 from train.data.strategies.natural_targets import draw_natural
 from train.losses import batch_loss, clearsep_losses
@@ -59,10 +60,10 @@ class MixItMixer(Mixer):
         if not partners:
             return None
         both = (first, partners[rng.integers(len(partners))])
-        crops = [self.cropper.crop(rng, sound)[0] for sound in both]
-        targets = (Target(labels=sound.item.labels, target_T=crop_T) for sound, crop_T in zip(both, crops, strict=True))
+        crops = tuple(self.cropper.crop(rng, sound)[0] for sound in both)
+        targets = (Target(labels=sound.item.labels, crops=(crop,)) for sound, crop in zip(both, crops, strict=True))
         return TrainingMixture(
-            mix_T=crops[0] + crops[1],
+            crops=crops,
             labels_present=first.item.labels_present | both[1].item.labels_present,
             targets=tuple(targets),
             is_complete=True,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.support.remixes import CLIPS, RIGHT, SINES, config, contents, groups_of, mixer, stems, two_clips
-from train.data.batch import Target, TrainingMixture, collate
+from train.data.batch import Batch
 from train.data.config import MixConfig
 from train.data.items import Item
 from train.data.strategies.compose import loss_of
@@ -127,18 +127,14 @@ def test_every_stem_has_a_gradient_under_mixit_even_if_a_clip_gets_none() -> Non
 
 
 def test_queries_of_consistency_alone_are_not_reassigned() -> None:
-    first, rest = SINES["a"], SINES["b"]
-    targets = (
-        Target(labels=("a",), target_T=first.numpy()),
-        Target(labels=("b",), target_T=rest.numpy(), weight=0.0),
-    )
-    made = collate(
-        [
-            TrainingMixture(
-                mix_T=(first + rest).numpy(), labels_present=frozenset("ab"), targets=targets, is_complete=True
-            )
-        ],
-        "ab",
+    made = Batch(
+        mix_BT=(SINES["a"] + SINES["b"]).repeat(2, 1),
+        index_B=torch.tensor([0, 1]),
+        group_B=torch.tensor([0, 1]),
+        target_GT=stems("ab"),
+        weight_G=torch.tensor([2.0, 0.0]),
+        mixture_G=torch.tensor([0, 0]),
+        is_complete_G=torch.tensor([True, True]),
     )
     assert best_groups(made, stems("ba")).tolist() == [0, 1]
     assert float(batch_loss(made, stems("ab"))) == pytest.approx(float(batch_loss(made, stems("ac"))), abs=1e-3)

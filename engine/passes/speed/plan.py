@@ -7,7 +7,6 @@ import itertools
 import math
 import os
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict
@@ -20,7 +19,7 @@ from engine.passes.decode import Decode
 from engine.passes.records import ShardRecord, shard_records
 from engine.passes.separate import Separate
 from engine.passes.tasks import Tasks, require_clips
-from engine.passes.write import ScoreAndWrite
+from engine.passes.write import Write
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
 from engine.storage.files import folder_for_block
@@ -178,14 +177,9 @@ def _measure(
             labels = [label for row in rows for label in row["labels"]]
             separator, tagger = separator.with_labels(labels, out / "queries"), tagger and tagger.with_labels(labels)
             separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = ScoreAndWrite(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
+            write = Write(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
             for shard in decode.decode(task=0):
-                started = time.perf_counter()
-                separated = separate.separate(shard)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                separate_s = time.perf_counter() - started - separated.counts["assess_s"]
-                write.write(replace(separated, counts=separated.counts | {"separate_s": separate_s}))
+                write.write(separate.separate(shard))
         finally:
             torch.set_num_threads(threads)
         return _Sample(
