@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+import joblib
 import torch
 
 from engine.audio.decoder import Decoder, shared_decoder, use_decoder
@@ -21,7 +21,7 @@ _Loaded = TypeVar("_Loaded")
 
 def loaded(loads: Sequence[Callable[[], _Loaded]]) -> Iterator[_Loaded | ValueError | OSError]:
     """The result of every load, in order, or the ``ValueError`` or ``OSError`` that it raised; few are ahead."""
-    num_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(loads) // _LOADS_FOR_A_THREAD)
+    num_threads = min(joblib.cpu_count(), _MOST_THREADS, 1 + len(loads) // _LOADS_FOR_A_THREAD)
     if num_threads == 1:
         yield from map(_attempt, loads)
         return

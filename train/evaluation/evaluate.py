@@ -23,6 +23,7 @@ from engine.schema import plain_label
 from engine.scoring.metrics import bss_sdr_db, level_db, si_sdr_db, snr_db
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.storage.factories import device_of, in_32_bits
 from train.evaluation.figures import Evaluation, Scored, summarise
 from train.evaluation.mixtures import EvaluationMixture
 
@@ -43,7 +44,7 @@ class SeparatorSystem:
     """
 
     def __init__(self, separator: Separator, *, sample_rate_hz: int | None = None) -> None:
-        self.device = torch.device(getattr(separator, "device", "cpu")).type
+        self.device = device_of(separator)
         self._batched = BatchedSeparator(separator=separator, device=self.device)
         self._sample_rate_hz = sample_rate_hz or separator.sample_rate_hz
 
@@ -125,7 +126,8 @@ def score_mixtures(
     """
     device = system.device if isinstance(system, SeparatorSystem) else "cpu"
     for group in _groups(mixtures, most_samples=_SAMPLES_AT_ONCE[device]):
-        separated = _separated(system, group, device, quick=quick, seed=seed)
+        with in_32_bits():
+            separated = _separated(system, group, device, quick=quick, seed=seed)
         scored: dict[int, Scored | Exception] = {}
         by_shape: dict[object, dict[int, _Separated]] = {}
         for (number, _), one in zip(group, separated, strict=True):
@@ -214,9 +216,7 @@ def _scores(separated: Sequence[_Separated], *, quick: bool) -> list[Scored]:
     return [
         Scored(
             labels=one.labels,
-            stems=tuple(
-                dict(zip(columns, values_V[row * len(columns) :], strict=False)) for row in range(num_labels)
-            ),
+            stems=tuple(dict(zip(columns, values_V[row * len(columns) :], strict=False)) for row in range(num_labels)),
             absent=None if one.absent is None else (one.absent, values_V[-1]),
         )
         for one, values_V in zip(separated, values_GV, strict=True)

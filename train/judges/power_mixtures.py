@@ -121,9 +121,8 @@ class _Drawn:
         if device.type != "cuda":
             return self
         tensors = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return dataclasses.replace(
-            self, **{name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors}
-        )
+        pinned = ((name, one.pin_memory() if one.numel() else one) for name, one in tensors)
+        return dataclasses.replace(self, **{name: one.to(device, non_blocking=True) for name, one in pinned})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +191,8 @@ def _masked(mask: _Mask, source_RNK: Tensor, mixture_R: Tensor, sizes: Sequence[
 
 def _mixed(source_RNK: Tensor, sizes: Sequence[int]) -> Tensor:
     """Sums ``[B, N, K]`` of the first, second and third sources, of which there are so many."""
-    first_BNK, *others = source_RNK.split(list(sizes))
-    mix_BNK = first_BNK.clone()
+    first_BNK, *others = torch.split(source_RNK, list(sizes))
+    mix_BNK: Tensor = first_BNK.clone()
     for other_QNK in others:
         mix_BNK[: len(other_QNK)] += other_QNK
     return mix_BNK

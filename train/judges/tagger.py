@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.settings import Count, Fraction, NonNegative, Positive, Seed, Tree, config, deciding, plain
-from engine.storage.factories import own_device
+from engine.storage.factories import in_32_bits, own_device
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 from engine.taggers import ShareTagger, TagNetworkConfig, read_tagger, save_tagger
@@ -127,8 +127,8 @@ def train_tagger(
 @contextmanager
 def _repeatable(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers of a seed, and algorithms that give the same sums each time, in 32 bits."""
-    exact = torch.backends.cudnn.flags(deterministic=True, benchmark=False, allow_tf32=False)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), exact:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), in_32_bits(repeatable=True):
         torch.manual_seed(seed)
         yield
 
