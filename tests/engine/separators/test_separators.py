@@ -73,12 +73,13 @@ def test_bands_cover_every_bin_in_order(config):
     assert edges == sorted(edges)
 
 
-def test_queries_of_one_mixture_have_the_stems_that_they_have_alone():
-    separator, mix_MT = tiny_separator(), noise(2, 3000)
-    mix_MT[1, 2000:] = 0.0
-    stems_BT = separator.separate(mix_MT, ["low", "high", "low"], lengths=[3000, 2000], rows=[1, 0, 0])
+@pytest.mark.parametrize("lengths", [[3000, 2000], [3000, 3000], [CHUNK_SAMPLES + 9000, CHUNK_SAMPLES - 7]])
+def test_queries_of_one_mixture_have_the_stems_that_they_have_alone(lengths):
+    separator, mix_MT = tiny_separator(), noise(2, lengths[0])
+    mix_MT[1, lengths[1] :] = 0.0
+    stems_BT = separator.separate(mix_MT, ["low", "high", "low"], lengths=lengths, rows=[1, 0, 0])
     for stem_T, row, query in zip(stems_BT, [1, 0, 0], ["low", "high", "low"], strict=True):
-        alone_BT = separator.separate(mix_MT[row, : [3000, 2000][row]][None], [query])
+        alone_BT = separator.separate(mix_MT[row, : lengths[row]][None], [query])
         torch.testing.assert_close(stem_T[: alone_BT.shape[1]], alone_BT[0], rtol=0, atol=1e-6)
 
 
