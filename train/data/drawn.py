@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -148,7 +148,10 @@ _Record = TypeVar("_Record", Terms, DrawnBatch)
 def _on(record: _Record, device: torch.device) -> _Record:
     """The same with its own tensors on a card."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return replace(record, **{name: _sent(value, device) for name, value in values.items() if torch.is_tensor(value)})
+    sent: dict[str, Any] = {
+        name: _sent(value, device) for name, value in values.items() if isinstance(value, torch.Tensor)
+    }
+    return replace(record, **sent)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
