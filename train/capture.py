@@ -44,7 +44,6 @@ def captured(separator: nn.Module, mix_BT: Tensor, query: Tensor) -> Model:
             call = torch.cuda.make_graphed_callables(_Call(separator), (mix_BT, query), allow_unused_input=True)
     except RuntimeError as error:
         _LOGGER.warning(f"training without CUDA graphs ({str(error).partition(chr(10))[0]}): slower, but the same")
-        torch.cuda.synchronize(mix_BT.device)
         return separator
     replayed, shapes = cast(Model, call), (mix_BT.shape, query.shape)
 
