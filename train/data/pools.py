@@ -125,7 +125,7 @@ class Pool:
                 self.by_label.setdefault(item.labels[0], []).append(sound)
 
     def _added(self, item: Item, store: _Store) -> _Span | None:
-        """Where an item was stored; None if it is unusable."""
+        """Load and store an item; None if it is unusable."""
         try:
             samples_RT = np.atleast_2d(item.load())
         except DamagedError as error:  # no file of the user's: the pass can make it again
@@ -150,7 +150,7 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """Where a sound is in its pool's tensor."""
+    """The place of a sound in its pool's tensor."""
 
     first: int
     num_samples: int
