@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from engine.audio.flac import encode_flac24
 from engine.passes.records import write_record
 from engine.passes.shards import write_shard
+from engine.schema import STEMS
 from engine.separators import NetworkConfig, QuerySeparator, save
 from engine.storage.files import write_json
 from tests.support.command import cli  # noqa: F401 - a fixture
@@ -128,7 +130,7 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
                     **scores,
                 }
             )
-        record = write_shard(out, shard, stems=rows, failures=list(failures))
+        record = write_shard(out, shard, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=list(failures))
         write_record(out, shard, record)
         write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
         manifest = {

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
+from cluster.gpu import call_on_gpu
 from engine.corpus.sources import SourceClips, read_sources
-from engine.separators import NetworkConfig, Separator, load_separator
+from engine.separators import NetworkConfig, Separator, SeparatorSource, find_separator
 from engine.settings import build, config
+from engine.storage.factories import own_device
 from engine.storage.paths import Name
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem
@@ -83,7 +85,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a separator on seeded mixtures of single-source clips that it was not trained on.
 
-    ``separator`` is an open one or a name for :func:`load_separator`; ``clips`` a CSV ``path,label[,fold]`` or a folder
+    ``separator`` is an open one, measured where it is, or a name for :func:`load_separator`, which is opened on a GPU
+    of this machine or of the connected cluster if there is one. ``clips`` is a CSV ``path,label[,fold]`` or a folder
     with a subfolder per label. Every source of every mixture is a query once. The result has the means in dB
     (``sdri_db``, ``si_sdri_db``, ``bss_sdri_db``, ...), their 95 % confidence intervals and the same by label. Raises
     ``ValueError`` for clips that cannot be used and labels that the separator does not know.
@@ -92,12 +95,20 @@ def evaluate(
     >>> report["num_stems"], sorted(report["by_label"])
     (8, ['bell', 'dog'])
     """
-    opened = separator if isinstance(separator, Separator) else load_separator(separator)
     settings = ValidationConfig(clips="", num_mixtures=num_mixtures, num_sources=num_sources, seed=seed)
-    mixtures = draw_mixtures(
-        ValidationSet(config=settings, sources=_clips(clips)), sample_rate_hz=opened.sample_rate_hz
-    )
-    return evaluate_system(SeparatorSystem(opened), mixtures, seed=seed)
+    validation = ValidationSet(config=settings, sources=_clips(clips))
+    if isinstance(separator, Separator):
+        return _measure(separator, validation)
+    return call_on_gpu(_open_and_measure, find_separator(separator), validation)
+
+
+def _open_and_measure(separator: SeparatorSource, validation: ValidationSet) -> Evaluation:
+    return _measure(separator.open(own_device()), validation)
+
+
+def _measure(separator: Separator, validation: ValidationSet) -> Evaluation:
+    mixtures = draw_mixtures(validation, sample_rate_hz=separator.sample_rate_hz)
+    return evaluate_system(SeparatorSystem(separator), mixtures, seed=validation.config.seed)
 
 
 def _clips(clips: SourceClips | Name) -> SourceClips:

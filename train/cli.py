@@ -49,14 +49,15 @@ def calibrate(
     from engine.scoring.estimator import save_estimator
     from engine.separators import load_separator
     from engine.settings import build, override
+    from engine.storage.factories import own_device
     from engine.taggers import find_tagger
     from train.judges.calibrate import CalibrationConfig
     from train.judges.calibrate import calibrate as fit
 
     config = build(CalibrationConfig, override({}, set_ or []))
     clips = read_sources(clean, folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside)
-    tagging = find_tagger(tagger).with_labels(clips.labels).open() if tagger else None
-    estimator = fit(load_separator(separator), clips, tagger=tagging, config=config)
+    tagging = find_tagger(tagger).with_labels(clips.labels).open(own_device()) if tagger else None
+    estimator = fit(load_separator(separator, own_device()), clips, tagger=tagging, config=config)
     save_estimator(estimator, out)
     tables, value = estimator_report(estimator)
     print_result(lambda: tables, value, as_json)
@@ -133,6 +134,7 @@ def evaluate(
     """
     from engine.corpus.sources import read_sources
     from engine.separators import load_separator
+    from engine.storage.factories import own_device
     from train.api import evaluate as measure
     from train.evaluation.list_formats import read_list
     from train.evaluation.published_lists import evaluate_list
@@ -150,10 +152,10 @@ def evaluate(
                 "--num-sources, --columns and --audio-root"
             )
         mixtures = read_list(Path(list_))
-        result = evaluate_list(load_separator(separator), mixtures, Path(audio), seed=seed)
+        result = evaluate_list(load_separator(separator, own_device()), mixtures, Path(audio), seed=seed)
     else:
         result = measure(
-            load_separator(separator),
+            separator,
             read_sources(str(clips), folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside),
             num_mixtures=300 if num_mixtures is None else num_mixtures,
             num_sources=2 if num_sources is None else num_sources,

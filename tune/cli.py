@@ -19,6 +19,7 @@ from engine.cli.console import (
     Out,
     RetryFailed,
     Set,
+    SliceOption,
     connected,
     print_result,
 )
@@ -50,6 +51,7 @@ def run(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe (laptop, clearsep) or a YAML file of settings.")],
     out: Out,
     retry_failed: RetryFailed = False,
+    slice_: SliceOption = None,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -59,6 +61,7 @@ def run(
     Example: `clearsep run laptop -o runs/first --set corpus=natural.csv --set clean=clips.csv`
 
     The seed is trained on the clean clips, or given: `--set separator=FOLDER`, or `separator=package.module:factory`.
+    `--slice 3/32` prepares what comes before the pass of the current iteration and separates a share of it.
     """
     from tune.recipes import run_config
     from tune.run import run as run_all
@@ -66,7 +69,7 @@ def run(
 
     config = run_config(recipe, set_ or [])
     with connected(address):
-        summary = run_all(config, out, retry_failed=retry_failed)
+        summary = run_all(config, out, retry_failed=retry_failed, slice=slice_)
     print_result(lambda: run_tables(summary), summary, as_json)
 
 

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
+from cluster.gpu import call_on_gpu
 from engine.passes.config import PassConfig, pass_identity
-from engine.passes.ray_metrics import record_kept, record_validation
 from engine.passes.run import run_pass
 from engine.passes.shards import PassSummary, read_manifest
+from engine.passes.slices import SliceName
+from engine.passes.speed.ray_metrics import record_kept, record_validation
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import Selection, select_tracks
 from engine.separators import SeparatorSource, find_separator
 from engine.settings import named_in
+from engine.storage.factories import own_device
 from engine.storage.files import read_record, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from train.task import TrainingRecord
 
 _LOGGER = logging.getLogger(__name__)
+_DRAWN: dict[str, list[EvaluationMixture]] = {}
+"""The latest mixtures of this process by validation and rate, for a run measures all its separators on the same."""
+_MOST_DRAWN = 2  # validation and confirmation of a search
 
 
 class IterationRecord(TypedDict):
@@ -87,8 +93,6 @@ class Work:
     """Judges of its stems."""
     distil: Callable[..., TrainingRecord] = distil
     """Trains its students: :func:`train.distil.distil`, or the same in another process."""
-    mixtures: dict[str, list[EvaluationMixture]] = field(default_factory=dict)
-    """Mixtures that were drawn so far, by the fingerprint of their validation."""
 
     @property
     def student_rate_hz(self) -> int:
@@ -104,7 +108,7 @@ def iterate(
     Raises ``ValueError`` if the thresholds keep no stem.
     """
     started = time.perf_counter()
-    stems, summary = _separate(work, number, teacher, retry_failed=retry_failed)
+    stems, summary = separate(work, number, teacher, retry_failed=retry_failed)
     tracks, selection = _select(work, number, thresholds, stems)
     outcomes = selection["num_kept"] + sum(selection["num_rejected"].values()) + summary["num_failed"]
     if outcomes != summary["num_queries"]:
@@ -144,8 +148,15 @@ def iterate(
     return record, find_separator(separator)
 
 
-def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed: bool) -> tuple[Location, PassSummary]:
-    """Separate and score the corpus; returns the pass's folder and its summary."""
+def separate(
+    work: Work,
+    number: int,
+    teacher: SeparatorSource,
+    *,
+    retry_failed: bool = False,
+    slice: SliceName | None = None,
+) -> tuple[Location, PassSummary]:
+    """Separate and score the corpus, or a slice of it; returns the pass's folder and its summary."""
     corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
     if teacher.sample_rate_hz != work.student_rate_hz:
         config = replace(config, stem_rate_hz=work.student_rate_hz)
@@ -161,10 +172,18 @@ def _separate(work: Work, number: int, teacher: SeparatorSource, *, retry_failed
         _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
         with named_in("engine", PassConfig):
             summary = run_pass(
-                corpus, folder, separator=teacher, tagger=tagger, config=config, retry_failed=retry_failed
+                corpus,
+                folder,
+                separator=teacher,
+                tagger=tagger,
+                config=config,
+                retry_failed=retry_failed,
+                slice=slice,
             )
         steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
         _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
+        if "limit" in summary:
+            _LOGGER.info(f"iteration {number}: {summary['limit']['advice']}")
     return folder, summary
 
 
@@ -207,7 +226,8 @@ def validate(
 ) -> Evaluation | None:
     """Figures of an iteration's separator on a validation; null if there is none.
 
-    If artifacts are shared, the figures are kept in ``folder`` for other runs.
+    If artifacts are shared, the figures are kept in ``folder`` for other runs. They are computed in 32-bit floating
+    point, on a GPU of this machine or of the cluster if there is one.
     """
     if validation is None:
         return None
@@ -216,13 +236,22 @@ def validate(
     with work.artifacts.building(folder):
         if work.artifacts.shared and path.is_file():
             return read_record(path, Evaluation)
-        if name not in work.mixtures:
-            work.mixtures[name] = draw_mixtures(validation, sample_rate_hz=work.student_rate_hz)
-        opened = separator.with_labels(validation.sources.labels, folder / "queries").open()
-        system = SeparatorSystem(opened, sample_rate_hz=work.student_rate_hz)
-        evaluation = evaluate(system, work.mixtures[name])
+        source = separator.with_labels(validation.sources.labels, folder / "queries")
+        evaluation = call_on_gpu(_measure, source, validation, work.student_rate_hz)
         if work.artifacts.shared:
             write_json(path, evaluation)
     record_validation(number, evaluation["sdri_db"])
     _LOGGER.info(f"iteration {number}: validation SDRi {evaluation['sdri_db']:.2f} dB")
     return evaluation
+
+
+def _measure(separator: SeparatorSource, validation: ValidationSet, sample_rate_hz: int) -> Evaluation:
+    """Figures of a separator, in the process that computes them."""
+    key = fingerprint([validation.identity, sample_rate_hz])
+    if key not in _DRAWN:
+        drawn = draw_mixtures(validation, sample_rate_hz=sample_rate_hz)
+        while len(_DRAWN) >= _MOST_DRAWN:
+            del _DRAWN[next(iter(_DRAWN))]
+        _DRAWN[key] = drawn
+    system = SeparatorSystem(separator.open(own_device()), sample_rate_hz=sample_rate_hz)
+    return evaluate(system, _DRAWN[key])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from cluster.gpu import call_on_gpu
 from engine.corpus.sources import SourceClips
 from engine.scoring.estimator import SiSdrEstimator, load_estimator, save_estimator
 from engine.scoring.model_scores import Scorer
 from engine.separators import SeparatorSource, find_separator
 from engine.separators.batching import BatchedSeparator
+from engine.storage.factories import own_device
 from engine.storage.paths import Location
 from engine.taggers import TaggerSource, find_tagger
 from train.data.training_data import TrainingData
@@ -46,7 +49,8 @@ def _train_tagger(config: RunConfig, inputs: Inputs, seed: SeparatorSource, fold
     assert inputs.clean is not None, "require_judges"
     if not (folder / "tagger.json").is_file():
         _LOGGER.info("training a tagger on the single-source clips")
-    train_tagger(folder, clean=inputs.clean, config=config.tagger_training, sample_rate_hz=seed.sample_rate_hz)
+    settings, rate_hz = config.tagger_training, seed.sample_rate_hz
+    call_on_gpu(train_tagger, folder, clean=inputs.clean, config=settings, sample_rate_hz=rate_hz)
     return find_tagger(folder)
 
 
@@ -61,9 +65,9 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
         return load_estimator(folder)
     clean = inputs.clean
     assert clean is not None, "require_judges"
-    held_out: list[tuple[Scorer, SourceClips]] = []
+    held_out: list[tuple[SeparatorSource, SourceClips]] = []
     if inputs.separator is not None:
-        held_out.append((_scorer(config, inputs, inputs.separator), clean))
+        held_out.append((inputs.separator, clean))
     for part in range(_NUM_PARTS if inputs.separator is None else 0):
         _LOGGER.info(f"calibration: training separator {part + 1} of {_NUM_PARTS} for {config.calibration.steps} steps")
         separator = folder / f"without-{part}"
@@ -74,16 +78,29 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
             network=config.network,
             text_encoder=config.text_encoder,
         )
-        held_out.append((_scorer(config, inputs, find_separator(separator)), clean.part(part, _NUM_PARTS)))
-    about = {"held_out": "by halves" if inputs.separator is None else "all clips", "clean": config.clean}
-    estimator = calibrate_on(held_out, config.calibration, about=about)
+        held_out.append((find_separator(separator), clean.part(part, _NUM_PARTS)))
+    tagger = inputs.tagger.with_labels(clean.labels) if inputs.tagger is not None else None
+    estimator = call_on_gpu(_calibrate, held_out, tagger, config)
     save_estimator(estimator, folder)
     _LOGGER.info(f"calibration: the root mean square error of the SI-SDR is {estimator.about['rmse_db']:.1f} dB")
     return estimator
 
 
-def _scorer(config: RunConfig, inputs: Inputs, separator: SeparatorSource) -> Scorer:
-    batched = BatchedSeparator(separator=separator.open(), batch_s=config.engine.batch_s)
-    labels = inputs.clean.labels if inputs.clean is not None else ()
-    tagger = inputs.tagger.with_labels(labels).open() if inputs.tagger is not None else None
-    return Scorer(batched=batched, tagger=tagger, reseparate=config.engine.reseparate)
+def _calibrate(
+    held_out: Sequence[tuple[SeparatorSource, SourceClips]], tagger: TaggerSource | None, config: RunConfig
+) -> SiSdrEstimator:
+    """The estimator, in the process that computes it, on its GPU if there is one."""
+    device = own_device()
+    opened = tagger.open(device) if tagger is not None else None
+    scorers = [
+        Scorer(
+            batched=BatchedSeparator(separator=separator.open(device), device=device, batch_s=config.engine.batch_s),
+            tagger=opened,
+            reseparate=config.engine.reseparate,
+        )
+        for separator, _ in held_out
+    ]
+    about = {"held_out": "by halves" if len(held_out) == _NUM_PARTS else "all clips", "clean": config.clean}
+    return calibrate_on(
+        [(scorer, clean) for scorer, (_, clean) in zip(scorers, held_out, strict=True)], config.calibration, about=about
+    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from typing_extensions import TypedDict
 
 from engine.passes.records import claim_files
+from engine.passes.slices import SliceName, parse_slice
+from engine.passes.tasks import WHOLE
 from engine.separators import SeparatorSource, find_encoder, find_separator, load, read_description, save
 from engine.settings import Tree, plain
 from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
@@ -23,7 +27,7 @@ from train.distil import distil
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import Inputs, claim_inputs, contents_only, resolve
-from tune.iteration import IterationRecord, Work, iterate, validate
+from tune.iteration import IterationRecord, Work, iterate, separate, validate
 from tune.judges import prepare_judges
 from tune.recipes import run_config
 
@@ -36,15 +40,23 @@ class RunSummary(TypedDict):
     iterations: list[IterationRecord]
 
 
-def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed: bool = False) -> RunSummary:
+def run(
+    config: RunConfig | Mapping[str, Any] | Name,
+    out: Name,
+    *,
+    retry_failed: bool = False,
+    slice: SliceName | None = None,
+) -> RunSummary:
     """Take a run through all its iterations in folder ``out``; returns the summary, which is also written there.
 
     ``config`` is a recipe or YAML file by name, or a mapping of settings as such a file has them (``clearsep settings``
     lists them), which may name its ``recipe``. Ray must be connected (:func:`connect`). Every step leaves its result on
     disk; the same call again resumes after the last finished step. With ``retry_failed`` the failed clips of the
-    current iteration are tried again. Raises ``ValueError`` for inputs that cannot work, and if ``out`` is in use,
-    holds a run with other settings (a schedule may only grow at its end) or of other audio (its folders may move), or
-    has finished all iterations while ``retry_failed`` is set.
+    current iteration are tried again. With ``slice``, such as ``"3/32"``, only that share of the current iteration's
+    pass is done, as by :func:`run_pass`; the same call without it continues when all slices are done. Raises
+    ``ValueError`` for inputs that cannot work, and if ``out`` is in use, holds a run with other settings (a schedule
+    may only grow at its end) or of other audio (its folders may move), or has finished all iterations while
+    ``retry_failed`` is set.
 
     >>> settings = {"recipe": "clearsep", "corpus": "natural.csv", "separator": "separator", "clean": "clips.csv"}
     >>> settings |= {"schedule": [{"min_re_sdr_db": -100}], "distil": {"steps": 2, "mix": {"batch_size": 2}}}
@@ -54,8 +66,11 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
     [(0, 0), (1, 4)]
     """
     config, out = run_config(config), location(out)
-    inputs = resolve(config)
-    with lock(out, "run"):
+    inputs, part = resolve(config), parse_slice(slice, retry_failed=retry_failed)
+    with ExitStack() as held:
+        if part != WHOLE:
+            held.enter_context(lock(out, "slices", wait=True))  # they begin one after another
+        held.enter_context(lock(out, "run"))
         is_begun = (out / "config.yaml").is_file()
         claim(
             out / "config.yaml",
@@ -64,7 +79,7 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
             comparable=functools.partial(_comparable, num_iterations=_num_claimed(out)),
         )
         claim_inputs(inputs, out, what="a run", is_begun=is_begun)
-        for tasks in (out / "iterations").glob("*/corpus/tasks.json"):
+        for tasks in (out / "iterations").glob("*/corpus/tasks.json") if part == WHOLE else ():
             folder, min_labels = tasks.parent.parent, config.engine.min_labels
             claim_files(folder, inputs.corpus, min_labels=min_labels, retry_failed=retry_failed)
         is_finished = (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file()
@@ -73,9 +88,15 @@ def run(config: RunConfig | Mapping[str, Any] | Name, out: Name, *, retry_failed
                 f"cannot retry failed clips of {out} (all its students are trained, so nothing would use their stems); "
                 "start a new run, or a pass of the failed clips (separate-corpus)"
             )
-        if not is_finished:
-            _run_iterations(begin(config, inputs, out), retry_failed=retry_failed)
-        return summarise(out)
+        work = begin(config, inputs, out) if not is_finished else None
+        if work is not None and part == WHOLE:
+            _run_iterations(work, retry_failed=retry_failed)
+        summary = summarise(out)
+    if work is not None and part != WHOLE:
+        number, teacher = _current(work)
+        separate(work, number, teacher, slice=slice)
+        _LOGGER.info("when all slices are done, the same command without --slice continues the run")
+    return summary
 
 
 def _num_claimed(out: Location) -> int | None:
@@ -98,14 +119,19 @@ def _comparable(settings: Mapping[str, Any], *, num_iterations: int | None) -> T
 
 def _run_iterations(work: Work, *, retry_failed: bool) -> None:
     folder = work.artifacts.out / "iterations"
-    for number, thresholds in enumerate(work.config.schedule, 1):
-        if (folder / str(number) / "iteration.json").is_file():
-            continue
-        teacher = work.seed if number == 1 else find_separator(folder / str(number - 1) / "separator")
-        record, _ = iterate(work, number, thresholds, teacher, retry_failed=retry_failed)
+    first, teacher = _current(work)
+    for number, thresholds in enumerate(work.config.schedule[first - 1 :], first):
+        record, teacher = iterate(work, number, thresholds, teacher, retry_failed=retry_failed)
         retry_failed = False
         write_json(folder / str(number) / "iteration.json", record)
         summarise(work.artifacts.out)
+
+
+def _current(work: Work) -> tuple[int, SeparatorSource]:
+    """The first iteration that is not finished, and its teacher."""
+    folder = work.artifacts.out / "iterations"
+    number = next(number for number in itertools.count(1) if not (folder / str(number) / "iteration.json").is_file())
+    return number, work.seed if number == 1 else find_separator(folder / str(number - 1) / "separator")
 
 
 def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:

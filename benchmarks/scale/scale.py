@@ -105,7 +105,7 @@ def write_pass(folder: Path, num_clips: int) -> None:
                     "audio_exponent": 0,
                 }
                 rows.append(row | {"re_sdr_db": draw.normal(10, 5), "remix_snr_db": draw.normal(10, 5)})
-        shards[name] = write_shard(folder, name, stems=rows, failures=[])["sha256"]
+        shards[name] = write_shard(folder, name, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])["sha256"]
     names = {"separator_fingerprint": "half", "config_fingerprint": "half", "fingerprint": f"half-{num_clips}"}
     write_json(folder / "stems" / "manifest.json", names | {"shards": shards})
 

@@ -43,7 +43,7 @@ def write_stems(out: Path, num_clips: int) -> None:
     for first in range(0, num_clips, _CLIPS_PER_SHARD):
         rows = [row for number in range(first, first + _CLIPS_PER_SHARD) for row in _rows(rng, number)]
         name = f"shard-{first:06d}-0000"
-        shards[name] = write_shard(out, name, stems=rows, failures=[])["sha256"]
+        shards[name] = write_shard(out, name, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])["sha256"]
     names = {"fingerprint": "pass", "separator_fingerprint": "none", "config_fingerprint": "none"}
     manifest = {**names, "shards": shards}
     write_json(out / "stems" / "manifest.json", manifest)

@@ -123,7 +123,7 @@ def measure(separator: QuerySeparator, mixtures: Sequence[EvaluationMixture], he
             absent = [other for other in seen if other not in mixture.labels]
             wrong = absent[rng.integers(len(absent))]
             own_T, rival_T = (torch.from_numpy(mixture.sources_ST[one]) for one in (position, 1 - position))
-            stem_T, wrong_T = system.separate(mixture.mix_T, [label, wrong])
+            ((stem_T, wrong_T),) = system.separate([(torch.from_numpy(mixture.mix_T), [label, wrong])])
             rows.append(
                 {
                     "held_out": label in held_out,

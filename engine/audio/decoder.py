@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from engine.audio.decode import MAX_DURATION_S, AudioInfo, ChannelBlock
 from engine.audio.sndfile import Samples
@@ -43,6 +44,7 @@ _MAX_PATH_BYTES = 4096  # PATH_MAX; the request fits into a pipe, so that sendin
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _CRASHES = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGTRAP})
 """Signals by which a faulty decoder ends itself; any other that ends it comes from outside."""
+_OF_THREAD = threading.local()
 _Child = subprocess.Popen[bytes]
 _ROOT = str(Path(__file__).resolve().parents[2])
 
@@ -67,6 +69,14 @@ class Decoder:
     def pid(self) -> int | None:
         """Process id of the child; None if there is none."""
         return None if self._child is None else self._child.pid
+
+    def cpu_s(self) -> float:
+        """CPU time of this process and its child so far."""
+        own_s = time.process_time()
+        try:
+            return own_s + (sum(psutil.Process(self.pid).cpu_times()[:2]) if self.pid is not None else 0.0)
+        except psutil.Error:  # it has ended
+            return own_s
 
     def probe(self, source: str) -> AudioInfo:
         """Return :func:`engine.audio.decode.probe` of a path or an ``s3://`` address; raises DecodeError."""
@@ -262,7 +272,17 @@ def _read(child: _Child, num_bytes: int, deadline_s: float) -> bytearray:
     return data
 
 
-@functools.lru_cache(maxsize=1)
 def shared_decoder(time_limit_s: float = 60.0) -> Decoder:
-    """The decoder of this process, so that it keeps one child."""
+    """The decoder of this process, so that it keeps one child; in a thread that uses another, that one."""
+    of_thread: Decoder | None = getattr(_OF_THREAD, "decoder", None)
+    return of_thread or _of_process(time_limit_s)
+
+
+def use_decoder(decoder: Decoder) -> None:
+    """Let this thread use a decoder of its own, for children work at the same time and one child does not."""
+    _OF_THREAD.decoder = decoder
+
+
+@functools.lru_cache(maxsize=1)
+def _of_process(time_limit_s: float) -> Decoder:
     return Decoder(time_limit_s=time_limit_s)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 _WINDOW_S = 0.1
 _FLOOR_DB = -40.0
 _EDGE_S = 0.01
+_WINDOWS_AT_ONCE = 10
 SILENCE_DBFS = -90.0
 """A clip is silent if no window of 0.1 s has more than this, RMS: the last bit of 16 has -96 with dither."""
 
@@ -39,9 +40,16 @@ def is_silent(samples_T: Samples, *, sample_rate_hz: int) -> bool:
     """
     edge = round(_EDGE_S * sample_rate_hz)
     samples_T = samples_T[edge : len(samples_T) - edge] if len(samples_T) > 4 * edge else samples_T
+    size = _WINDOWS_AT_ONCE * max(1, round(_WINDOW_S * sample_rate_hz))
+    return not any(  # mostly, the first windows decide
+        _has_sound(samples_T[first : first + size], sample_rate_hz) for first in range(0, len(samples_T), size)
+    )
+
+
+def _has_sound(samples_T: Samples, sample_rate_hz: int) -> bool:
     starts = _window_starts(len(samples_T), sample_rate_hz, _WINDOW_S)
     powers = window_energies(samples_T, sample_rate_hz=sample_rate_hz) / np.diff(starts, append=len(samples_T))
-    return bool(powers.max(initial=0.0) < 10 ** (SILENCE_DBFS / 10))
+    return not powers.max(initial=0.0) < 10 ** (SILENCE_DBFS / 10)
 
 
 def active_mask(samples_T: Samples, *, sample_rate_hz: int, window_s: float = _WINDOW_S) -> NDArray[np.bool_]:

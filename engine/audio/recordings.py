@@ -26,7 +26,8 @@ from engine.storage.ranges import RangeFile
 Reader: TypeAlias = "SndfileReader | AvReader"
 _RATES_HZ = (100, 1_000_000)
 _MAX_DURATION_S = 360_000.0  # of a compressed recording, which has to be decoded to its end
-_MAX_OPEN, _MAX_DECIDED = 32, 1024
+_MAX_OPEN = 256  # at least the files of a task: each is decoded once, to know its length, and read later
+_MAX_DECIDED = 1024
 
 
 class Recording:

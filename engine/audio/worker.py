@@ -69,17 +69,16 @@ def pack(message: Request | Answer) -> bytes:
     return struct.pack(">I", len(text)) + text
 
 
-def _run(recordings: Recordings, call: str, source: str, arguments: Any) -> tuple[Answer, bytes]:  # noqa: ANN401 - as in Segment
+def _run(recordings: Recordings, call: str, source: str, arguments: Any) -> tuple[Answer, bytes | memoryview]:  # noqa: ANN401 - as in Segment
     if call == "probe":
         return {"info": vars(probe(source, recordings=recordings))}, b""
     if call == "channels":
         block = decode_channels(source, recordings=recordings, **arguments)
         info = {"sample_rate_hz": block.sample_rate_hz, "mono_channels": block.mono_channels}
         info["num_channels"] = block.samples_TC.shape[1]
-        data = block.samples_TC.tobytes()
-        return {"info": info, "num_bytes": len(data)}, data
-    data = decode(source, recordings=recordings, **arguments).tobytes()
-    return {"num_bytes": len(data)}, data
+        return {"info": info, "num_bytes": block.samples_TC.nbytes}, block.samples_TC.tobytes()
+    samples_T = decode(source, recordings=recordings, **arguments)
+    return {"num_bytes": samples_T.nbytes}, samples_T.data
 
 
 def _describe(error: Exception, source: str) -> Answer:
@@ -142,7 +141,8 @@ def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
                 os.dup2(nothing.fileno(), stream)
         recordings = Recordings(max_kept=_MAX_KEPT, on_decoded=_Progress(answers, alarm_s))
         while head := requests.read(4):
-            request, data = json.loads(requests.read(*struct.unpack(">I", head))), b""
+            request = json.loads(requests.read(*struct.unpack(">I", head)))
+            data: bytes | memoryview = b""
             signal.setitimer(signal.ITIMER_REAL, alarm_s)
             try:
                 answer, data = _run(recordings, **request)
@@ -152,7 +152,7 @@ def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
             _write(answers, answer, data)
 
 
-def _write(answers: BinaryIO, answer: Answer, data: bytes = b"") -> None:
+def _write(answers: BinaryIO, answer: Answer, data: bytes | memoryview = b"") -> None:
     answers.write(pack(answer))
     answers.write(data)
     answers.flush()

@@ -20,6 +20,7 @@ from engine.cli.console import (
     Out,
     RetryFailed,
     Set,
+    SliceOption,
     connected,
     print_result,
 )
@@ -47,6 +48,7 @@ def separate_corpus(
     columns: Columns = None,
     allow_outside: AllowOutside = False,
     retry_failed: RetryFailed = False,
+    slice_: SliceOption = None,
     set_: Set = None,
     as_json: Json = False,
     address: Address = None,
@@ -66,7 +68,9 @@ def separate_corpus(
     )
     source, tagging = find_separator(separator), find_tagger(tagger) if tagger else None
     with connected(address):
-        summary = run_pass(corpus, out, separator=source, tagger=tagging, config=config, retry_failed=retry_failed)
+        summary = run_pass(
+            corpus, out, separator=source, tagger=tagging, config=config, retry_failed=retry_failed, slice=slice_
+        )
     print_result(lambda: [pass_table(summary)], summary, as_json)
 
 
@@ -88,7 +92,7 @@ def plan(
     from engine.cli.tables import plan_table
     from engine.corpus.read import read_corpus
     from engine.passes.config import PassConfig
-    from engine.passes.plan import plan_pass
+    from engine.passes.speed.plan import plan_pass
     from engine.separators import find_separator
     from engine.settings import build, override
     from engine.taggers import find_tagger

@@ -50,6 +50,12 @@ AllowOutside = Annotated[
     bool, typer.Option("--allow-outside", help="Also read files outside the list's folder (or --audio-root).")
 ]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Process only the failed clips again.")]
+SliceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--slice", metavar="NUMBER/COUNT", help="Only this share of the pass, such as 3/32; the last to end closes it."
+    ),
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else a new Ray on this machine.")]
 ESTIMATOR_HELP = "Folder of a calibrated estimator, such as RUN/estimator, which estimates each stem's SI-SDR."
 SEPARATOR_HELP = "Separator: checkpoint folder, or package.module:factory for one of your own."

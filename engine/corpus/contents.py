@@ -69,12 +69,14 @@ def claim_contents(
     what: str,
     may_change: Callable[[set[str]], set[str]] | None = None,
     remedy: str = "restore them, or give another folder",
+    keep: bool = True,
 ) -> str:
     """Store the contents of files in ``record`` (Parquet) or compare them with those stored; returns a fingerprint.
 
     ``paths``, in order and without repeats, start from ``root``. Without ``may_change`` all must be the same. With it,
     a file that was missing may appear and others may be gone, and of those that were replaced it returns the ones that
-    were allowed to be. Raises ``ValueError`` that names the others; ``what`` is such as "clips of a run".
+    were allowed to be. Raises ``ValueError`` that names the others; ``what`` is such as "clips of a run". Without
+    ``keep`` nothing is written, and if something would be, the fingerprint is empty.
     """
     changed, digest, is_new, num_files = set[str](), hashlib.sha256(), not record.is_file(), 0
     strict, is_same = may_change is None and not is_new, not is_new
@@ -97,6 +99,8 @@ def claim_contents(
                 f"the {what} must be those that it was begun with, got {len(refused)} of {num_files} files that were "
                 f"{change} since: {names}; {remedy}"
             )
+        if not is_same and not keep:
+            return ""
         if not is_same:
             aside.seek(0)
             with atomic_path(record) as target, target.open("wb") as file:

@@ -29,6 +29,7 @@ from engine.scoring.scores import Scores
 from engine.separators import Separator, SeparatorFactory, find_separator
 from engine.separators.base import NetworkSeparator
 from engine.separators.queries import Sounds, as_query
+from engine.storage.factories import own_device
 from engine.storage.files import atomic_path, open_binary
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location, Name, location
@@ -176,7 +177,7 @@ def plan_separation(
 
 def _device(name: str) -> str:
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_device()
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"the device must be one of this machine, got {name} where PyTorch finds no GPU; choose cpu")
     return name

@@ -11,13 +11,14 @@ A clip of a retry task that is not done is therefore in neither: like any clip o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,7 +27,7 @@ from typing_extensions import TypedDict
 from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
-from engine.passes.tasks import TaskCounts, TaskRow, Tasks
+from engine.passes.tasks import WHOLE, Slice, TaskCounts, TaskRow, Tasks
 from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
 from engine.storage.files import atomic_path, read_parquet
 from engine.storage.fingerprints import read_sealed, write_sealed
@@ -70,6 +71,12 @@ class ShardRecord(WrittenShard):
     assess_s: float
     score_s: float
     write_s: float
+    read_wait_s: NotRequired[float]
+    """The part of ``decode_s`` in which no CPU worked for it."""
+    write_wait_s: NotRequired[float]
+    """The same of ``write_s``."""
+    gpu_s: NotRequired[float]
+    """Time in which the shard had the GPU of its worker; none without one."""
 
 
 class _ClosedPass(TypedDict):
@@ -96,6 +103,10 @@ class Totals:
     num_failed: int = 0
     audio_s: float = 0.0
     step_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+    read_wait_s: float = 0.0
+    write_wait_s: float = 0.0
+    gpu_s: float = 0.0
+    """Time in which GPUs were busy, if there are any."""
     sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every stem shard, by the shard's name, in order."""
     footer_sha256: dict[str, str] = field(default_factory=dict)
@@ -111,6 +122,9 @@ class Totals:
             setattr(self, count, getattr(self, count) + record[count])
         for step in STEPS:
             self.step_s[step] += record[f"{step}_s"]  # type: ignore[literal-required]
+        self.read_wait_s += record.get("read_wait_s", 0.0)
+        self.write_wait_s += record.get("write_wait_s", 0.0)
+        self.gpu_s += record.get("gpu_s", 0.0)
         self.sha256[name] = record["sha256"]
         if "footer_sha256" in record:
             self.footer_sha256[name] = record["footer_sha256"]
@@ -167,8 +181,8 @@ def adds_up(counts: Mapping[str, Any]) -> bool:
     return "num_queries" not in counts or counts["num_queries"] == counts["num_stems"] + counts["num_failed"]
 
 
-def done_names(out: Location, task: int | None = None) -> list[str]:
-    """Names of the shards that are done, in order; with ``task`` only those of one task.
+def done_names(out: Location, task: int | None = None, *, part: Slice = WHOLE) -> list[str]:
+    """Names of the shards that are done, in order; with ``task`` only those of one task, with ``part`` of a slice.
 
     A listing may lag behind what was written: the manifest of a closed pass, or the number of a task's shards that each
     of their records has, is believed instead.
@@ -176,8 +190,9 @@ def done_names(out: Location, task: int | None = None) -> list[str]:
     prefix = "shard-" if task is None else f"shard-{task:06d}-"
     names = {path.name.removesuffix(".done.json") for path in (out / "stems").glob(f"{prefix}*.done.json")}
     if task is None:
-        closed = out / "stems" / "manifest.json"
-        return sorted(names.union(read_sealed(closed, _ClosedPass).get("shards", ()) if closed.is_file() else ()))
+        with contextlib.suppress(FileNotFoundError):
+            names.update(read_sealed(out / "stems" / "manifest.json", _ClosedPass).get("shards", ()))
+        return sorted(name for name in names if part.has(parse_shard_name(name)[0]))
     num_shards = max((record["num_shards"] for _, record in shard_records(out, sorted(names))), default=1)
     unlisted = {shard_name(task, number) for number in range(num_shards)} - names
     return sorted(names.union(name for name in unlisted if record_path(out, name).is_file()))
@@ -218,15 +233,20 @@ def _failures_in(out: Location, name: str, record: ShardRecord) -> list[FailureR
 def write_manifest_failures(out: Location, corpus: Corpus) -> None:
     """Write the failures of manifest rows; at every start, for they can be corrected without changing the clips."""
     path = out / "failures" / "manifest.parquet"
-    path.unlink(missing_ok=True)
-    if corpus.num_failures:
+    if not corpus.num_failures:
+        path.unlink(missing_ok=True)
+    else:
         with atomic_path(path) as aside, pq.ParquetWriter(aside, FAILURES, write_page_checksum=True) as writer:
             for table in corpus.failure_tables():
                 writer.write_table(table)
 
 
-def claim_files(out: Location, corpus: Corpus, *, min_labels: int, retry_failed: bool = False) -> None:
+def claim_files(
+    out: Location, corpus: Corpus, *, min_labels: int, retry_failed: bool = False, keep: bool = True
+) -> bool:
     """Keep the contents of the corpus' files with a pass, or compare them with those that it was begun with.
+
+    Returns false if something is to be kept, but ``keep`` is false.
 
     A file of which all clips failed may be replaced, and one that was missing may appear; with ``retry_failed`` every
     file without a stem may be replaced, for the pass may have stopped before it came to all that are broken. Raises
@@ -238,14 +258,16 @@ def claim_files(out: Location, corpus: Corpus, *, min_labels: int, retry_failed:
             f"{out} must have the contents of its corpus' files to be started again, got a pass of an older version, "
             "which may be of other files; start it in another folder (what is finished can still be filtered)"
         )
-    claim_contents(
+    digest = claim_contents(
         record,
         corpus.root,
         corpus.files(min_labels=min_labels),
         what=f"files of the corpus of {out}",
         may_change=functools.partial(_may_change, out, retry_failed),
         remedy="restore them, or give another folder (--retry-failed allows other files where there are no stems yet)",
+        keep=keep,
     )
+    return bool(digest)
 
 
 def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
@@ -279,15 +301,15 @@ def _stands(row: FailureRow, task: int, retried: dict[str, list[int]]) -> bool:
     return retried.get(row["clip_id"], [task])[-1] <= task
 
 
-def read_totals(out: Location, reported: Iterable[str] = ()) -> Totals:
-    """Totals of the shards that are done (rule 2 of this module).
+def read_totals(out: Location, reported: Iterable[str] = (), *, part: Slice = WHOLE) -> Totals:
+    """Totals of the shards of a slice that are done (rule 2 of this module).
 
     ``reported`` are names of shards that workers have reported: a listing may lag behind. A shard that is listed or
     reported counts if its files are there.
     """
     totals, retried = Totals(), Tasks(out / "corpus").retried()
-    names = sorted({*done_names(out), *reported})
-    for name, record in zip(names, in_threads(functools.partial(_find_record, out), names), strict=True):
+    names = sorted({*done_names(out, part=part), *reported})
+    for name, record in zip(names, in_threads(functools.partial(find_record, out), names), strict=True):
         if record is None:
             continue
         totals.add(name, record)
@@ -297,7 +319,7 @@ def read_totals(out: Location, reported: Iterable[str] = ()) -> Totals:
     return totals
 
 
-def _find_record(out: Location, name: str) -> ShardRecord | None:
+def find_record(out: Location, name: str) -> ShardRecord | None:
     """The record of a shard, or null if it is damaged or if it or a file that it records is not there."""
     try:
         record = read_sealed(record_path(out, name), ShardRecord)
@@ -307,15 +329,16 @@ def _find_record(out: Location, name: str) -> ShardRecord | None:
     return record if all((out / folder / f"{name}.parquet").is_file() for folder in folders) else None
 
 
-def require_complete(out: Location, totals: Totals, corpus: Corpus, counts: TaskCounts) -> None:
+def require_complete(out: Location, totals: Totals, corpus: Corpus, counts: TaskCounts, *, part: Slice = WHOLE) -> None:
     """Raise ``RuntimeError`` unless the clips of a corpus, of its tasks and of the shards that are done agree.
 
-    A clip that is cut becomes several, so a task must have at least as many clips as rows.
+    A clip that is cut becomes several, so a task must have at least as many clips as rows. With ``part`` the totals are
+    those of a slice, and only its tasks must be complete.
     """
     rows = dict(Tasks(out / "corpus").num_rows())
-    lacking = [task for task, number in rows.items() if totals.task_clips[task] < number]
+    lacking = [task for task, number in rows.items() if part.has(task) and totals.task_clips[task] < number]
     problems = []
-    if missing := sorted({*lacking, *(entry["task"] for entry in missing_tasks(out, totals))}):
+    if missing := sorted({*lacking, *(entry["task"] for entry in missing_tasks(out, totals, part=part))}):
         problems.append(f"shards or clips of {len(missing)} tasks are missing, the first is {missing[0]}")
     if (found := sum(rows.values()) + counts["num_set_aside"]) != corpus.num_clips:
         problems.append(f"the tasks have {found} of the corpus' {corpus.num_clips} clips")
@@ -325,17 +348,18 @@ def require_complete(out: Location, totals: Totals, corpus: Corpus, counts: Task
         )
     if problems:
         raise RuntimeError(
-            f"cannot close the pass in {out} ({'; '.join(problems)}); start the same command again, or start the pass "
-            "in another folder"
+            f"cannot close the pass in {out} ({'; '.join(problems)}); start the same command again, without "
+            "--slice, or start the pass in another folder"
         )
 
 
-def missing_tasks(out: Location, totals: Totals) -> list[PendingTask]:
-    """The tasks with missing shards."""
+def missing_tasks(out: Location, totals: Totals, *, part: Slice = WHOLE) -> list[PendingTask]:
+    """A slice's tasks with missing shards."""
     done: dict[int, list[str]] = {}
     for name in totals.sha256:
         done.setdefault(parse_shard_name(name)[0], []).append(name)
-    tasks = (PendingTask(task=task, done=done.get(task, [])) for task in range(Tasks(out / "corpus").num_tasks()))
+    numbers = filter(part.has, range(Tasks(out / "corpus").num_tasks()))
+    tasks = (PendingTask(task=task, done=done.get(task, [])) for task in numbers)
     return [entry for entry in tasks if len(entry["done"]) < totals.num_shards.get(entry["task"], 1)]
 
 

@@ -1,4 +1,4 @@
-"""Step 2 of a pass: separate decoded clips into stems, where every label of every clip is one query."""
+"""Step 2 of a pass: separate decoded clips into stems, where every label of every clip is one query, and score them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import functools
 import os
 import re
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,8 +23,9 @@ from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pac
 from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
+from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
-from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.separators.batching import FIRST_S, BatchedSeparator, SeparationRequest
 from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
@@ -33,8 +36,23 @@ _LOST_GPU = re.compile(
 )
 
 
-def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple[list[SeparatedClip], list[FailureRow]]:
+def uploaded(clips: Sequence[DecodedClip], device: str) -> list[Tensor]:
+    """The samples of clips on a device; a GPU gets them in one copy, which is not waited for."""
+    if device == "cpu":
+        return [torch.tensor(clip.samples_T) for clip in clips]
+    lengths = [len(clip.samples_T) for clip in clips]
+    pinned = torch.empty(sum(lengths), pin_memory=True)
+    for space_T, clip in zip(torch.split(pinned, lengths), clips, strict=True):
+        space_T.numpy()[:] = clip.samples_T
+    return list(torch.split(pinned.to(device, non_blocking=True), lengths))
+
+
+def separate_clips(
+    clips: Sequence[DecodedClip], batched: BatchedSeparator, mixtures: Sequence[Tensor] | None = None
+) -> tuple[list[SeparatedClip], list[FailureRow]]:
     """Separate every label of every clip; labels and clips that fail are failure rows.
+
+    ``mixtures`` are the clips' samples on the separator's device (:func:`uploaded`) if they are there already.
 
     A batch holds queries of different clips. If a query fails for a reason that may pass by itself, such as memory, its
     clip fails as a whole, so that a retry can process it as a whole.
@@ -42,7 +60,7 @@ def separate_clips(clips: list[DecodedClip], batched: BatchedSeparator) -> tuple
     unknown = unknown_labels((label for clip in clips for label in clip.row["labels"]), batched.separator)
     queries = [(number, label) for number, clip in enumerate(clips) for label in clip.row["labels"]]
     known = [(number, label) for number, label in queries if label not in unknown]
-    mixtures = [torch.from_numpy(clip.samples_T).to(batched.device) for clip in clips]
+    mixtures = uploaded(clips, batched.device) if mixtures is None else mixtures
     answers = batched.separate(
         [
             SeparationRequest(
@@ -132,26 +150,55 @@ class _Guarded:
         return self._call(call, "tagger", num_samples=audio_BT.numel())
 
     def _call(self, call: Callable[[], Tensor], what: str, *, num_samples: int) -> Tensor:
-        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / self._config.batch_s)
-        with self._hand.limit(limit_s, f"the {what}"):
-            try:
-                result = call()
-                if isinstance(result, Tensor) and result.is_cuda:
-                    torch.cuda.current_stream().synchronize()  # where CUDA's late errors are raised
-                return result
-            except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
-                    self._hand.die("WorkerDied", text.splitlines()[0])  # every later call in this process would fail
-                raise
+        limited_s = self._config.batch_s or FIRST_S
+        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / limited_s)
+        with _guarded(self._hand, limit_s, f"the {what}"):
+            result = call()
+            if isinstance(result, Tensor) and result.is_cuda:
+                torch.cuda.current_stream().synchronize()  # where CUDA's late errors are raised
+            return result
+
+
+@contextmanager
+def _guarded(hand: InHand, limit_s: float, what: str) -> Iterator[None]:
+    """End this process if the block hangs, or if it has lost the GPU: every later call would fail."""
+    with hand.limit(limit_s, what):
+        try:
+            yield
+        except Exception as error:
+            _die_without_gpu(hand, error)
+            raise
+
+
+def _die_without_gpu(hand: InHand, error: BaseException) -> None:
+    text = f"{type(error).__name__}: {error}"
+    if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
+        hand.die("WorkerDied", text.splitlines()[0])
 
 
 def _piece(clip: DecodedClip) -> tuple[str, str]:
     return clip.row["clip_id"], clip.row["path"]
 
 
+def _clips(batches: Iterable[ScoredBatch], failures: list[FailureRow]) -> Iterator[ScoredClip]:
+    """The clips of batches that their device has finished."""
+    for batch in batches:
+        for item, scored in zip(batch.items, batch.clips(), strict=True):
+            if isinstance(scored, Exception):
+                failures.append(_score_failure(item, scored))
+            else:
+                yield scored
+
+
+def _score_failure(item: SeparatedClip, error: Exception) -> FailureRow:
+    return failure(item.clip.row, step="score", error=error, num_queries=len(item.labels))
+
+
 class Separate:
-    """Ray Data actor: holds one separator, and a tagger if the pass has one, and separates decoded shards."""
+    """Ray Data actor: holds one separator, and a tagger if the pass has one; separates and scores decoded shards.
+
+    It may be called in several threads: one has the device, while others unpack, upload, fetch and pack their shards.
+    """
 
     def __init__(
         self,
@@ -162,59 +209,120 @@ class Separate:
         hand: InHand | None = None,
     ) -> None:
         torch.set_num_threads(max(1, int(config.num_cpus_per_actor)))
-        self.device, self.hand = "cuda" if on_gpu else "cpu", hand or InHand()
+        self.config, self.hand, opened_on = config, hand or InHand(), "cuda" if on_gpu else "cpu"
+        self.device = opened_on if torch.cuda.is_available() else "cpu"  # a test may give Ray a GPU that does not exist
         batched = BatchedSeparator(
-            separator=_Guarded(open_separator(self.device), self.hand, config),
+            separator=_Guarded(open_separator(opened_on), self.hand, config),
             batch_s=config.batch_s,
-            device=self.device if torch.cuda.is_available() else "cpu",  # a test may give Ray a GPU that does not exist
+            device=self.device,
             autocast=config.autocast and on_gpu,
         )
-        tagger = _Guarded(open_tagger(self.device), self.hand, config) if open_tagger is not None else None
+        tagger = _Guarded(open_tagger(opened_on), self.hand, config) if open_tagger is not None else None
         self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
+        self._turns = threading.Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
-        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
-        return pack(self.separate(shard))
+        with self.hand.work(f"separate-{shard.name}", len(shard.clips)):
+            separated, started = self.separate(shard), time.perf_counter()
+            clips = list(separated.clips)
+            score_s = separated.counts["score_s"] + time.perf_counter() - started
+            return pack(replace(separated, clips=clips, counts=separated.counts | {"score_s": score_s}))
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:
-        """The stems of a shard, and the scores that need a separator or a tagger."""
-        started = time.perf_counter()
-        separated: list[SeparatedClip] = []
-        failures = list(shard.failures)
-        for part in self.hand.parts("separate", [_piece(clip) for clip in shard.clips]):
-            clips = [shard.clips[position] for position in part.positions]
-            if part.error is None:
-                done, failed = separate_clips(clips, self.scorer.batched)
-                separated, failures = separated + done, failures + failed
-            else:
-                failures += [_failure(clip, part.error) for clip in clips]
-        separate_s = time.perf_counter() - started
-        started = time.perf_counter()
-        assessed, failed = self._assess(separated)
-        assess_s = time.perf_counter() - started
-        return SeparatedShard(
-            name=shard.name,
-            clips=assessed,
-            failures=failures + failed,
-            counts=shard.counts | {"separate_s": separate_s, "assess_s": assess_s},
-            use=self._use(shard.clips),
-        )
+        """The stems of a shard with their scores."""
+        failures, counts = list(shard.failures), dict(shard.counts)
+        guarded = functools.partial(_guarded, self.hand, self.config.separate_limit_s)
+        with guarded("uploading"):
+            mixtures = uploaded(shard.clips, self.device)
+        with self._turns:
+            begun = time.perf_counter()
+            separated = self._separate(shard.clips, mixtures, failures)
+            parted = time.perf_counter()
+            assessed = self._assess(separated, failures)
+            counts |= {"separate_s": parted - begun, "assess_s": time.perf_counter() - parted, "score_s": 0.0}
+            batches: Iterable[ScoredBatch] = self._score(assessed, failures)
+            if self.device != "cpu":
+                with guarded("scoring"):
+                    batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                    scored.record()
+                counts["gpu_s"] = time.perf_counter() - begun
+            use = self._use(shard.clips)
+        clips: Iterable[ScoredClip] = _clips(batches, failures)
+        if self.device != "cpu":
+            with guarded("scoring"):
+                scored.synchronize()
+            places = {item.clip.row["clip_id"]: place for place, item in enumerate(assessed)}
+            clips = sorted(clips, key=lambda clip: places[clip.row["clip_id"]])
+            counts["score_s"] = time.perf_counter() - begun - counts["separate_s"] - counts["assess_s"]
+        return SeparatedShard(name=shard.name, clips=clips, failures=failures, counts=counts, use=use)
 
-    def _assess(self, items: list[SeparatedClip]) -> tuple[list[SeparatedClip], list[FailureRow]]:
-        """The clips with the scores that need a separator or a tagger, and those where that fails."""
+    def _separate(
+        self, clips: list[DecodedClip], mixtures: list[Tensor], failures: list[FailureRow]
+    ) -> list[SeparatedClip]:
+        """The stems of clips; those that fail are added to the failures."""
+        separated: list[SeparatedClip] = []
+        for part in self.hand.parts("separate", [_piece(clip) for clip in clips]):
+            some = [clips[position] for position in part.positions]
+            samples = [mixtures[position] for position in part.positions]
+            if part.error is None:
+                done, failed = separate_clips(some, self.scorer.batched, samples)
+                separated += done
+                failures += failed
+            else:
+                failures += [_failure(clip, part.error) for clip in some]
+        return separated
+
+    def _assess(self, items: list[SeparatedClip], failures: list[FailureRow]) -> list[SeparatedClip]:
+        """The clips with the scores that need a separator or a tagger; those where that fails are failures."""
+        if not self.scorer.needs_models:
+            return items
         assessed: list[SeparatedClip] = []
-        failures: list[FailureRow] = []
         for part in self.hand.parts("assess", [_piece(item.clip) for item in items]):
             scores = self._model_scores(items, part.positions) if part.error is None else [part.error]
             for position, rows in zip(part.positions, scores, strict=True):
-                item = items[position]
                 if isinstance(rows, Exception):
-                    failures.append(failure(item.clip.row, step="score", error=rows, num_queries=len(item.labels)))
+                    failures.append(_score_failure(items[position], rows))
                 else:
-                    mixture_T, stems_ST = item.mixture_T.cpu(), item.stems_ST.cpu()
-                    assessed.append(replace(item, extra=rows, mixture_T=mixture_T, stems_ST=stems_ST))
-        return assessed, failures
+                    assessed.append(replace(items[position], extra=rows))
+        return assessed
+
+    def _score(self, items: list[SeparatedClip], failures: list[FailureRow]) -> Iterator[ScoredBatch]:
+        """The clips with all scores, batch by batch when they are taken; those where that fails are failures."""
+        rate_hz, written_hz = self.scorer.sample_rate_hz, self.config.stem_rate_hz
+        score = functools.partial(
+            score_together, sample_rate_hz=rate_hz, as_integers=written_hz is None or written_hz == rate_hz
+        )
+        for part in self.hand.parts("score", [_piece(item.clip) for item in items]):
+            if part.error is not None:
+                failures += [_score_failure(items[position], part.error) for position in part.positions]
+                continue
+            for batch in batches_of([items[position] for position in part.positions]):
+                for scored in self._scored(score, batch):
+                    if isinstance(scored, ScoredBatch):
+                        yield scored
+                    else:
+                        failures.append(scored)
+            if len(part.positions) == 1 and self.device != "cpu":
+                torch.cuda.synchronize()  # while the clip is marked as in hand
+
+    def _scored(
+        self, score: Callable[[list[SeparatedClip]], ScoredBatch], batch: list[SeparatedClip]
+    ) -> Iterator[ScoredBatch | FailureRow]:
+        """The scores of clips together; if that fails, of each alone, or its failure."""
+        try:
+            scored = score(batch)
+        except BaseException as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
+            _die_without_gpu(self.hand, error)
+            cause = as_exception(error)
+        else:
+            yield scored
+            return
+        if len(batch) == 1:
+            yield _score_failure(batch[0], cause)
+        else:
+            for item in batch:
+                yield from self._scored(score, [item])
 
     def _model_scores(self, items: list[SeparatedClip], positions: Sequence[int]) -> list[list[Scores] | Exception]:
         """The scores of the clips at some positions; if that fails, of each alone, or the exception."""
@@ -228,7 +336,7 @@ class Separate:
 
     def _use(self, clips: list[DecodedClip]) -> WorkerUse:
         device, vram_bytes = "cpu", 0
-        if self.device == "cuda" and torch.cuda.is_available():
+        if self.device == "cuda":
             device, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
             torch.cuda.reset_peak_memory_stats()
         fill_fraction = self.scorer.batched.fill_fraction([len(c.samples_T) for c in clips for _ in c.row["labels"]])

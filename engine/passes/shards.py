@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, cast, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,9 @@ from engine.passes.records import (
     parse_shard_name,
     record_path,
 )
-from engine.passes.tasks import Tasks
-from engine.schema import FAILURES, STEMS, FailureRow
+from engine.passes.speed.limits import PassLimit
+from engine.passes.tasks import WHOLE, Slice, TaskCounts, Tasks
+from engine.schema import FAILURES, FailureRow
 from engine.settings import deciding
 from engine.storage.files import (
     damaged,
@@ -83,6 +84,20 @@ class PassSummary(TypedDict):
     config_fingerprint: str
     fingerprint: str
     """Of the separator and all stems."""
+    limit: NotRequired[PassLimit]
+    """What limited that start; not of a slice, which shares its machines with others."""
+    missing_slices: NotRequired[list[str]]
+    """If a slice has ended before others: those, such as ``3/32``. All counts are then those of the slice."""
+
+
+class PassStart(NamedTuple):
+    """One start of a command that makes shards."""
+
+    wall_s: float
+    audio_s: float
+    """Audio in the shards that it made."""
+    limit: PassLimit | None
+    """What limited it; null if it made no shard, or was one of several slices, which share machines."""
 
 
 class PassManifest(PassSummary):
@@ -96,12 +111,10 @@ class PassManifest(PassSummary):
     """Licences of the released weights that the separator is or learned from."""
 
 
-def write_shard(
-    out: Location, name: str, *, stems: Sequence[Mapping[str, object]], failures: Sequence[FailureRow]
-) -> WrittenShard:
-    """Write the stems and failures of a shard."""
+def write_shard(out: Location, name: str, *, stems: pa.Table, failures: Sequence[FailureRow]) -> WrittenShard:
+    """Write the stems (``schema.STEMS``) and failures of a shard."""
     path = out / "stems" / f"{name}.parquet"
-    write_parquet(path, pa.Table.from_pylist(stems, schema=STEMS), rows_per_group=8)
+    write_parquet(path, stems, rows_per_group=8)
     failed = out / "failures" / f"{name}.parquet"
     if failures:
         write_parquet(failed, pa.Table.from_pylist(failures, schema=FAILURES))
@@ -124,24 +137,20 @@ def pass_manifest(
     config: PassConfig,
     *,
     separator: SeparatorSource,
-    num_set_aside: int,
-    wall_s: float,
-    audio_s_before: float,
+    counts: TaskCounts,
+    start: PassStart,
 ) -> PassManifest:
-    """The manifest of a pass whose tasks are all done.
-
-    ``audio_s_before`` is of shards that earlier starts made.
-    """
+    """The manifest of a pass whose tasks are all done; ``start`` is the one that finished it."""
     all_s = sum(totals.step_s.values()) or 1.0
-    return {
+    manifest: PassManifest = {
         "num_clips": totals.num_clips + corpus.num_failures,
-        "num_set_aside": num_set_aside,
+        "num_set_aside": counts["num_set_aside"],
         "num_queries": totals.num_queries + corpus.num_failed_queries,
         "num_stems": totals.num_stems,
         "num_failed": totals.num_failed + corpus.num_failed_queries,
         "audio_h": totals.audio_s / 3600.0,
-        "wall_s": wall_s,
-        "audio_s_per_s": (totals.audio_s - audio_s_before) / wall_s,
+        "wall_s": start.wall_s,
+        "audio_s_per_s": start.audio_s / start.wall_s,
         "step_s": totals.step_s,
         "step_fraction": {step: step_s / all_s for step, step_s in totals.step_s.items()},
         "separator_fingerprint": separator.fingerprint,
@@ -151,6 +160,7 @@ def pass_manifest(
         "footer_sha256": totals.footer_sha256,
         "fingerprint": fingerprint([separator.fingerprint, totals.sha256]),
     }
+    return manifest if start.limit is None else {**manifest, "limit": start.limit}
 
 
 def read_manifest(stems: Location, *needs: str) -> PassManifest:
@@ -164,7 +174,14 @@ def read_manifest(stems: Location, *needs: str) -> PassManifest:
 
 def read_summary(stems: Location) -> PassSummary:
     """The summary of a closed pass, from its manifest."""
-    manifest = read_manifest(stems, *get_type_hints(PassSummary), "shards")
+    hints = get_type_hints(PassSummary, include_extras=True).items()
+    return summary_of(
+        read_manifest(stems, *(name for name, kind in hints if get_origin(kind) is not NotRequired), "shards")
+    )
+
+
+def summary_of(manifest: PassManifest) -> PassSummary:
+    """The summary of a pass, from its manifest."""
     return cast(PassSummary, {name: value for name, value in manifest.items() if name not in _NOT_IN_SUMMARY})
 
 
@@ -191,12 +208,12 @@ def verify(stems: Location, files: Sequence[str] | None = None) -> list[str]:
     ]
 
 
-def damaged_files(out: Location) -> list[str]:
+def damaged_files(out: Location, part: Slice = WHOLE) -> list[str]:
     """Files of a pass, relative to its folder, that are missing or whose bytes are not those that were recorded.
 
-    Every shard is read once; an object in S3 only if its tag is another.
+    Every shard is read once; an object in S3 only if its tag is another. With ``part`` only shards of a slice are.
     """
-    names = done_names(out)
+    names = done_names(out, part=part)
     if len(names) >= _MANY:
         _LOGGER.info("comparing the checksums of %d shards of %s", len(names), out)
     found = [file for files in in_threads(functools.partial(_damaged_in, out), names) for file in files]
@@ -229,20 +246,30 @@ def _is_intact(path: Location, sha256: str | None, etag: str | None) -> bool:
         return False
 
 
-def reopen_damaged(out: Location) -> list[str]:
-    """Let a pass make its shards again whose files are missing or damaged; opens a closed pass again.
-
-    Returns the names of the shards that are done, which a listing may not have if the pass was closed.
-    """
+def remove_damaged_manifest(out: Location) -> None:
+    """Open a pass again whose manifest is damaged."""
     closed = out / "stems" / "manifest.json"
     try:
-        is_closed = closed.is_file() and bool(read_manifest(out / "stems"))
+        _ = closed.is_file() and read_manifest(out / "stems")
     except DamagedError as error:
         _LOGGER.warning(str(error))
-        is_closed = False
         closed.unlink()
-    done, damaged = done_names(out), damaged_files(out)
+
+
+def reopen_damaged(out: Location, damaged: Sequence[str], part: Slice = WHOLE) -> list[str]:
+    """Let a pass make its shards again that have files among ``damaged``; opens a closed pass again.
+
+    Returns the names of the slice's shards that are done, which a listing may not have if the pass was closed.
+    """
+    closed = out / "stems" / "manifest.json"
+    is_closed, done = closed.is_file(), done_names(out, part=part)
     names = {file.rpartition("/")[2].partition(".")[0] for file in damaged if not file.startswith("corpus/")}
+    retries = [file for file in damaged if file.startswith("corpus/retry-")]
+    if retries and part != WHOLE:
+        raise DamagedError(
+            f"cannot use {out / retries[0]} (its bytes are not those that were recorded); start the "
+            "command without --slice, which plans that retry again"
+        )
     retry = Tasks(out / "corpus").remove_damaged_retries()
     if retry is not None:
         names |= {name for name in done if parse_shard_name(name)[0] >= retry}

@@ -1,26 +1,26 @@
-"""Step 3 of a pass: encode the stems of a shard, score the audio as it is stored, write the shard and its record."""
+"""Step 3 of a pass: encode the stems of a shard, write the shard and its record."""
 
 from __future__ import annotations
 
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import cast
 
-import numpy as np
 import pyarrow as pa
 import soxr
 import torch
 
-from engine.audio.flac import encode_flac24, round_flac24
+from engine.audio.flac import encode_flac24, encode_steps
 from engine.passes.config import PassConfig
-from engine.passes.records import ShardRecord, write_record
+from engine.passes.records import ShardRecord, find_record, write_record
 from engine.passes.separate import Separate
 from engine.passes.shards import write_shard
 from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
-from engine.schema import SeparatedClip, failure
-from engine.scoring.scores import score_clip
+from engine.schema import CLIPS, SCORES, STEMS, FailureRow, failure
+from engine.scoring.stored import ScoredClip
 from engine.separators import Separator
 from engine.storage.in_hand import InHand
 from engine.storage.paths import location
@@ -28,42 +28,52 @@ from engine.storage.retry import retried
 from engine.taggers import Tagger
 
 
-class ScoreAndWrite:
+class Write:
     """Ray Data task: writes separated shards; the record comes last, so a shard counts as a whole or not at all."""
 
     def __init__(
         self, out: str, sample_rate_hz: int, hand: InHand | None = None, *, written_hz: int | None = None
     ) -> None:
-        """Stems of ``sample_rate_hz`` are scored, and written at ``written_hz``; null: at the same rate."""
+        """Stems of ``sample_rate_hz`` are written at ``written_hz``; null: at the same rate."""
         self.out, self.sample_rate_hz, self.hand = location(out), sample_rate_hz, hand or InHand()
         self.written_hz = written_hz or sample_rate_hz
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         torch.set_num_threads(1)
         shard = unpack(batch)
-        self.hand.begin(f"write-{shard.name}", len(shard.clips))
-        return pack(self.write(shard))
+        clips = list(shard.clips)
+        with self.hand.work(f"write-{shard.name}", len(clips)):
+            return pack(self.write(replace(shard, clips=self._in_parts(clips, shard.failures))))
+
+    def _in_parts(self, clips: list[ScoredClip], failures: list[FailureRow]) -> Iterator[ScoredClip]:
+        """The clips; those that have ended too many workers are failures."""
+        for part in self.hand.parts("write", [(clip.row["clip_id"], clip.row["path"]) for clip in clips]):
+            for clip in (clips[position] for position in part.positions):
+                if part.error is None:
+                    yield clip
+                else:
+                    failures.append(_failure(clip, part.error))
 
     def write(self, shard: SeparatedShard) -> ShardReport:
-        """Score and write a shard."""
+        """Write a shard."""
         started, score_s = time.perf_counter(), 0.0
-        stems: list[dict[str, object]] = []  # the stems of a clip are consecutive
-        failures = list(shard.failures)
-        pieces = [(item.clip.row["clip_id"], item.clip.row["path"]) for item in shard.clips]
-        for part in self.hand.parts("score", pieces):
-            for item in (shard.clips[position] for position in part.positions):
-                try:
-                    if part.error is not None:
-                        raise part.error
-                    audio = self._encode(item)
-                    encoded = time.perf_counter()
-                    stems.extend(self._score(item, audio))
-                    score_s += time.perf_counter() - encoded
-                except Exception as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
-                    num_queries = len(item.labels)
-                    failures.append(failure(item.clip.row, step="score", error=error, num_queries=num_queries))
-        written = retried(functools.partial(write_shard, self.out, shard.name, stems=stems, failures=failures))
-        times = {"score_s": score_s, "write_s": time.perf_counter() - started - score_s}
+        stems, failures, clips = _Stems(self.written_hz), shard.failures, iter(shard.clips)
+        while True:
+            taken = time.perf_counter()
+            clip = next(clips, None)  # on a CPU it is scored now
+            score_s += time.perf_counter() - taken
+            if clip is None:
+                break
+            try:
+                stems.add(clip, *self._encode(clip))
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
+                failures.append(_failure(clip, error))
+        table = stems.table()
+        stored, worked_s = time.perf_counter(), time.process_time()
+        written = retried(functools.partial(write_shard, self.out, shard.name, stems=table, failures=failures))
+        ended, worked_s = time.perf_counter(), time.process_time() - worked_s
+        times = {"score_s": shard.counts["score_s"] + score_s, "write_s": ended - started - score_s}
+        times["write_wait_s"] = max(0.0, ended - stored - worked_s)
         record = cast(ShardRecord, shard.counts | times | written)
         write_record(self.out, shard.name, record)
         failed: Counter[tuple[str, str]] = Counter()
@@ -71,38 +81,56 @@ class ScoreAndWrite:
             failed[row["step"], row["error_class"]] += row["num_queries"]
         return ShardReport(name=shard.name, record=record, failed=failed, use=shard.use)
 
-    def _encode(self, item: SeparatedClip) -> list[dict[str, object]]:
-        signals = [item.clip.samples_T, *item.stems_ST.numpy()]
-        if self.written_hz != self.sample_rate_hz:
-            signals = [soxr.resample(one, self.sample_rate_hz, self.written_hz, quality="HQ") for one in signals]
-        common = {"sample_rate_hz": self.written_hz, "num_samples": len(signals[0])}
-        mixture, *coded = (encode_flac24(signal_T, sample_rate_hz=self.written_hz) for signal_T in signals)
-        audio: list[dict[str, object]] = [
-            {**common, "audio_flac": data, "audio_exponent": exponent} for data, exponent in coded
-        ]
-        audio[0] |= {"mixture_flac": mixture[0], "mixture_exponent": mixture[1]}
-        return audio
-
-    def _score(self, item: SeparatedClip, audio: list[dict[str, object]]) -> list[dict[str, object]]:
-        stored_ST = np.stack([round_flac24(stem_T) for stem_T in item.stems_ST.numpy()])
-        scores = score_clip(
-            mixture_T=item.mixture_T,
-            stems_ST=torch.from_numpy(stored_ST),
-            sample_rate_hz=self.sample_rate_hz,
-        )
-        extra = item.extra or [{}] * len(item.labels)
-        return [
-            {**item.clip.row, "label": label, **coded, **score, **more}
-            for label, coded, score, more in zip(item.labels, audio, scores, extra, strict=True)
-        ]
+    def _encode(self, clip: ScoredClip) -> tuple[int, list[tuple[bytes, int]]]:
+        """The number of samples, and the FLAC and exponent of each signal."""
+        rate_hz = self.written_hz
+        if clip.exponents is not None:
+            pairs = zip(clip.signals_ST, clip.exponents, strict=True)
+            coded = [(encode_steps(one_T, exponent, sample_rate_hz=rate_hz), exponent) for one_T, exponent in pairs]
+            return clip.signals_ST.shape[1], coded
+        signals = [soxr.resample(one_T, self.sample_rate_hz, rate_hz, quality="HQ") for one_T in clip.signals_ST]
+        return len(signals[0]), [encode_flac24(one_T, sample_rate_hz=rate_hz) for one_T in signals]
 
 
-class SeparateScoreAndWrite(Separate):
+class _Stems:
+    """The columns of a shard; the stems of a clip are consecutive, and its first has the mixture."""
+
+    def __init__(self, sample_rate_hz: int) -> None:
+        self._sample_rate_hz = sample_rate_hz
+        self._columns: dict[str, list[object]] = {name: [] for name in STEMS.names}
+
+    def add(self, clip: ScoredClip, num_samples: int, coded: list[tuple[bytes, int]]) -> None:
+        """Add the stems of a clip."""
+        num_stems, (mixture, *stems) = len(clip.labels), coded
+        values: dict[str, list[object]] = {name: [clip.row[name]] * num_stems for name in CLIPS.names}  # type: ignore[literal-required]
+        values |= {name: [row[name] for row in clip.scores] for name in SCORES.names}
+        values |= {
+            "label": [*clip.labels],
+            "sample_rate_hz": [self._sample_rate_hz] * num_stems,
+            "num_samples": [num_samples] * num_stems,
+            "audio_flac": [data for data, _ in stems],
+            "audio_exponent": [exponent for _, exponent in stems],
+            "mixture_flac": [mixture[0], *[None] * (num_stems - 1)],
+            "mixture_exponent": [mixture[1], *[None] * (num_stems - 1)],
+        }
+        for name, added in values.items():
+            self._columns[name] += added
+
+    def table(self) -> pa.Table:
+        """All of them."""
+        return pa.table([pa.array(self._columns[field.name], field.type) for field in STEMS], schema=STEMS)
+
+
+def _failure(clip: ScoredClip, error: Exception) -> FailureRow:
+    return failure(clip.row, step="score", error=error, num_queries=len(clip.labels))
+
+
+class SeparateAndWrite(Separate):
     """Ray Data actor for CPUs: both steps in one process, so that no stems travel between processes."""
 
     def __init__(
         self,
-        write: ScoreAndWrite,
+        write: Write,
         open_separator: Callable[[str], Separator],
         open_tagger: Callable[[str], Tagger] | None,
         config: PassConfig,
@@ -112,5 +140,8 @@ class SeparateScoreAndWrite(Separate):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
-        self.hand.begin(f"separate-{shard.name}", len(shard.clips))
-        return pack(self.write.write(self.separate(shard)))
+        done = find_record(self.write.out, shard.name)
+        if done is not None:  # by a worker that ended before it had done all shards of its task
+            return pack(ShardReport(name=shard.name, record=done, failed={}, use=self._use(shard.clips)))
+        with self.hand.work(f"separate-{shard.name}", len(shard.clips)):
+            return pack(self.write.write(self.separate(shard)))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from engine.scoring import energies
 from engine.scoring.energies import MAX_DB, SignalPair, energy, ratio_db
 
 _SINGULAR_LOAD = (
@@ -36,8 +37,10 @@ def pair_bss_sdr_db(pair: SignalPair, filter_length: int) -> Tensor:
     rest = pair.estimate_energy - 2 * (filter_BL * cross_BL).sum(-1) + target
     largest = pair.estimate_energy.sqrt() + filter_BL.abs().sum(-1) * pair.reference_energy.sqrt()
     wanted = torch.maximum(rest, target * 10 ** (-MAX_DB / 10))
-    if (_ROUNDING * largest.square() > _WORST_ERROR * wanted).any():  # a filter with large taps, or above about 90 dB
-        target, rest = _energies(pair.estimate, pair.reference, filter_BL)
+    is_rough = _ROUNDING * largest.square() > _WORST_ERROR * wanted  # a filter with large taps, or above about 90 dB
+    if not energies.is_on_cpu(filter_BL) or is_rough.any():  # on a GPU it takes less time than to wait for the answer
+        exact = _energies(pair.estimate, pair.reference, filter_BL)
+        target, rest = (torch.where(is_rough, *both) for both in zip(exact, (target, rest), strict=True))
     return ratio_db(target, rest.clamp(min=0))
 
 
@@ -91,7 +94,7 @@ def _blocks(estimate: Tensor, reference: Tensor, filter_length: int) -> Iterator
     tail = num_blocks * block - reference.shape[-1]
     estimate, reference = pad(estimate, (num_past, tail)), pad(reference, (num_past, tail))
     num_rows = max(estimate.numel(), reference.numel()) // reference.shape[-1]
-    at_once = max(1, _SAMPLES_AT_ONCE // (num_rows * num_fft)) if estimate.device.type == "cpu" else num_blocks
+    at_once = max(1, _SAMPLES_AT_ONCE // (num_rows * num_fft)) if energies.is_on_cpu(estimate) else num_blocks
     for first in range(0, num_blocks, at_once):
         stretch = slice(first * block, min(first + at_once, num_blocks) * block + num_past)
         histories = (signal[..., stretch].double().unfold(-1, num_fft, block) for signal in (estimate, reference))
@@ -104,28 +107,34 @@ def _solve_toeplitz(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
 
     Levinson's recursion on the CPU takes a fifth of the time of Cholesky's factorisation. It fails if rounding makes
     the matrix indefinite (a slow tone, a band-limited clip), which its residual shows; such rows are solved by
-    Cholesky's factorisation with a loaded diagonal.
+    Cholesky's factorisation with a loaded diagonal. On a GPU, all are solved by that, together.
     """
     power_B1 = torch.where(auto_BL[..., :1] > 0, auto_BL[..., :1], 1.0)
     shape, num_lags = cross_BL.shape, cross_BL.shape[-1]
     auto_BL = (auto_BL / power_B1).expand(shape).reshape(-1, num_lags).clone()
     auto_BL[:, 0] = 1.0  # also for a silent reference
     cross_BL = (cross_BL / power_B1).reshape(-1, num_lags)
+    if not energies.is_on_cpu(auto_BL):
+        return _solve_by_cholesky(auto_BL, cross_BL).view(shape)
     filter_BL = _levinson(auto_BL, cross_BL)
     failed_B = ~(_residual(auto_BL, cross_BL, filter_BL) <= _WORST_RESIDUAL)
     if failed_B.any():
-        matrix_BLL = _toeplitz(auto_BL[failed_B])
-        filter_BL[failed_B] = torch.cholesky_solve(cross_BL[failed_B, :, None], _cholesky(matrix_BLL))[..., 0]
+        filter_BL[failed_B] = _solve_by_cholesky(auto_BL[failed_B], cross_BL[failed_B])
     return filter_BL.view(shape)
+
+
+def _solve_by_cholesky(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
+    filter_BL1: Tensor = torch.cholesky_solve(cross_BL[..., None], _cholesky(_toeplitz(auto_BL)))
+    return filter_BL1[..., 0]
 
 
 def _levinson(auto_BL: Tensor, cross_BL: Tensor) -> Tensor:
     """Filters [B, L]; NaN for a singular matrix."""
     filter_BL = np.full(cross_BL.shape, np.nan)
-    for row, pair in enumerate(zip(auto_BL.cpu().numpy(), cross_BL.cpu().numpy(), strict=True)):
+    for row, pair in enumerate(zip(auto_BL.numpy(), cross_BL.numpy(), strict=True)):
         with contextlib.suppress(np.linalg.LinAlgError):
             filter_BL[row] = scipy.linalg.solve_toeplitz(*pair, check_finite=False)
-    return torch.from_numpy(filter_BL).to(auto_BL.device)
+    return torch.from_numpy(filter_BL)
 
 
 def _residual(auto_BL: Tensor, cross_BL: Tensor, filter_BL: Tensor) -> Tensor:
@@ -152,11 +161,14 @@ def _toeplitz(auto_BL: Tensor) -> Tensor:
 
 
 def _cholesky(matrix_BLL: Tensor) -> Tensor:
-    """Lower factors of matrices with unit diagonal; the diagonal of those that are indefinite is loaded."""
+    """Lower factors of matrices with unit diagonal; the diagonal of those that are indefinite is loaded.
+
+    On a GPU this waits for the first factors, once a batch: always to compute both would take longer.
+    """
     factor_BLL: Tensor
     factor_BLL, failed_B = torch.linalg.cholesky_ex(matrix_BLL)
     if failed_B.any():
         load_B1 = _SINGULAR_LOAD * (failed_B > 0).to(matrix_BLL.dtype)[..., None]
         matrix_BLL.diagonal(dim1=-2, dim2=-1).add_(load_B1)
-        factor_BLL = torch.linalg.cholesky(matrix_BLL)
+        factor_BLL, _ = torch.linalg.cholesky_ex(matrix_BLL)
     return factor_BLL

@@ -61,7 +61,7 @@ class SignalPair:
         check_lengths(estimate, reference)
         products = _products(estimate, reference)
         gain = torch.ones_like(products[0])
-        if not is_in_range(products[0], products[2]):
+        if is_scaled(products[0], products[2]):
             estimate, reference = estimate.double(), reference.double()
             peak_B1, reference_peak_B1 = peak(estimate), peak(reference)
             gain = (peak_B1 / reference_peak_B1)[..., 0].clamp(1e-30, 1e30).expand(gain.shape)
@@ -80,7 +80,7 @@ class SignalPair:
 def _products(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """|x|², x·y and |y|² in float64; on a CPU row by row, so that a row stays in cache: a third of the time."""
     first, second = _broadcast(first, second)
-    if first.device.type != "cpu":
+    if not is_on_cpu(first):
         return _three_dots(first.double(), second.double())
     rows, others = (signal.reshape(-1, signal.shape[-1]) for signal in (first, second))
     dots = [_three_dots(row.double(), other.double()) for row, other in zip(rows, others, strict=True)]
@@ -100,9 +100,17 @@ def _three_dots(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return dot(first, first), dot(first, second), dot(second, second)
 
 
-def is_in_range(*energies: Tensor) -> bool:
-    """True if squares of the energies and of the samples are within float64's range."""
-    return all(bool(((value > 1e-120) & (value < 1e120)).all()) for value in energies)
+def is_scaled(*energies: Tensor) -> bool:
+    """True if signals must be scaled: squares of their energies and samples may not be within float64's range.
+
+    Always true on a GPU, where scaling costs less than to wait for the answer.
+    """
+    return not (is_on_cpu(energies[0]) and all(bool(((value > 1e-120) & (value < 1e120)).all()) for value in energies))
+
+
+def is_on_cpu(tensor: Tensor) -> bool:
+    """True for the device where small steps that stay in cache are fast, and where a condition costs no wait."""
+    return tensor.device.type == "cpu"
 
 
 def peak(signal: Tensor) -> Tensor:

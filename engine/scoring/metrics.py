@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from engine.scoring.bss_eval import pair_bss_sdr_db
-from engine.scoring.energies import SignalPair, check_lengths, energy, is_in_range, norm, peak, ratio_db
+from engine.scoring.energies import SignalPair, check_lengths, energy, is_scaled, norm, peak, ratio_db
 
 FILTER_LENGTH = 512
 """Taps of BSS-eval's filter."""
@@ -92,7 +92,7 @@ def level_db(*, signal: Tensor, reference: Tensor) -> Tensor:
     """
     check_lengths(signal, reference)
     energies = [norm(one).square() for one in (signal, reference)]
-    if is_in_range(*energies):
+    if not is_scaled(*energies):
         return ratio_db(*energies)
     peak_B1, reference_peak_B1 = peak(signal.double()), peak(reference.double())
     gain = (peak_B1 / reference_peak_B1)[..., 0].clamp(1e-30, 1e30)

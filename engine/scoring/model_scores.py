@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, groupby
 
 import torch
 import torchaudio
+from torch import Tensor
 
 from engine.schema import SeparatedClip
+from engine.scoring.energies import norm
 from engine.scoring.reseparate import reseparate
 from engine.scoring.scores import Scores, score_clip
 from engine.separators.batching import BatchedSeparator, pack
@@ -33,6 +35,11 @@ class Scorer:
     def sample_rate_hz(self) -> int:
         """Rate of the clips and stems."""
         return self.batched.separator.sample_rate_hz
+
+    @property
+    def needs_models(self) -> bool:
+        """True if :meth:`model_scores` has any."""
+        return self.reseparate or self.tagger is not None
 
     def model_scores(
         self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None
@@ -73,17 +80,19 @@ def tagger_margins(
     """
     rows: list[list[Scores]] = [[{"tagger_margin_db": None} for _ in item.labels] for item in clips]
     stems: list[tuple[int, int, int, list[int]]] = []  # clip, stem, and positions of its label and its rivals
+    is_finite = iter(torch.cat([norm(item.stems_ST) for item in clips]).isfinite().tolist() if clips else [])
     for number, item in enumerate(clips):
         for stem, label in enumerate(item.labels):
             own, rivals = find_label(label, tagger.labels), rivals_of(label, item.clip.row["labels"], tagger.labels)
-            if own is not None and rivals and item.stems_ST[stem].isfinite().all():
+            if next(is_finite) and own is not None and rivals:
                 stems.append((number, stem, own, rivals))
     sizes = [clips[number].stems_ST.shape[1] for number, *_ in stems]
     for positions in pack(sizes, batch_samples=max(1, int(batch_s * sample_rate_hz))):
         batch = [stems[i] for i in positions]
-        audio = [clips[number].stems_ST[stem] for number, stem, *_ in batch]
-        if sample_rate_hz != tagger.sample_rate_hz:
-            audio = [torchaudio.functional.resample(one, sample_rate_hz, tagger.sample_rate_hz) for one in audio]
+        by_length = groupby((clips[number].stems_ST[stem] for number, stem, *_ in batch), key=len)
+        audio: list[Tensor] = []
+        for _, signals in by_length:
+            audio += torchaudio.functional.resample(torch.stack([*signals]), sample_rate_hz, tagger.sample_rate_hz)
         padded_BT = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
         tags_BL = tagger.tag(padded_BT, lengths=[len(one) for one in audio]).cpu()
         margins = margin_db(tags_BL, [own for _, _, own, _ in batch], [rivals for *_, rivals in batch])

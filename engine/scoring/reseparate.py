@@ -10,13 +10,16 @@ Shape suffixes: S stems of a clip, T samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.schema import SeparatedClip, plain_label
-from engine.scoring.energies import MAX_DB
+from engine.scoring.energies import MAX_DB, norm
 from engine.scoring.metrics import level_db, si_sdr_db
 from engine.scoring.scores import Scores
 from engine.separators.batching import BatchedSeparator, SeparationRequest
@@ -45,67 +48,89 @@ def reseparate(
     rows: dict[int, list[Scores]] = {
         number: [{"cycle_si_sdr_db": None, "rival_leak_db": None} for _ in clips[number].labels] for number in positions
     }
-    stems = [item.stems_ST.cpu().numpy() for item in clips]
+    shard = _Shard(clips, seed)
     for number in positions:
-        for stem, stem_T in enumerate(stems[number]):
-            if not np.any(stem_T):
+        for stem, (energy, _) in enumerate(shard.sounds[number]):
+            if energy == 0.0:
                 rows[number][stem] = {"cycle_si_sdr_db": -MAX_DB, "rival_leak_db": -MAX_DB}
-                continue
-            if not np.isfinite(stem_T).all():
-                continue
-            for column, query in _queries(clips, stems, number, stem, seed):
-                queries.append(query)
-                targets.append((number, stem, column))
-    for (number, stem, column), again_T in zip(targets, batched.separate(queries), strict=True):
-        if not isinstance(again_T, Exception):
-            rows[number][stem][column] = _score(column, again_T, clips[number].stems_ST[stem])
+            elif math.isfinite(energy):
+                for column, query in shard.queries(number, stem):
+                    queries.append(query)
+                    targets.append((number, stem, column))
+    results = zip(targets, batched.separate(queries), strict=True)
+    done = [(*target, again_T) for target, again_T in results if not isinstance(again_T, Exception)]
+    scores = [_score(column, again_T, clips[number].stems_ST[stem]) for number, stem, column, again_T in done]
+    for (number, stem, column, _), score in zip(done, torch.stack(scores).tolist() if scores else [], strict=True):
+        rows[number][stem][column] = score
     return list(rows.values())
 
 
-def _queries(
-    clips: Sequence[SeparatedClip], stems: Sequence[np.ndarray], number: int, stem: int, seed: int
-) -> list[tuple[str, SeparationRequest]]:
-    """The queries that score a stem, with the column of each."""
-    queries = []
-    label, stem_T = clips[number].labels[stem], stems[number][stem]
-    partner_T = _partner(clips, stems, number, label, len(stem_T), seed)
-    if partner_T is not None:
-        level = np.sqrt(np.mean(np.square(stem_T, dtype=np.float64)) / np.mean(np.square(partner_T, dtype=np.float64)))
-        gain = level * 10.0 ** (_rng(seed, clips[number], label, "gain").uniform(-_GAIN_DB, _GAIN_DB) / 20.0)
-        remix_T = (stem_T + gain * partner_T).astype(np.float32)
-        queries.append(("cycle_si_sdr_db", SeparationRequest(samples_T=torch.from_numpy(remix_T), query=label)))
-    rival = _rival(clips[number].labels, stems[number], label)
-    if rival is not None:
-        queries.append(("rival_leak_db", SeparationRequest(samples_T=clips[number].stems_ST[stem], query=rival)))
-    return queries
+class _Sound(NamedTuple):
+    """A stem in numbers, so that the device is waited for once."""
+
+    energy: float
+    """NaN or infinity if a sample is not finite."""
+    first: float
+    """Position of the first sample that is not 0."""
 
 
-def _partner(
-    clips: Sequence[SeparatedClip], stems: Sequence[np.ndarray], number: int, label: str, num_samples: int, seed: int
-) -> np.ndarray | None:
-    """A stem of another clip that shares no label with this one, cut or repeated to length; None if there is none."""
-    labels_present = {plain_label(name) for name in clips[number].clip.row["labels"]}
-    order = _rng(seed, clips[number], label, "partner").permutation(len(clips))
-    for other in order:
-        item = clips[other]
-        if labels_present.isdisjoint(plain_label(name) for name in item.clip.row["labels"]):
-            loud = [stem_T for stem_T in stems[other] if np.any(stem_T[:num_samples]) and np.isfinite(stem_T).all()]
-            if loud:
-                return np.resize(loud[int(order[0]) % len(loud)], num_samples)
-    return None
+class _Shard:
+    """Clips whose stems are remixed with each other."""
+
+    def __init__(self, clips: Sequence[SeparatedClip], seed: int) -> None:
+        self._clips, self._seed = clips, seed
+        numbers = [
+            torch.stack([norm(item.stems_ST).square(), (item.stems_ST != 0).byte().argmax(-1).double()], -1)
+            for item in clips
+            if item.stems_ST.numel()
+        ]
+        values = iter(torch.cat(numbers).tolist() if numbers else [])
+        self.sounds = [
+            [_Sound(*next(values)) if item.stems_ST.numel() else _Sound(0.0, 0.0) for _ in item.labels]
+            for item in clips
+        ]
+
+    def queries(self, number: int, stem: int) -> Iterator[tuple[str, SeparationRequest]]:
+        """The queries that score a stem, with the column of each."""
+        item = self._clips[number]
+        label, stem_T = item.labels[stem], item.stems_ST[stem]
+        partner_T = self._partner(number, label, len(stem_T))
+        if partner_T is not None:
+            level = norm(stem_T) / norm(partner_T)
+            gain = level * 10.0 ** (_rng(self._seed, item, label, "gain").uniform(-_GAIN_DB, _GAIN_DB) / 20.0)
+            remix_T = (stem_T + gain * partner_T.double()).float()
+            yield "cycle_si_sdr_db", SeparationRequest(samples_T=remix_T, query=label)
+        others = [(sound.energy, -place) for place, sound in enumerate(self.sounds[number]) if place != stem]
+        if others:
+            rival = item.labels[-max(others)[1]]
+            yield "rival_leak_db", SeparationRequest(samples_T=stem_T, query=rival)
+
+    def _partner(self, number: int, label: str, num_samples: int) -> Tensor | None:
+        """A stem of another clip that shares no label with this one, cut or repeated to length; None if there is none.
+
+        It has sound in the samples that are taken.
+        """
+        labels_present = {plain_label(name) for name in self._clips[number].clip.row["labels"]}
+        order = _rng(self._seed, self._clips[number], label, "partner").permutation(len(self._clips))
+        for other in order:
+            item = self._clips[other]
+            if labels_present.isdisjoint(plain_label(name) for name in item.clip.row["labels"]):
+                loud = [
+                    stem_T
+                    for stem_T, sound in zip(item.stems_ST, self.sounds[other], strict=True)
+                    if 0.0 < sound.energy < math.inf and sound.first < num_samples
+                ]
+                if loud:
+                    chosen_T: Tensor = loud[int(order[0]) % len(loud)]
+                    repeated_T = chosen_T.repeat(-(-num_samples // len(chosen_T)))
+                    return repeated_T[:num_samples]
+        return None
 
 
-def _rival(labels: Sequence[str], stems_ST: np.ndarray, label: str) -> str | None:
-    """The other label of a clip whose stem is loudest; None if there is no other stem."""
-    energy = {name: float(np.sum(np.square(stem_T))) for name, stem_T in zip(labels, stems_ST, strict=True)}
-    others = [name for name in energy if name != label]
-    return max(others, key=lambda name: energy[name]) if others else None
-
-
-def _score(column: str, again_T: torch.Tensor, stem_T: torch.Tensor) -> float:
+def _score(column: str, again_T: Tensor, stem_T: Tensor) -> Tensor:
     if column == "cycle_si_sdr_db":
-        return float(si_sdr_db(estimate=again_T, reference=stem_T).float())
-    return float(level_db(signal=again_T, reference=stem_T).float())
+        return si_sdr_db(estimate=again_T, reference=stem_T).float()
+    return level_db(signal=again_T, reference=stem_T).float()
 
 
 def _rng(seed: int, item: SeparatedClip, *purpose: str) -> np.random.Generator:

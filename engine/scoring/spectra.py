@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from engine.scoring.energies import check_lengths, peak, ratio_db
+from engine.scoring.energies import check_lengths, is_on_cpu, peak, ratio_db
 
 _FRAME_S = 0.064
 _MIN_FRAMES = 30
@@ -51,7 +51,7 @@ class Spectra:
     cross_2BSF: Tensor
     """Σ S X* over frames, real and imaginary part"""
     between_2BPF: Tensor
-    """Σ S R* over frames, for every two stems: the pairs of :func:`_pairs`"""
+    """Σ S R* over frames, for every two stems: adjacent stems first, then those further apart"""
 
     @classmethod
     def of(cls, *, stems_BST: Tensor, mixture_BT: Tensor, sample_rate_hz: int) -> Spectra:
@@ -65,7 +65,7 @@ class Spectra:
         frames = pad(signals, (hop, hop + -signals.shape[-1] % hop)).unfold(-1, 2 * hop, hop)
         window = torch.hann_window(2 * hop, device=signals.device)
         at_once = frames.shape[-2]
-        if signals.device.type == "cpu":  # a few frames at a time, so that they stay in cache
+        if is_on_cpu(signals):  # a few frames at a time, so that they stay in cache
             at_once = max(1, _VALUES_AT_ONCE * at_once // frames.numel())
         sums: dict[str, Tensor] = {}
         for first in range(0, frames.shape[-2], at_once):
@@ -113,12 +113,6 @@ def _cross(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     overlap = torch.addcmul(real * other_real, imaginary, other_imaginary)
     turned = torch.addcmul(imaginary * other_real, real, other_imaginary, value=-1)
     return overlap, turned
-
-
-def _pairs(num_stems: int) -> tuple[list[int], list[int]]:
-    """Every two stems once: adjacent stems first, then those further apart."""
-    pairs = [(second, second - by) for by in range(1, num_stems) for second in range(by, num_stems)]
-    return [first for first, _ in pairs], [second for _, second in pairs]
 
 
 def _total(values_BSNF: Tensor) -> Tensor:
@@ -185,12 +179,14 @@ def coherence_fraction(spectra: Spectra) -> Tensor | None:
     num_stems = spectra.stem_BSF.shape[-2]
     if num_stems == 1:
         return None
-    first, second = _pairs(num_stems)
     root_BSF = (spectra.stem_BSF + _COHERENCE_FLOOR * spectra.stem_BSF.mean(-1, keepdim=True)).sqrt()
-    bound_BP = (root_BSF[..., first, :] * root_BSF[..., second, :]).sum(-1) / (1 + _COHERENCE_FLOOR)
+    apart = range(1, num_stems)
+    bound_BP = torch.cat([(root_BSF[..., by:, :] * root_BSF[..., :-by, :]).sum(-1) for by in apart], -1)
+    bound_BP = bound_BP / (1 + _COHERENCE_FLOOR)
     cross_BP = torch.hypot(*spectra.between_2BPF).sum(-1)
     coherence_BP = (cross_BP / torch.where(bound_BP > 0, bound_BP, 1.0)).clamp(0.0, 1.0)
     coherence_BSS = coherence_BP.new_zeros(*coherence_BP.shape[:-1], num_stems, num_stems)
-    coherence_BSS[..., first, second] = coherence_BP
-    coherence_BSS[..., second, first] = coherence_BP
+    for by, of_pairs in zip(apart, torch.split(coherence_BP, list(range(num_stems - 1, 0, -1)), -1), strict=True):
+        for side in (by, -by):
+            coherence_BSS.diagonal(side, -2, -1).copy_(of_pairs)
     return coherence_BSS.amax(-1)

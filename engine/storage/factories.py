@@ -12,10 +12,13 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import torch
 
 from engine.errors import nearest
 
@@ -38,6 +41,23 @@ class ModelSource(Generic[Model]):
     def open(self, device: str = "cpu") -> Model:
         """The model on a device such as ``cpu`` or ``cuda``."""
         return self.factory(device)
+
+
+def own_device() -> str:
+    """``cuda`` if this process has a GPU, else ``cpu``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_of(model: object) -> str:
+    """Kind of the device that a model's attribute ``device`` names; ``cpu`` if it has none."""
+    return torch.device(getattr(model, "device", "cpu")).type
+
+
+@contextmanager
+def in_32_bits(*, repeatable: bool = False) -> Iterator[None]:
+    """Let a GPU convolve in 32 bits, of which it drops some by itself; ``repeatable``: with the same sums each time."""
+    with torch.backends.cudnn.flags(enabled=True, deterministic=repeatable, allow_tf32=False):
+        yield
 
 
 def is_dotted_name(name: object) -> bool:

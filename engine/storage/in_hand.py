@@ -4,6 +4,9 @@ Ray replaces a worker that has died and repeats its work, without end, and does 
 worker creates a mark before it begins some work, and the next one to begin the same work finds a mark of every worker
 that did not end it. Work that has ended ``MAX_DEATHS`` workers is done piece by piece, with a mark for the piece in
 hand; a piece that has itself been alone in hand at as many deaths is left out. Marks count for one execution alone.
+
+A worker may have several works in hand, one in each thread. If it ends, all of them have a mark; so each that has ended
+a worker before is done alone in its worker, and what is innocent has no second death.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -37,21 +41,43 @@ class Part(NamedTuple):
     """The piece must be left out: it has ended too many workers."""
 
 
+class _Now(threading.local):
+    """The work in hand of a thread."""
+
+    work = marked = ""
+    deaths = 0
+    in_parts = False
+
+
 class InHand:
     """The work in hand of one worker, with its marks in a folder; without a folder nothing is marked or limited."""
 
     def __init__(self, folder: Location | None = None) -> None:
         self.folder = folder
-        self._work = self._marked = ""
-        self._in_parts = False
+        self._now, self._turns, self._alarms = _Now(), _Turns(), _Alarms()
+
+    def __reduce__(self) -> tuple[type[InHand], tuple[Location | None]]:
+        return InHand, (self.folder,)
+
+    @contextmanager
+    def work(self, name: str, num_pieces: int) -> Iterator[None]:
+        """Begin some work in this thread; if it has ended a worker, other threads have nothing in hand meanwhile."""
+        has_ended = self.folder is not None and (self.folder / f"{name}.0").is_file()
+        with self._turns.turn(alone=has_ended):
+            self.begin(name, num_pieces)
+            yield
 
     def begin(self, work: str, num_pieces: int | None = None) -> int:
         """Mark that some work begins, and return how many workers began it before and ended with it in hand.
 
+        The marks of this thread's work before that are removed: it did not end with that in hand.
         Raises :class:`WorkerDiedError` if these are more than its pieces can explain.
         """
-        self._work, deaths = work, self._mark(work)
-        self._in_parts = deaths >= MAX_DEATHS
+        if self._now.work:
+            self.end(self._now.work, self._now.deaths)
+        self._now.work, self._now.deaths = work, self._mark(work)
+        deaths = self._now.deaths
+        self._now.in_parts = deaths >= MAX_DEATHS
         if num_pieces is not None and deaths >= MAX_DEATHS * (num_pieces + 2):
             what = f"{work}: cannot finish it"
             raise self.error(what, deaths, "give the machine more memory")
@@ -62,11 +88,11 @@ class InHand:
 
         A piece is a name without slashes and what a message calls it; ``step`` is the verb for what is done to it.
         """
-        if not self._in_parts:
+        if not self._now.in_parts:
             yield Part(range(len(pieces)))
             return
         for position, (name, shown) in enumerate(pieces):
-            deaths = self._mark(mark := f"{self._work}-{step}-{name}")
+            deaths = self._mark(mark := f"{self._now.work}-{step}-{name}")
             if deaths < MAX_DEATHS:
                 yield Part([position])
                 self.end(mark, deaths)
@@ -89,7 +115,7 @@ class InHand:
         Raises ``MemoryError`` if others keep the machine so full that Ray ends workers whatever they do.
         """
         note: dict[str, str] = {}
-        if self.folder is not None and (path := self.folder / f"{self._marked}.cause").is_file():
+        if self.folder is not None and (path := self.folder / f"{self._now.marked}.cause").is_file():
             note = read_json(path)
         if not note and _memory_is_full():  # then not this work is at fault
             cause = f"the memory of the machine is full, and {deaths} workers ended"
@@ -105,29 +131,82 @@ class InHand:
         if self.folder is None:
             yield
             return
-        watch = threading.Timer(limit_s, self.die, ("WorkerTimeout", f"{what} took longer than {limit_s:g} s"))
+        cause = f"{what} took longer than {limit_s:g} s"
+        watch = threading.Timer(limit_s, self._end, (self._now.marked, "WorkerTimeout", cause))
         watch.daemon = True
         watch.start()
-        faulthandler.dump_traceback_later(limit_s + _GRACE_S, exit=True, file=2)  # if C code lets no thread run
         try:
-            yield
+            with self._alarms.alarm(limit_s + _GRACE_S):
+                yield
         finally:
             watch.cancel()
-            faulthandler.cancel_dump_traceback_later()
 
     def die(self, error_class: str, cause: str) -> None:
         """Note why, and end this process at once; Ray starts another one."""
+        self._end(self._now.marked, error_class, cause)
+
+    def _end(self, marked: str, error_class: str, cause: str) -> None:
         if self.folder is not None:
             try:
-                write_json(self.folder / f"{self._marked}.cause", {"error_class": error_class, "cause": cause[:1000]})
+                write_json(self.folder / f"{marked}.cause", {"error_class": error_class, "cause": cause[:1000]})
             finally:
                 os._exit(1)
 
     def _mark(self, name: str) -> int:
         if self.folder is None:
             return 0
-        self._marked = name
+        self._now.marked = name
         return next(number for number in itertools.count() if _create(self.folder / f"{name}.{number}"))
+
+
+class _Turns:
+    """Threads that work at the same time, except for those that must be alone, which keep others from beginning."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_at_work = self._num_alone = 0
+
+    @contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        """Wait for a turn."""
+        with self._changed:
+            self._num_alone += alone
+            self._changed.wait_for(lambda: not (self._num_at_work if alone else self._num_alone))
+            self._num_at_work += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_alone -= alone
+                self._num_at_work -= 1
+                self._changed.notify_all()
+
+
+class _Alarms:
+    """Ends this process after the first of several times even if C code lets no thread run; a process has one timer."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ends: list[float] = []
+
+    @contextmanager
+    def alarm(self, limit_s: float) -> Iterator[None]:
+        """End this process if the block takes longer."""
+        end = time.monotonic() + limit_s
+        self._change(self._ends.append, end)
+        try:
+            yield
+        finally:
+            self._change(self._ends.remove, end)
+
+    def _change(self, change: Callable[[float], None], end: float) -> None:
+        with self._lock:
+            change(end)
+            if self._ends:
+                left_s = max(1e-3, min(self._ends) - time.monotonic())
+                faulthandler.dump_traceback_later(left_s, exit=True, file=2)
+            else:
+                faulthandler.cancel_dump_traceback_later()
 
 
 def _memory_is_full() -> bool:

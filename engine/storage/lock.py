@@ -65,19 +65,21 @@ class _Holder(TypedDict, total=False):
 
 
 @contextmanager
-def lock(out: Location, name: str, *, wait: bool = False) -> Iterator[None]:
+def lock(out: Location, name: str, *, wait: bool = False, what: str | None = None) -> Iterator[None]:
     """Hold the lock ``.<name>.lock`` of an output folder for the length of a ``with`` block.
+
+    ``what`` is locked, for messages; null: the folder.
 
     On a file system the kernel keeps the lock until the process ends; in S3 it is an object that its holder renews.
     If another process holds it, raises :class:`InUseError`, or with ``wait`` waits until it is free. If another process
     takes the lock over, because it was not renewed for ``STALE_S`` or its file was deleted, the block is interrupted
     and :class:`LockLostError` is raised.
     """
-    path = out / f".{name}.lock"
+    path, what = out / f".{name}.lock", what or str(out)
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(_hold_file(path, out) if isinstance(path, Path) else _hold_object(path, out))
+                stack.enter_context(_hold_file(path, what) if isinstance(path, Path) else _hold_object(path, what))
                 break
             except InUseError:
                 if not wait:
@@ -103,7 +105,7 @@ def _describe(holder: _Holder) -> str:
     return f"process {holder['pid']} on {holder['host']} since {holder['since']}" if "pid" in holder else "another run"
 
 
-def _in_use(out: Location, holder: _Holder, more: str = "") -> InUseError:
+def _in_use(out: str, holder: _Holder, more: str = "") -> InUseError:
     cause = f"{out} is in use by {_describe(holder)}{more}"
     return InUseError(f"cannot start ({cause}); wait until it ends, or give another folder")
 
@@ -117,7 +119,7 @@ def _parse(text: str | bytes) -> _Holder:
 
 
 @contextmanager
-def _hold_file(path: Path, out: Location) -> Iterator[None]:
+def _hold_file(path: Path, out: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as of_machine:
         status = path.parent.stat()
@@ -132,7 +134,7 @@ def _hold_file(path: Path, out: Location) -> Iterator[None]:
 
 
 @contextmanager
-def _hold_object(path: S3Path, out: Location) -> Iterator[None]:
+def _hold_object(path: S3Path, out: str) -> Iterator[None]:
     own = _Holder(**_this_process(), token=uuid.uuid4().hex)
     _take(path, out, own)
     with _kept(_Renewer(path, out, own)):
@@ -157,7 +159,7 @@ def _kept(keeper: _Keeper) -> Iterator[None]:
 class _Keeper(threading.Thread, abc.ABC):
     """Looks after a held lock at an interval; interrupts the main thread if another process has taken it over."""
 
-    def __init__(self, path: Location, out: Location) -> None:
+    def __init__(self, path: Location, out: str) -> None:
         super().__init__(daemon=True, name=f"lock {path}")
         self._out = out
         self._done = threading.Event()
@@ -213,7 +215,7 @@ class _Keeper(threading.Thread, abc.ABC):
 class _FileKeeper(_Keeper):
     """Holds a lock file; one that was deleted is put back, unless its folder is gone or another process has it."""
 
-    def __init__(self, path: Path, out: Location) -> None:
+    def __init__(self, path: Path, out: str) -> None:
         super().__init__(path, out)
         self._path = path
         self._file = self._open()
@@ -270,7 +272,7 @@ class _Renewer(_Keeper):
     Every write has a condition on the version that was read, so that another holder's lock is never overwritten.
     """
 
-    def __init__(self, path: S3Path, out: Location, own: _Holder) -> None:
+    def __init__(self, path: S3Path, out: str, own: _Holder) -> None:
         super().__init__(path, out)
         self._path, self._own = path, own
 
@@ -307,7 +309,7 @@ def _content(own: _Holder) -> bytes:
     return json.dumps({**own, "renewed": time.time()}).encode()
 
 
-def _take(path: S3Path, out: Location, own: _Holder) -> None:
+def _take(path: S3Path, out: str, own: _Holder) -> None:
     """Create the lock, or take it over if it was released, is stale or its process on this machine has ended."""
     version = path.read_version()
     if version is None:

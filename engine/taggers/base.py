@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from engine.schema import plain_label
+from engine.separators.base import small_tensor
 
 MAX_MARGIN_DB = 100.0
 
@@ -96,7 +97,7 @@ def normalized(audio_BT: Tensor, lengths: Sequence[int] | None) -> Tensor:
                 f"lengths must be one per row from 0 to {num_samples}, got {list(lengths)} for {len(audio_BT)} rows; "
                 "give the number of samples of each row without padding"
             )
-        lengths_B1 = torch.tensor(lengths, device=audio_BT.device)[:, None]
+        lengths_B1 = small_tensor(lengths, audio_BT.device)[:, None]
         inside_BT = torch.arange(num_samples, device=audio_BT.device) < lengths_B1
         audio_BT = torch.where(inside_BT, audio_BT, 0.0)
     if not torch.isfinite(audio_BT).all():

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from engine.schema import plain_label
+from engine.separators.base import small_tensor
 from engine.settings import Count, config
 from engine.storage.fingerprints import fingerprint
 from engine.taggers.base import normalized
@@ -173,7 +174,7 @@ class ShareTagger(nn.Module):
         audio_BT = normalized(audio_BT, lengths).to(self.network.window_F.device)
         if not audio_BT.numel():
             return audio_BT.new_full((len(audio_BT), len(self.labels)), -10.0 * math.log10(len(self.labels)))
-        lengths_B = torch.tensor(lengths or [audio_BT.shape[1]] * len(audio_BT), device=audio_BT.device)
+        lengths_B = small_tensor(lengths or [audio_BT.shape[1]] * len(audio_BT), audio_BT.device)
         log_fraction_BML, energy_BM = self.network(
             self.network.powers(audio_BT), 1 + lengths_B // self.config.hop_samples
         )

@@ -37,11 +37,11 @@ SIGNATURES = {
     " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'Corpus'",
     "read_sources": "(path: 'Name', *, folds: 'Collection[int] | None' = None, audio_root: 'Name | None' = None,"
     " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'SourceClips'",
-    "run": "(config: 'RunConfig | Mapping[str, Any] | Name', out: 'Name', *, retry_failed: 'bool' = False)"
-    " -> 'RunSummary'",
+    "run": "(config: 'RunConfig | Mapping[str, Any] | Name', out: 'Name', *, retry_failed: 'bool' = False,"
+    " slice: 'SliceName | None' = None) -> 'RunSummary'",
     "run_pass": "(corpus: 'Corpus', out: 'Name', *, separator: 'SeparatorSource | SeparatorFactory | Name',"
     " tagger: 'TaggerSource | Name | None' = None, config: 'PassConfig | Mapping[str, Any] | None' = None,"
-    " retry_failed: 'bool' = False) -> 'PassSummary'",
+    " retry_failed: 'bool' = False, slice: 'SliceName | None' = None) -> 'PassSummary'",
     "save_pretrained": "(name: 'Name', out: 'Name') -> 'None'",
     "score_files": "(mixture: 'str | Path', stems: 'Mapping[str, str | Path]',"
     " thresholds: 'Thresholds | None' = None, *,"

@@ -22,8 +22,8 @@ import cluster.cli
 from engine.cli import display
 from engine.cli.console import print_log, print_result, show_progress
 from engine.cli.tables import Table
-from engine.passes.progress import PassProgress
 from engine.passes.records import Totals
+from engine.passes.speed.progress import PassProgress
 from engine.schema import failure
 from engine.storage.files import write_json
 from tests.project.sources import BESIDES, SOURCES, name_of, parsed

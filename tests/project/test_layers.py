@@ -12,7 +12,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("engine/schema.py", "engine/errors.py", "engine/storage/documents.py"),
     ("cluster/scratch.py", "cluster/env_file.py"),
     ("cluster/ray_start.py",),
-    ("cluster/session.py",),
+    ("cluster/session.py", "cluster/gpu.py"),
     ("engine/settings.py",),
     ("engine/storage",),
     ("engine/audio",),
@@ -58,7 +58,7 @@ MAY_NOT = {  # besides the order: what a package does not know of
     "cluster": ("engine", "train", "tune", "clearsep"),
 }
 KNOWS_RAY = (
-    "engine/passes/ray_metrics.py",
+    "engine/passes/speed/ray_metrics.py",
     "engine/passes/run.py",
     "train/distil.py",
     "tune/search/",

@@ -25,7 +25,7 @@ from engine.passes.records import failure_rows, missing_tasks, read_totals, shar
 from engine.passes.separate import Separate
 from engine.passes.tasks import Tasks
 from engine.passes.transport import unpack
-from engine.passes.write import ScoreAndWrite
+from engine.passes.write import Write
 from engine.schema import FAILURES, DecodedClip
 from engine.separators import NetworkConfig, QuerySeparator, Separator, save
 from engine.storage.files import write_json
@@ -321,7 +321,7 @@ def run_stages(
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=root, out=str(out), sample_rate_hz=RATE_HZ)
     separate = Separate(open_separator, open_tagger, config)
-    write = ScoreAndWrite(str(out), RATE_HZ, written_hz=config.stem_rate_hz)
+    write = Write(str(out), RATE_HZ, written_hz=config.stem_rate_hz)
     written: list[str] = []
     for task in missing_tasks(out, read_totals(out)):
         for shard in decode(pa.Table.from_pylist([task])):

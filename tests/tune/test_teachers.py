@@ -7,7 +7,7 @@ import pytest
 
 from cluster.session import connect
 from engine.corpus.sources import read_sources
-from engine.passes.plan import plan_pass
+from engine.passes.speed.plan import plan_pass
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
 from engine.separators import NetworkConfig, find_separator, load, read_description

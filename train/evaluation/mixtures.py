@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.audio.decoder import shared_decoder
 from engine.audio.levels import active_rms, is_silent
+from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips, read_sources
 from engine.settings import Count, Positive, Seed, config, deciding
 
@@ -130,9 +131,10 @@ def _levelled(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
 
 def draw_mixtures(validation: ValidationSet, *, sample_rate_hz: int) -> list[EvaluationMixture]:
     """The mixtures of a validation; the same seed and clips give the same mixtures."""
-    settings = validation.config
-    return [
-        draw_mixture(
+    settings, mixtures = validation.config, list[EvaluationMixture]()
+    draws = [
+        functools.partial(
+            draw_mixture,
             validation.sources,
             num_sources=settings.num_sources,
             sample_rate_hz=sample_rate_hz,
@@ -141,3 +143,8 @@ def draw_mixtures(validation: ValidationSet, *, sample_rate_hz: int) -> list[Eva
         )
         for number in range(settings.num_mixtures)
     ]
+    for mixture in loaded(draws):
+        if isinstance(mixture, Exception):
+            raise mixture
+        mixtures.append(mixture)
+    return mixtures

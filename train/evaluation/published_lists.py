@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Required, TypedDict, cast
 
 import numpy as np
 
+from engine.audio.loading import loaded
 from engine.separators import Separator
-from train.evaluation.evaluate import SeparationSystem, SeparatorSystem, score_mixture
+from train.evaluation.evaluate import SeparationSystem, SeparatorSystem, score_mixtures
 from train.evaluation.figures import Evaluation, Scored, summarise
 from train.evaluation.list_audio import SAMPLE_RATE_HZ, load_mixture, locate
 from train.evaluation.list_formats import ListRow, MixtureList
+from train.evaluation.mixtures import EvaluationMixture
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -78,18 +82,15 @@ def evaluate_list(
     system = (
         SeparatorSystem(separator, sample_rate_hz=SAMPLE_RATE_HZ) if isinstance(separator, Separator) else separator
     )
-    scored: list[Scored] = []
-    failures: list[FailedRow] = []
-    num_mixed_here = 0
-    for number, row in enumerate(mixtures.rows):
-        try:
-            one, is_published = _score_row(system, row, folder, number=number, seed=seed)
+    rows, scored = _Rows(mixtures=mixtures, folder=folder), list[Scored]()
+    for number, one in score_mixtures(system, rows.loaded(), seed=seed):
+        if isinstance(one, ValueError):
+            rows.fail(number, _FailedRowError(one, reason="refused by the separator"))
+        elif isinstance(one, Exception):
+            raise one
+        else:
             scored.append(one)
-            num_mixed_here += row.published is not None and not is_published
-        except _FailedRowError as failed:
-            failures.append({"row": number + 1, "query": row.query, "reason": failed.reason, "message": str(failed)})
-        if (number + 1) % _LOG_EVERY_ROWS == 0:
-            _LOGGER.info(f"{number + 1} of {len(mixtures.rows)} rows, {len(failures)} of them failed")
+    failures = [rows.failures[number] for number in sorted(rows.failures)]
     if not scored:
         first = failures[0]["message"]
         raise ValueError(
@@ -103,14 +104,14 @@ def evaluate_list(
         "sample_rate_hz": SAMPLE_RATE_HZ,
         "paper": paper_figures(mixtures, scored, seed=seed),
         "num_rows": len(mixtures.rows),
-        "num_mixed_here": num_mixed_here,
+        "num_mixed_here": len(rows.mixed_here - rows.failures.keys()),
         "num_failed": len(failures),
         "num_failed_by_reason": dict(Counter(failure["reason"] for failure in failures)),
         "failures": failures[:_NUM_SHOWN],
     }
 
 
-class _FailedRowError(Exception):
+class _FailedRowError(ValueError):
     """A row without figures; its text is the message."""
 
     def __init__(self, error: Exception, *, reason: str) -> None:
@@ -118,8 +119,39 @@ class _FailedRowError(Exception):
         self.reason = reason
 
 
-def _score_row(system: SeparationSystem, row: ListRow, folder: Path, *, number: int, seed: int) -> tuple[Scored, bool]:
-    """Scores of a row, and whether its mixture is the published one."""
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows of a list, and what became of those that are evaluated."""
+
+    mixtures: MixtureList
+    folder: Path
+    failures: dict[int, FailedRow] = field(default_factory=dict)
+    mixed_here: set[int] = field(default_factory=set)
+
+    def fail(self, number: int, error: _FailedRowError) -> None:
+        """Record a row without figures."""
+        query = self.mixtures.rows[number].query
+        self.failures[number] = {"row": number + 1, "query": query, "reason": error.reason, "message": str(error)}
+
+    def loaded(self) -> Iterator[tuple[int, EvaluationMixture]]:
+        """The mixtures of all rows that have one, with their numbers."""
+        rows = self.mixtures.rows
+        for number, one in enumerate(loaded([functools.partial(_load_row, row, self.folder) for row in rows])):
+            if isinstance(one, _FailedRowError):
+                self.fail(number, one)
+            elif isinstance(one, Exception):
+                raise one
+            else:
+                mixture, is_published = one
+                if rows[number].published is not None and not is_published:
+                    self.mixed_here.add(number)
+                yield number, mixture
+            if (number + 1) % _LOG_EVERY_ROWS == 0:
+                _LOGGER.info(f"{number + 1} of {len(rows)} rows, {len(self.failures)} of them failed")
+
+
+def _load_row(row: ListRow, folder: Path) -> tuple[EvaluationMixture, bool]:
+    """The mixture of a row, and whether it is the published one."""
     try:
         audio = locate(row, folder)
     except FileNotFoundError as error:
@@ -127,13 +159,9 @@ def _score_row(system: SeparationSystem, row: ListRow, folder: Path, *, number: 
     except (OSError, ValueError) as error:  # OSError: a name that is too long
         raise _FailedRowError(error, reason="unusable row") from error
     try:
-        mixture = load_mixture(row, audio)
+        return load_mixture(row, audio), audio.is_published
     except (OSError, ValueError) as error:
         raise _FailedRowError(error, reason="unusable audio") from error
-    try:
-        return score_mixture(system, mixture, number=number, seed=seed), audio.is_published
-    except ValueError as error:
-        raise _FailedRowError(error, reason="refused by the separator") from error
 
 
 def paper_figures(mixtures: MixtureList, scored: Sequence[Scored], *, seed: int = 0) -> PaperFigures:

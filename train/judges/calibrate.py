@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.passes.separate import separate_clips
 from engine.schema import SCORES, ClipRow, DecodedClip
@@ -19,6 +21,7 @@ from engine.scoring.scores import Scores
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator
 from engine.settings import Count, Fraction, NonNegative, Positive, Seed, config
+from engine.storage.factories import device_of, in_32_bits
 from engine.taggers import Tagger
 from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 
@@ -45,7 +48,7 @@ def calibrate(
     separator: Separator, clean: SourceClips, *, tagger: Tagger | None = None, config: CalibrationConfig | None = None
 ) -> SiSdrEstimator:
     """An estimator calibrated on one separator, with clips that neither it nor the tagger learned from."""
-    batched = BatchedSeparator(separator=separator)
+    batched = BatchedSeparator(separator=separator, device=device_of(separator))
     scorer = Scorer(batched=batched, tagger=tagger, reseparate=False)
     return calibrate_on([(scorer, clean)], config or CalibrationConfig(), about={"clean": clean.root})
 
@@ -64,8 +67,10 @@ def calibrate_on(
         numbers = range(position, config.num_mixtures, len(held_out))
         mixtures = _draw_mixtures(sources, numbers, scorer.batched.separator.sample_rate_hz, config)
         clips = [_clip(name, mixture) for name, mixture in mixtures.items()]
-        separated, _ = separate_clips(clips, scorer.batched)
-        for item, scores in zip(separated, scorer.scores(separated), strict=True):
+        with in_32_bits():
+            separated, _ = separate_clips(clips, scorer.batched)
+            scored = scorer.scores(separated)
+        for item, scores in zip(separated, scored, strict=True):
             truth_ST = torch.from_numpy(_truth(mixtures[item.clip.row["clip_id"]], item.labels))
             rows += scores
             truth_db += si_sdr_db(estimate=item.stems_ST, reference=truth_ST.to(item.stems_ST.device)).tolist()
@@ -78,12 +83,12 @@ def _draw_mixtures(
 ) -> dict[str, EvaluationMixture]:
     """Mixtures by name, without those that cannot be made; raises the last error if none can."""
     made: dict[str, EvaluationMixture] = {}
-    for number in numbers:
-        try:
-            made[f"{number:06d}"] = _draw_mixture(sources, number, sample_rate_hz, config)
-        except ValueError:
-            if number == numbers[-1] and not made:
-                raise
+    draws = [functools.partial(_draw_mixture, sources, number, sample_rate_hz, config) for number in numbers]
+    for number, mixture in zip(numbers, loaded(draws), strict=True):
+        if not isinstance(mixture, Exception):
+            made[f"{number:06d}"] = mixture
+        elif not isinstance(mixture, ValueError) or (number == numbers[-1] and not made):
+            raise mixture
     return made
 
 

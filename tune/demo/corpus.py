@@ -32,7 +32,7 @@ def write_natural(
     gain_db: float = 5.0,
     truth: str | Path | None = None,
 ) -> Path:
-    """Write mixtures as 16-bit FLAC files with a manifest ``path,labels``; returns the manifest, written last.
+    """Write mixtures as 16-bit WAV files with a manifest ``path,labels``; returns the manifest, written last.
 
     ``num_clips`` has pairs: a number of sources, and the number of clips with so many. In folder ``truth``, the sources
     of every clip are written as ``CLIP/LABEL.flac``, at their level in the clip; a run does not read them.
@@ -51,10 +51,10 @@ def write_natural(
             )
             name = f"clip-{num_sources}-{number:05d}"
             gain = min(1.0, _PEAK / float(np.abs(mixture.mix_T).max()))
-            soundfile.write(out / "audio" / f"{name}.flac", mixture.mix_T * gain, sample_rate_hz)
+            soundfile.write(out / "audio" / f"{name}.wav", mixture.mix_T * gain, sample_rate_hz, subtype="PCM_16")
             if truth is not None:
                 _write_truth(Path(truth) / name, mixture.labels, mixture.sources_ST * gain, sample_rate_hz)
-            rows.append({"path": f"audio/{name}.flac", "labels": ";".join(mixture.labels)})
+            rows.append({"path": f"audio/{name}.wav", "labels": ";".join(mixture.labels)})
     with atomic_path(manifest) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["path", "labels"])
         writer.writeheader()

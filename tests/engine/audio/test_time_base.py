@@ -209,3 +209,15 @@ def test_recordings_keep_no_more_samples_than_they_may(tmp_path):
         (tmp_path / f"{number}.flac").write_bytes(muxed(KINDS["flac"], ladder(4)))
         decode(tmp_path / f"{number}.flac", sample_rate_hz=44100, recordings=recordings)
         assert sum(one.num_kept for one in recordings._kept.values()) <= 10 * 44100
+
+
+def test_the_files_of_a_task_are_decoded_once_for_their_length_and_their_samples(tmp_path):
+    decoded_s, paths = [], [tmp_path / f"{number}.flac" for number in range(70)]
+    for path in paths:
+        sf.write(path, ladder(1, 8000), 8000)
+    recordings = Recordings(max_kept=1 << 25, on_decoded=decoded_s.append)
+    for path in paths:
+        probe(path, recordings=recordings)
+    for path in paths:
+        decode(path, sample_rate_hz=8000, duration_s=1.0, recordings=recordings)
+    assert sum(decoded_s) == len(paths)

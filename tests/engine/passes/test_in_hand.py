@@ -5,8 +5,10 @@ A forked process stands for a Ray worker, and starting it again for Ray's endles
 
 import os
 import signal
+import threading
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 import engine.passes.decode
+import engine.passes.separate
 import engine.passes.write
 from engine.audio.decoder import Decoder
 from engine.corpus.read import read_corpus
@@ -26,7 +29,7 @@ from engine.passes.records import shard_records
 from engine.passes.separate import Separate, separate_clips
 from engine.passes.tasks import Tasks
 from engine.passes.transport import DecodedShard, pack
-from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.passes.write import SeparateAndWrite, Write
 from engine.separators.batching import BatchedSeparator
 from engine.storage.in_hand import MAX_DEATHS, InHand
 from engine.storage.paths import location
@@ -120,10 +123,8 @@ class LosingSeparator(EndingSeparator):
 
 
 def actor(out, hand, separator=None, tagger=None, config=CONFIG):
-    write = ScoreAndWrite(str(out), RATE_HZ, hand)
-    return SeparateScoreAndWrite(
-        write, lambda _: separator or BandSeparator(), lambda _: tagger or BandTagger(), config
-    )
+    write = Write(str(out), RATE_HZ, hand)
+    return SeparateAndWrite(write, lambda _: separator or BandSeparator(), lambda _: tagger or BandTagger(), config)
 
 
 def stems_of(out):
@@ -184,6 +185,25 @@ def test_several_such_clips_in_one_shard(tmp_path):
     assert [row["attempts"] for row in rows] == [MAX_DEATHS] * 2, "the deaths at one are not counted for the other"
 
 
+def test_a_shard_before_it_in_the_same_task_is_made_once_and_not_blamed(tmp_path):
+    """Ray repeats a task of several shards from its beginning."""
+    hand, made = InHand(tmp_path / "in-hand"), tmp_path / "made"
+    first = replace(shard_of(num_clips=2), name="shard-000007-0000")
+
+    def both():
+        separate = actor(tmp_path, hand, EndingSeparator(lambda: os._exit(3)))
+        write = separate.write.write
+        separate.write.write = lambda shard: made.open("a").write(f"{shard.name}\n") and write(shard)
+        for shard in (first, shard_of(2)):
+            separate(pack(shard))
+
+    assert work_until_done(both) == 2 * MAX_DEATHS
+    assert made.read_text().split() == [first.name, SHARD]
+    records = dict(shard_records(tmp_path))
+    assert (records[first.name]["num_failed"], records[SHARD]["num_failed"]) == (0, 2)
+    assert not list((tmp_path / "in-hand").glob(f"*{first.name}*"))
+
+
 def test_a_clip_that_ends_the_worker_of_the_tagger_fails_alone(tmp_path):
     shard, hand = pack(shard_of()), InHand(tmp_path / "in-hand")
     work_until_done(lambda: actor(tmp_path, hand, tagger=EndingTagger())(shard))
@@ -192,15 +212,30 @@ def test_a_clip_that_ends_the_worker_of_the_tagger_fails_alone(tmp_path):
 
 
 def test_a_clip_that_ends_the_worker_of_scoring_fails_alone(tmp_path, monkeypatch):
-    """With a GPU, scoring has a process of its own."""
-    score = ScoreAndWrite._score
+    score = engine.passes.separate.score_together
     monkeypatch.setattr(
-        ScoreAndWrite,
-        "_score",
-        lambda self, item, audio: os._exit(4) if item.clip.row["path"] == PATHS[5] else score(self, item, audio),
+        engine.passes.separate,
+        "score_together",
+        lambda items, **given: os._exit(4) if PATHS[5] in paths(items) else score(items, **given),
     )
-    shard = pack(Separate(lambda _: BandSeparator(), None, CONFIG).separate(shard_of()))
-    work_until_done(lambda: ScoreAndWrite(str(tmp_path), RATE_HZ, InHand(tmp_path / "in-hand"))(shard))
+    shard, hand = pack(shard_of()), InHand(tmp_path / "in-hand")
+    work_until_done(lambda: actor(tmp_path, hand)(shard))
+    (row,) = assert_only(tmp_path, PATHS[5])
+    assert (row["step"], row["error_class"]) == ("score", "WorkerDied")
+
+
+def paths(items):
+    return [item.clip.row["path"] for item in items]
+
+
+def test_a_clip_that_ends_the_worker_of_writing_fails_alone(tmp_path, monkeypatch):
+    """With a GPU, writing has a process of its own."""
+    encode = Write._encode
+    monkeypatch.setattr(
+        Write, "_encode", lambda self, clip: os._exit(4) if clip.row["path"] == PATHS[5] else encode(self, clip)
+    )
+    shard = Separate(lambda _: BandSeparator(), None, CONFIG, on_gpu=True)(pack(shard_of()))
+    work_until_done(lambda: Write(str(tmp_path), RATE_HZ, InHand(tmp_path / "in-hand"))(shard))
     (row,) = assert_only(tmp_path, PATHS[5])
     assert (row["step"], row["error_class"]) == ("score", "WorkerDied")
 
@@ -255,6 +290,8 @@ def test_a_file_that_ends_the_worker_of_decoding_fails_alone(tmp_path, monkeypat
     Tasks(tmp_path / "corpus").write_rows(rows, rows_per_task=len(rows))
 
     class EndingDecoder:
+        cpu_s = time.process_time
+
         def __getattr__(self, name):
             def call(source, **_):
                 if name == way and source.endswith("clip-2.wav"):
@@ -418,12 +455,12 @@ def test_whatever_a_tagger_raises_or_returns_costs_that_clip_alone(tmp_path, out
 
 
 def test_whatever_scoring_raises_costs_that_clip_alone(tmp_path, monkeypatch):
-    encode = ScoreAndWrite._encode
+    encode = Write._encode
 
-    def raising(self, item):
-        return {}["x"] if item.clip.row["path"] == PATHS[1] else encode(self, item)
+    def raising(self, clip):
+        return {}["x"] if clip.row["path"] == PATHS[1] else encode(self, clip)
 
-    monkeypatch.setattr(ScoreAndWrite, "_encode", raising)
+    monkeypatch.setattr(Write, "_encode", raising)
     actor(tmp_path, InHand())(pack(shard_of()))
     (row,) = assert_only(tmp_path, PATHS[1])
     assert (row["step"], row["error_class"]) == ("score", "KeyError")
@@ -453,3 +490,70 @@ def test_a_pass_whose_workers_end_for_memory_without_progress_ends(monkeypatch, 
 def test_failures_of_a_dead_worker_can_be_read_back(tmp_path):
     actor(tmp_path, InHand(), Raising(OSError("name \udcff")))(pack(shard_of(2)))
     assert [row["message"] for row in read_failures(tmp_path).to_pylist()] == [r"name \udcff"] * 2
+
+
+def shards_of(*marked_ones):
+    """Three shards of two clips; the first clips of some are marked."""
+    for number in range(3):
+        shard = shard_of(*([0] if number in marked_ones else []), num_clips=2)
+        yield replace(shard, name=f"shard-000000-{number:04d}", counts=shard.counts | {"num_shards": 3})
+
+
+def test_a_clip_that_ends_a_worker_with_several_shards_in_hand_fails_alone(tmp_path):
+    """Three threads have a shard each, as in an actor with a GPU; Ray repeats those that are not done."""
+    shards = {shard.name: pack(shard) for shard in shards_of(1)}
+    hand = InHand(tmp_path / "in-hand")
+
+    def end():
+        time.sleep(0.2)  # the other threads have begun too
+        os._exit(3)
+
+    def act():
+        done, one = dict(shard_records(tmp_path)), actor(tmp_path, hand, EndingSeparator(end))
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(one, [shard for name, shard in shards.items() if name not in done]))
+
+    deaths = work_until_done(act)
+    assert deaths == 2 * MAX_DEATHS, "no more than if it had been alone"
+    records = dict(shard_records(tmp_path))
+    assert {name: record["num_failed"] for name, record in records.items()} == dict(zip(shards, (0, 2, 0), strict=True))
+    (row,) = pq.read_table(tmp_path / "failures" / "shard-000000-0001.parquet").to_pylist()
+    assert (row["path"], row["error_class"], row["attempts"]) == ("clip-0.wav", "WorkerDied", MAX_DEATHS)
+    assert {len(list((tmp_path / "in-hand").glob(f"separate-{name}.[0-9]"))) for name in (*shards,)[::2]} <= {1, 2}
+
+
+def test_a_thread_whose_work_has_ended_a_worker_waits_until_it_is_alone(tmp_path):
+    InHand(tmp_path).begin("deadly")
+    hand, log = InHand(tmp_path), []
+
+    def act(name, wait_s):
+        with hand.work(name, 1):
+            log.append(f"{name} begins")
+            time.sleep(wait_s)
+            log.append(f"{name} ends")
+
+    threads = [threading.Thread(target=act, args=args) for args in (("a", 0.2), ("deadly", 0.1), ("b", 0.0))]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join()
+    assert log == [f"{name} {what}" for name in ("a", "deadly", "b") for what in ("begins", "ends")]
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_each_thread_has_a_time_limit_of_its_own(tmp_path, slow):
+    def act():
+        hand = InHand(tmp_path / "in-hand")
+
+        def limited(number):
+            hand.begin(f"work-{number}")
+            with hand.limit(0.4, f"thread {number}"):
+                time.sleep(9.0 if number == slow else 0.1)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(limited, range(2)))
+
+    assert work(act) == 1
+    assert [path.name for path in (tmp_path / "in-hand").glob("*.cause")] == [f"work-{slow}.cause"]
+    assert f"thread {slow} took longer than 0.4 s" in (tmp_path / "in-hand" / f"work-{slow}.cause").read_text()

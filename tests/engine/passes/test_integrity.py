@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,16 +15,16 @@ from engine.errors import DamagedError
 from engine.passes import run, shards
 from engine.passes.config import PassConfig
 from engine.passes.records import failure_rows, read_totals, shard_records, write_record
-from engine.passes.separate import Separate
 from engine.passes.shards import damaged_files, read_audio, read_clip, read_columns, stem_shards, write_shard
 from engine.passes.tasks import Tasks
-from engine.schema import failure
+from engine.schema import STEMS, failure
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks, select_tracks
 from engine.storage.files import write_json
 from engine.storage.fingerprints import read_sealed, write_sealed
 from engine.storage.paths import location
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
+from tests.support.this_process import InThisProcess, contents
 from train.data.config import MixConfig
 from train.data.items import pair_items, track_items
 from train.data.pools import Pool
@@ -33,34 +34,11 @@ pytest_plugins = ["tests.support.s3_server"]
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
 FILES = {f"{name}.wav": mixture(RATE_HZ, seed=number) for number, name in enumerate("abcdefgh")}
 FILES |= {"long.wav": mixture(5 * RATE_HZ, seed=20), "gone.wav": None, "broken.wav": b"RIFF, but no WAV file"}
-TIMES = {"wall_s", "audio_s_per_s", "step_s", "step_fraction", "checksum"}
-TIMES |= {f"{step}_s" for step in ("decode", "separate", "assess", "score", "write")}
-
-
-class InThisProcess:
-    """Runs the tasks of a pass in this process instead of on Ray; ``after`` is called when all tasks have ended."""
-
-    def __init__(self):
-        self.turns = []
-        self.skip = set()
-        self.decoded = self.after = lambda value: value
-
-    def __call__(self, tasks, steps, progress):
-        self.turns.append([task["task"] for task in tasks])
-        separate = Separate(*steps.models, steps.config)
-        with progress.shown():
-            for task in (task for task in tasks if task["task"] not in self.skip):
-                for shard in steps.decode.decode(**task):
-                    progress.add(steps.write.write(separate.separate(self.decoded(shard))))
-        self.after(len(self.turns))
 
 
 @pytest.fixture
 def stream(monkeypatch):
-    made = InThisProcess()
-    monkeypatch.setattr(run, "_stream", made)
-    monkeypatch.setattr(run, "choose_placement", lambda config: None)
-    return made
+    return InThisProcess(monkeypatch)
 
 
 @pytest.fixture
@@ -72,17 +50,6 @@ def start(tmp_path, stream):
         return run.run_pass(corpus, tmp_path / "out", separator=open_bands, config=CONFIG, **more)
 
     return started
-
-
-def contents(out):
-    """All files of a pass, without times."""
-    found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"):
-        data = path.read_bytes()
-        if path.suffix == ".json":
-            data = {key: value for key, value in json.loads(data).items() if key not in TIMES}
-        found[str(path.relative_to(out))] = data
-    return found
 
 
 def counts(summary):
@@ -350,7 +317,7 @@ def test_audio_that_was_damaged_before_it_was_recorded_is_named_by_shard_clip_an
     (shard,) = stem_shards(selected / "stems")
     rows = pq.read_table(shard).to_pylist()
     rows[3]["audio_flac"] = rows[3]["audio_flac"][:60] + bytes(40)
-    written = write_shard(selected, shard.stem, stems=rows, failures=[])
+    written = write_shard(selected, shard.stem, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])
     manifest = read_sealed(selected / "stems" / "manifest.json", dict)
     manifest |= {"shards": {shard.stem: written["sha256"]}, "footer_sha256": {shard.stem: written["footer_sha256"]}}
     write_sealed(selected / "stems" / "manifest.json", manifest)
@@ -382,7 +349,7 @@ def test_a_damaged_object_in_s3_is_noticed_and_a_good_one_is_not_read_for_it(s3,
     """Its tag is compared, which the server derives from its bytes; the bytes only if the tag is another."""
     out = location(f"{s3.root}/pass")
     rows = pq.read_table(stem_shards(selected / "stems")[0]).to_pylist()
-    record = write_shard(out, "shard-000000-0000", stems=rows, failures=[])
+    record = write_shard(out, "shard-000000-0000", stems=pa.Table.from_pylist(rows, schema=STEMS), failures=[])
     write_record(out, "shard-000000-0000", record)
     manifest = {"num_stems": 16, "separator_fingerprint": "s", "config_fingerprint": "c", "fingerprint": "f"}
     manifest |= {"shards": {"shard-000000-0000": record["sha256"]}}
@@ -408,8 +375,8 @@ def test_failures_of_an_interrupted_attempt_are_removed(tmp_path):
     """The first attempt had failures and was killed before its record; the second has none."""
     clip = {"clip_id": "clip", "path": "a.wav", "labels": ["low", "high"], "start_s": None, "end_s": None}
     row = failure(clip, step="decode", error=ValueError("it was not there yet"))
-    write_shard(tmp_path, "shard-000000-0000", stems=[], failures=[row])
-    record = write_shard(tmp_path, "shard-000000-0000", stems=[], failures=[])
+    write_shard(tmp_path, "shard-000000-0000", stems=STEMS.empty_table(), failures=[row])
+    record = write_shard(tmp_path, "shard-000000-0000", stems=STEMS.empty_table(), failures=[])
     write_record(tmp_path, "shard-000000-0000", record)
     assert list(failure_rows(tmp_path)) == [] and list((tmp_path / "failures").iterdir()) == []
 

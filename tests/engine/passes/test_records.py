@@ -22,7 +22,7 @@ from engine.passes.records import (
 )
 from engine.passes.shards import write_shard
 from engine.passes.tasks import Tasks
-from engine.schema import failure
+from engine.schema import STEMS, failure
 from tests.support.signals import (
     MARKER,
     RATE_HZ,
@@ -160,7 +160,7 @@ def bad(tmp_path):
 
 
 def test_a_shard_counts_only_with_its_record(tmp_path):
-    record = write_shard(tmp_path, "shard-000000-0000", stems=[], failures=[])
+    record = write_shard(tmp_path, "shard-000000-0000", stems=STEMS.empty_table(), failures=[])
     assert dict(shard_records(tmp_path)) == {}
     write_record(tmp_path, "shard-000000-0000", record)
     assert dict(shard_records(tmp_path)) == {"shard-000000-0000": record}
@@ -173,7 +173,7 @@ def test_failures_of_all_shards_are_read_together(tmp_path):
     rows = [failure({"clip_id": f"clip-{n}", **clip}, step="decode", error=ValueError("m")) for n in (0, 1)]
     for number, row in enumerate(rows):
         name = f"shard-{number:06d}-0000"
-        record = write_shard(tmp_path, name, stems=[], failures=[row])
+        record = write_shard(tmp_path, name, stems=STEMS.empty_table(), failures=[row])
         assert len(read_failures(tmp_path)) == number  # a shard without a record will be made again
         write_record(tmp_path, name, record)
     assert read_failures(tmp_path).to_pylist() == rows

@@ -18,9 +18,9 @@ from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
 from engine.passes.records import read_totals, shard_records
 from engine.passes.separate import Separate
-from engine.passes.shards import pass_manifest, stem_shards, verify
+from engine.passes.shards import PassStart, pass_manifest, stem_shards, verify
 from engine.passes.tasks import Tasks, require_clips
-from engine.passes.write import ScoreAndWrite, SeparateScoreAndWrite
+from engine.passes.write import SeparateAndWrite, Write
 from engine.schema import FAILURES, SCORES, STEMS, clip_columns
 from engine.scoring.scores import score_clip
 from engine.separators import SeparatorSource, load_separator
@@ -309,8 +309,8 @@ def test_one_actor_that_does_all_steps_writes_the_same_shard(corpus, judged, tmp
     out = tmp_path / "out"
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ)
-    write = ScoreAndWrite(str(out), RATE_HZ)
-    actor = SeparateScoreAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
+    write = Write(str(out), RATE_HZ)
+    actor = SeparateAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
     for shard in decode(pa.Table.from_pylist([{"task": 0, "done": []}])):
         actor(shard)
     written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
@@ -376,7 +376,8 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
     with pytest.raises(ValueError, match=r"at least one clip must have 4 or more labels.*`--set min_labels=1`"):
         require_clips(corpus, PassConfig(min_labels=4))
     bands = replace(SeparatorSource.from_factory(open_bands), fingerprint="bands", terms=("AudioSep: MIT",))
-    given = {"separator": bands, "num_set_aside": 1, "wall_s": 2.0, "audio_s_before": 0.0}
+    counts = {"num_tasks": 1, "num_clips": NUM_CLIPS, "num_set_aside": 1}
+    given = {"separator": bands, "counts": counts, "start": PassStart(wall_s=2.0, audio_s=11.7, limit=None)}
     manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)
     write_json(finished / "stems" / "manifest.json", manifest)
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1

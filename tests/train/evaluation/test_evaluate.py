@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+import train.evaluation.evaluate
 from engine.audio.levels import active_rms
 from engine.corpus.sources import read_sources
 from engine.separators import load
-from train.evaluation.evaluate import SeparatorSystem, evaluate
+from train.evaluation.evaluate import SeparatorSystem, evaluate, score_mixtures
 from train.evaluation.figures import Scored, confidence_interval, summarise
 from train.evaluation.mixtures import (
     EvaluationMixture,
@@ -197,6 +198,57 @@ def test_quick_leaves_out_what_is_costly_and_changes_nothing_else(clips: Path) -
     assert quick["false_extraction_db"] is None
     for name in ("sdr_db", "sdri_db", "si_sdr_db", "si_sdri_db", "sdri_standard_error_db"):
         assert quick[name] == full[name]
+
+
+class Guarded(Scaled):
+    """Remembers the number of samples in each call, and refuses one label."""
+
+    def __init__(self, gain: float = 0.5) -> None:
+        super().__init__(gain)
+        self.sizes: list[int] = []
+
+    def separate(
+        self, mix_BT: torch.Tensor, queries: Sequence[str], *, lengths: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        self.sizes.append(mix_BT.numel())
+        if "siren" in queries:
+            raise ValueError("sirens must not be separated, got one; leave it out")
+        return super().separate(mix_BT, queries, lengths=lengths)
+
+
+def test_mixtures_of_different_shapes_are_scored_together_as_each_alone(clips: Path) -> None:
+    mixtures = [
+        one
+        for num_sources, max_s in ((2, 0.5), (3, 0.5), (2, 0.3), (1, 0.5))
+        for one in draw(clips, num_mixtures=3, num_sources=num_sources, max_s=max_s)
+    ]
+    together = [one for _, one in score_mixtures(SeparatorSystem(Scaled(0.5)), enumerate(mixtures))]
+    for number, (mixture, one) in enumerate(zip(mixtures, together, strict=True)):
+        ((_, alone),) = score_mixtures(SeparatorSystem(Scaled(0.5)), [(number, mixture)])
+        assert isinstance(alone, Scored) and isinstance(one, Scored)
+        assert (one.labels, one.absent) == (mixture.labels, alone.absent)
+        assert one.stems == tuple(pytest.approx(stem, abs=1e-6) for stem in alone.stems)
+
+
+def test_a_mixture_that_is_refused_costs_its_own_scores_alone(clips: Path) -> None:
+    mixtures = draw(clips, num_mixtures=12)
+    for number, one in score_mixtures(SeparatorSystem(Guarded()), enumerate(mixtures), quick=True):
+        assert isinstance(one, ValueError) == ("siren" in mixtures[number].labels)
+
+
+def test_some_mixtures_are_in_memory_at_once(clips: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.evaluation.evaluate, "_SAMPLES_AT_ONCE", {"cpu": 3 * 4000 * 4})
+    separator, ahead = Scaled(0.5), list[int]()
+    mixtures = (ahead.append(len(separator.queries)) or mixture for mixture in draw(clips, num_mixtures=10))
+    evaluate(SeparatorSystem(separator), mixtures)
+    assert ahead == [0, 0, 0, 0, 12, 12, 12, 12, 24, 24]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_figures_of_the_cpu(clips: Path, write_checkpoint: Write) -> None:
+    folder, mixtures = write_checkpoint(LABELS), draw(clips)
+    here, there = (evaluate(SeparatorSystem(load(folder, device=one)), mixtures) for one in ("cpu", "cuda"))
+    assert there["median"] == pytest.approx(here["median"], abs=1e-2)
 
 
 def test_no_mixtures_are_an_error() -> None:

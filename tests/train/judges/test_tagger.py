@@ -11,7 +11,7 @@ from engine.corpus.sources import read_sources
 from engine.taggers import load_tagger, margin_db
 from tests.support.signals import RATE_HZ, two_bands
 from tests.support.wav import write_wav
-from train.judges.power_mixtures import PowerMixer
+from train.judges.power_mixtures import FINER, PowerMixer
 from train.judges.tagger import TaggerConfig, energy_loss, train_tagger
 
 FAST = TaggerConfig(
@@ -158,7 +158,7 @@ def test_settings_that_cannot_work_raise(settings):
 
 def mixer(**settings):
     rng = np.random.default_rng(0)
-    powers = [[rng.gamma(1.0, 1.0, (200, 16)).astype(np.float32) for _ in range(2)] for _ in range(4)]
+    powers = [[torch.from_numpy(rng.gamma(1.0, 1.0, (200, 16))).float() for _ in range(2)] for _ in range(4)]
     return PowerMixer(powers, TaggerConfig(batch_size=40, **settings), num_frames=16)
 
 
@@ -178,6 +178,45 @@ def test_the_energies_of_labels_are_those_of_their_sources():
     assert ((excess_BM.abs() < 1e-4).all(1)).float().mean() > 0.5
     num_sources_B = (energy_BML.sum(1) > 0).sum(1)
     assert set(num_sources_B.tolist()) == {1, 2, 3}
+
+
+def bands_alone(num_frames, **settings):
+    """Mixtures of two labels with one mel band each, of nothing but a crop and a change of pitch."""
+    powers = [[torch.zeros(num_frames, 16)], [torch.zeros(num_frames, 16)]]
+    powers[0][0][:, 4], powers[1][0][:, 11] = 3.0, 0.5
+    plain = {"colour_db": 0.0, "gain_db": 0.0, "mask_rate": 0.0} | settings
+    return PowerMixer(powers, TaggerConfig(batch_size=100, **plain), num_frames=8).batch(0)
+
+
+def test_every_source_has_the_same_power_and_moves_by_some_bands():
+    mixes_BNK, energy_BML = bands_alone(100, pitch_fraction=0.125)
+    energies = energy_BML.sum(1)[energy_BML.sum(1) > 0]
+    torch.testing.assert_close(energies, torch.full_like(energies, 8 * 16))
+    is_quiet_B = ((mixes_BNK.sum((1, 2)) / energy_BML.sum((1, 2)) - 1).abs() < 1e-5) & (energy_BML[:, :, 1] == 0).all(1)
+    alone_BK = mixes_BNK[is_quiet_B].mean(1)
+    assert (alone_BK[:, 2:7].sum(1) - 16.0).abs().max() < 1e-3, "the band 4, moved by at most two bands"
+    centre_B = (alone_BK * torch.arange(16)).sum(1) / alone_BK.sum(1)
+    assert 2.0 <= centre_B.min() < 3.0 and 5.0 < centre_B.max() <= 6.0
+    torch.testing.assert_close((alone_BK > 1e-4).sum(1) <= 2, torch.ones(len(alone_BK), dtype=torch.bool))
+
+
+def test_a_clip_that_is_shorter_than_a_mixture_is_followed_by_silence():
+    _, energy_BML = bands_alone(FINER * 2)
+    assert (energy_BML[:, 0].sum(1) > 0).all() and (energy_BML[:, 1:] == 0).all()
+
+
+def test_a_gain_is_within_its_limits():
+    _, energy_BML = bands_alone(100, gain_db=15.0)
+    gains_db = 10 * torch.log10(energy_BML.sum(1)[energy_BML.sum(1) > 0] / (8 * 16))
+    assert -15.01 < gains_db.min() < -13 and 13 < gains_db.max() < 15.01
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_makes_the_same_batches(trained):
+    here, there = mixer(), mixer()
+    there.power_NK = there.power_NK.cuda()
+    for on_cpu, on_gpu in zip(here.batch(3), there.batch(3), strict=True):
+        torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-3, atol=1e-6)
 
 
 def test_the_loss_is_least_for_the_true_fractions():
