@@ -15,7 +15,8 @@ from engine.audio.decoder import Decoder, use_decoder
 
 _MAX_THREADS = 16
 _JOBS_OF_A_THREAD = 8  # a decoder takes half a second to start
-_Job, _Result = TypeVar("_Job"), TypeVar("_Result")
+_Job = TypeVar("_Job")
+_Result = TypeVar("_Result")
 
 
 class Loader:
