@@ -14,7 +14,7 @@ import torch
 
 
 class Watch:
-    """Samples the CPU time of the machine and the use of its first GPU while a ``with`` block runs."""
+    """Samples the CPU time of this process with its children, and the first GPU, while a ``with`` block runs."""
 
     def __enter__(self) -> Watch:
         self.cpu: list[tuple[float, float]] = []
@@ -38,9 +38,13 @@ class Watch:
             thread.join()
 
     def _watch_cpu(self) -> None:
-        while not self._over.wait(0.1):
-            times = psutil.cpu_times()
-            self.cpu.append((time.time(), times.user + times.system))
+        used: dict[int, float] = {}  # of processes that have ended, too
+        while not self._over.wait(0.2):
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process.pid] = times.user + times.system
+            self.cpu.append((time.time(), sum(used.values())))
 
     def _watch_gpu(self) -> None:
         assert self._smi is not None and self._smi.stdout is not None
@@ -49,7 +53,7 @@ class Watch:
                 self.gpu.append((time.time(), float(line)))
 
     def cpu_s(self, start: float, end: float) -> float:
-        """CPU seconds of all processes between two times."""
+        """CPU seconds of this process and its children between two times."""
         inside = [used for at, used in self.cpu if start <= at <= end]
         return inside[-1] - inside[0] if inside else 0.0
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import joblib
 import ray
-import ray.train
-import ray.train.torch
+import ray.exceptions
 import torch
 import torch.distributed
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from torch import Tensor
 
 from cluster.session import require_connection
@@ -25,6 +26,7 @@ from engine.storage.files import remove_leftovers, remove_tree
 from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from train.capture import Model, captured
+from train.data.mixer import Mixer
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import ValidationSet, draw_mixtures
@@ -40,6 +42,9 @@ from train.task import (
     task_identity,
     with_embeddings,
 )
+
+_LOGGER = logging.getLogger(__name__)
+_MAX_FAILURES = 3  # of workers, before a training is given up
 
 
 def distil(
@@ -103,6 +108,19 @@ def distil(
     return cast(TrainingRecord, read_description(out)["history"][-1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Worker:
+    """One of the processes that train together."""
+
+    device: torch.device
+    rank: int = 0
+    num_ranks: int = 1
+    num_here: int = 1
+    """Of them on its machine."""
+    report: Callable[[int], None] = lambda step: None
+    """Called by every worker after the state of a step is stored."""
+
+
 def _fit(task: TrainingTask, work: Location) -> None:
     """Run the workers to the last step."""
     use_gpu, number = task.config.use_gpu, task.config.num_workers
@@ -110,6 +128,44 @@ def _fit(task: TrainingTask, work: Location) -> None:
         require_connection()
     if use_gpu is None:
         use_gpu = number != 0 and ray.cluster_resources().get("GPU", 0) > 0
+    if number == 0:
+        threads = torch.get_num_threads()
+        try:
+            _train(task, _Worker(device=torch.device("cuda" if use_gpu else "cpu")))
+        finally:
+            torch.set_num_threads(threads)  # the training changed it, and float sums depend on it
+    elif number == 1:
+        _fit_alone(task, use_gpu)
+    else:
+        _fit_together(task, work, use_gpu)
+
+
+def _fit_alone(task: TrainingTask, use_gpu: bool) -> None:
+    """Train in one Ray task: it starts in seconds, Ray Train with its controller in three times as many."""
+    anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # that of a trial has no CPU
+    remote = ray.remote(num_cpus=0.5, num_gpus=int(use_gpu), max_retries=0, scheduling_strategy=anywhere)(_train_alone)
+    for failures in range(_MAX_FAILURES + 1):
+        training = remote.remote(task, use_gpu)
+        try:
+            ray.get(training)
+            return
+        except ray.exceptions.RayError as error:
+            if failures == _MAX_FAILURES:
+                raise _failed(error) from error
+            _LOGGER.warning(f"the worker of the training failed ({_reason(error)}); it resumes from its last state")
+        finally:
+            ray.cancel(training, force=True)  # after Ctrl-C; nothing happens to one that is over
+
+
+def _train_alone(task: TrainingTask, use_gpu: bool) -> None:
+    _train(task, _Worker(device=torch.device("cuda" if use_gpu else "cpu")))
+
+
+def _fit_together(task: TrainingTask, work: Location, use_gpu: bool) -> None:
+    """Train data-parallel with Ray Train."""
+    import ray.train.torch
+
+    number = task.config.num_workers
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
         train_loop_config={"task": task},
@@ -122,39 +178,48 @@ def _fit(task: TrainingTask, work: Location) -> None:
         run_config=ray.train.RunConfig(
             name=f"ray-{uuid.uuid4().hex}",  # Ray Train would read the files of an earlier start of the same name
             **storage(work),
-            failure_config=ray.train.FailureConfig(max_failures=100 if isinstance(number, tuple) else 3),
+            failure_config=ray.train.FailureConfig(max_failures=100 if isinstance(number, tuple) else _MAX_FAILURES),
         ),
     )
-    threads = torch.get_num_threads()
     try:
-        _in_thread(trainer.fit) if task.config.num_workers else trainer.fit()
+        _in_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise RuntimeError(f"cannot finish the training ({reason}); see the log of its workers") from error
-    finally:
-        torch.set_num_threads(threads)  # a training in this process changed it, and float sums depend on it
+        raise _failed(error) from error
+
+
+def _failed(error: Exception) -> RuntimeError:
+    return RuntimeError(f"cannot finish the training ({_reason(error)}); see the log of its workers")
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _train_loop(values: dict[str, TrainingTask]) -> None:
-    """The work of every worker."""
-    task = values["task"]
+    """The work of every worker of Ray Train."""
+    import ray.train.torch
+
     context = ray.train.get_context()
-    rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    torch.set_num_threads(
-        task.config.threads_per_worker or max(1, joblib.cpu_count() // context.get_local_world_size())
+    worker = _Worker(
+        device=ray.train.torch.get_device(),
+        rank=context.get_world_rank(),
+        num_ranks=context.get_world_size(),
+        num_here=context.get_local_world_size(),
+        report=lambda step: ray.train.report({"step": step}),
     )
+    _train(values["task"], worker)
+
+
+def _train(task: TrainingTask, worker: _Worker) -> None:
+    """Train from the last state of a training to its end."""
+    rank, num_ranks, device = worker.rank, worker.num_ranks, worker.device
+    torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // worker.num_here))
     mixer = task.mixer(rank=rank, num_ranks=num_ranks, device=device)
     student = task.student(mixer.labels, device=device)
     _restore(student, task, device, rank)
     if student.finished:
         return
-    model: Model = student.separator
-    if num_ranks > 1:
-        model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
-    elif device.type == "cuda":
-        batch = mixer.batch(student.step)
-        model = captured(student.separator, batch.mix_BT, batch.query)
+    model = _model(student, mixer, num_ranks)
     mixtures = []
     if rank == 0 and task.validation is not None:
         mixtures = draw_mixtures(task.validation, sample_rate_hz=task.sample_rate_hz)
@@ -173,9 +238,22 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
                 if stop:
                     save(student.result(), location(task.states) / "separator", about=about(task))
                 save_state(location(task.states), student.state(), step=student.step)
-            ray.train.report({"step": student.step})
+            worker.report(student.step)
             if stop:
                 break
+
+
+def _model(student: Student, mixer: Mixer, num_ranks: int) -> Model:
+    """The separator as it is called: in parallel with other ranks, captured on a card, or as it is."""
+    if num_ranks > 1:
+        import ray.train.torch
+
+        parallel: Model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
+        return parallel
+    if student.device.type != "cuda":
+        return student.separator
+    batch = mixer.batch(student.step)
+    return captured(student.separator, batch.mix_BT, batch.query)
 
 
 def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:
@@ -197,7 +275,7 @@ def _agree(finished: bool, num_ranks: int) -> bool:
     return decision[0]
 
 
-def _in_thread(fit: Callable[[], ray.train.Result]) -> None:
+def _in_thread(fit: Callable[[], object]) -> None:
     """Call ``fit`` in a thread of its own, so that Ctrl-C stays with this one.
 
     In the main thread Ray Train replaces Python's signal handler, leaves its own there when it is done, and waits in it

@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 
 from cluster.gpu import call_on_gpu
 from engine.passes.config import PassConfig, pass_identity
-from engine.passes.ray_metrics import record_kept, record_validation
 from engine.passes.run import run_pass
 from engine.passes.shards import PassSummary, read_manifest
 from engine.passes.slices import SliceName
+from engine.passes.speed.ray_metrics import record_kept, record_validation
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import Selection, select_tracks
 from engine.separators import SeparatorSource, find_separator
@@ -171,10 +171,19 @@ def separate(
     with work.artifacts.building(folder, one_at_a_time="passes"):
         _LOGGER.info(f"iteration {number}: separating {work.config.corpus}")
         with named_in("engine", PassConfig):
-            how: dict[str, Any] = {"separator": teacher, "tagger": tagger, "config": config}
-            summary = run_pass(corpus, folder, **how, retry_failed=retry_failed, slice=slice)
+            summary = run_pass(
+                corpus,
+                folder,
+                separator=teacher,
+                tagger=tagger,
+                config=config,
+                retry_failed=retry_failed,
+                slice=slice,
+            )
         steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in summary["step_fraction"].items())
         _LOGGER.info(f"iteration {number}: {summary['audio_s_per_s']:.0f} s of audio per second ({steps})")
+        if "limit" in summary:
+            _LOGGER.info(f"iteration {number}: {summary['limit']['advice']}")
     return folder, summary
 
 

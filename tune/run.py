@@ -13,7 +13,8 @@ from typing import Any
 from typing_extensions import TypedDict
 
 from engine.passes.records import claim_files
-from engine.passes.slices import WHOLE, SliceName, parse_slice
+from engine.passes.slices import SliceName, parse_slice
+from engine.passes.tasks import WHOLE
 from engine.separators import SeparatorSource, find_encoder, find_separator, load, read_description, save
 from engine.settings import Tree, plain
 from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml

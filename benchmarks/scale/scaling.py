@@ -3,10 +3,11 @@
     python -m benchmarks.scale.scaling [--out runs/scaling]
 
 *Measured*: the cost of a clip in each step, in a pass over clips of 10 s with the laptop's separator; and the cost of a
-task for those of which there is only one (the command's process, Ray's GCS) and for a node (its raylet), in a pass over
-clips so short that nothing else counts. *Simulated*: shards on their way through the command's process, CPUs, the
-request limits of a bucket and GPUs of a given speed, which are lost now and then and come back. The speed of a GPU and
-the limits of the bucket are assumptions. Fills the tables of docs/guides/scaling.md.
+task of Ray for those of which there is only one (the command's process, Ray's GCS) and for a node (its raylet), in two
+passes over clips so short that nothing else counts: with a task of Ray for every task of the pass, and with several in
+one. *Simulated*: shards on their way through the command's process, CPUs, the request limits of a bucket and GPUs of a
+given speed, which are lost now and then and come back. The speed of a GPU and the limits of the bucket are assumptions.
+Fills the tables of docs/guides/scaling.md.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -29,13 +31,14 @@ from benchmarks.scale.nodes import write_inputs
 from benchmarks.scale.scale import HalfSeparator, open_half, write_manifest
 from cluster.session import connect
 from engine.corpus.read import read_corpus
+from engine.passes import run
 from engine.passes.config import PassConfig
-from engine.passes.run import run_pass
 from engine.separators import SeparatorSource, find_separator
 
 _PAGE = pages.ROOT / "docs" / "guides" / "scaling.md"
 _GETS_PER_CLIP, _PUTS_PER_SHARD = 3, 3  # size, header and body; shard, record and the cost of a listing
-_CLIP_S = 10.0
+_CLIP_S, _ROWS_PER_TASK = 10.0, 64
+_BLOCK_BYTES = 128 * 2**20  # of Ray Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,13 @@ class Costs:
     stem_bytes: float
     """Size of a clip's stems."""
     driver_s: float
-    """CPU time of the command's process for a task."""
+    """CPU time of the command's process for a task of Ray."""
+    report_s: float
+    """CPU time of the command's process for a shard, however many are in a task."""
     gcs_s: float
-    """CPU time of Ray's GCS for a task."""
+    """CPU time of Ray's GCS for a task of Ray."""
     raylet_s: float
-    """CPU time of a node's raylet for a task."""
+    """CPU time of a node's raylet for a task of Ray."""
 
 
 _SHOWN = {
@@ -65,9 +70,10 @@ _SHOWN = {
     "finish_s": ("scoring and writing, CPU ms a clip", 1e3),
     "source_bytes": ("read, KiB a clip", 1 / 1024),
     "stem_bytes": ("written, KiB a clip", 1 / 1024),
-    "driver_s": ("the command's process, CPU ms a task", 1e3),
-    "gcs_s": ("Ray's GCS, CPU ms a task", 1e3),
-    "raylet_s": ("a raylet, CPU ms a task", 1e3),
+    "driver_s": ("the command's process, CPU ms a task of Ray", 1e3),
+    "report_s": ("the command's process, CPU ms a shard", 1e3),
+    "gcs_s": ("Ray's GCS, CPU ms a task of Ray", 1e3),
+    "raylet_s": ("a raylet, CPU ms a task of Ray", 1e3),
 }
 
 
@@ -79,8 +85,10 @@ class Cluster:
     cpus_per_gpu: int = 8
     shard_s: float = 320.0
     """Audio of a shard."""
-    jobs: int = 1
-    """Commands, each with a part of the corpus and a prefix of its own."""
+    slices: int = 1
+    """Commands that work on the pass, each on a slice."""
+    prefixes: int = 1
+    """Prefixes of the bucket over which the corpus' audio is spread."""
     gpu_speed: float = 1000.0
     """Seconds of audio that a GPU separates in a second, for one query."""
     gets_per_s: float = 5500.0
@@ -110,7 +118,9 @@ def measure_clip(folder: Path) -> dict[str, float]:
     natural, checkpoint = write_inputs(folder, 240)
     config = PassConfig(num_gpus_per_actor=0)
     with connect():
-        summary = run_pass(read_corpus(natural), folder / "pass", separator=find_separator(checkpoint), config=config)
+        summary = run.run_pass(
+            read_corpus(natural), folder / "pass", separator=find_separator(checkpoint), config=config
+        )
     number = summary["num_clips"]
     step_s = {name: value / number for name, value in summary["step_s"].items()}
     audio = sum(path.stat().st_size for path in (natural.parent / "audio").glob("clip-*"))
@@ -125,7 +135,16 @@ def measure_clip(folder: Path) -> dict[str, float]:
 
 
 def measure_tasks(folder: Path, *, number: int = 1500) -> dict[str, float]:
-    """Costs of a task for those who hand it out: two tasks a shard, one clip of a tenth of a second a shard."""
+    """Costs of a task of Ray for those who hand it out, and of a shard for the command's process."""
+    several = run._MOST_IN_BLOCK
+    one = _measure_shards(folder / "one", number, in_block=1)
+    many = _measure_shards(folder / "several", number, in_block=several)
+    task = {name: (one[name] - many[name]) / (2 - 2 / several) for name in one}  # a shard takes two tasks of Ray
+    return {f"{name}_s": seconds for name, seconds in task.items()} | {"report_s": one["driver"] - 2 * task["driver"]}
+
+
+def _measure_shards(folder: Path, number: int, *, in_block: int) -> dict[str, float]:
+    """CPU time for a shard of one clip of a tenth of a second, with so many in a task of Ray."""
     (folder / "audio" / "0000").mkdir(parents=True)
     noise_T = np.random.default_rng(0).normal(0, 0.1, round(0.1 * HalfSeparator.sample_rate_hz))
     for name in range(number):
@@ -134,11 +153,11 @@ def measure_tasks(folder: Path, *, number: int = 1500) -> dict[str, float]:
     write_manifest(folder / "manifest.csv", number)
     config = PassConfig(clip_s=0.1, min_clip_s=0.05, shard_s=0.1, rows_per_task=1, num_gpus_per_actor=0)
     separator = SeparatorSource.from_factory(open_half)
-    with connect():
+    with connect(), mock.patch.object(run, "_MOST_IN_BLOCK", in_block):
         before = _cpu_s()
-        run_pass(read_corpus(folder / "manifest.csv"), folder / "out", separator=separator, config=config)
+        run.run_pass(read_corpus(folder / "manifest.csv"), folder / "out", separator=separator, config=config)
         after = _cpu_s()
-    return {f"{name}_s": (after[name] - before[name]) / (2 * number) for name in before}
+    return {name: (after[name] - before[name]) / number for name in before}
 
 
 def _cpu_s() -> dict[str, float]:
@@ -178,25 +197,42 @@ def _stations(cluster: Cluster, gpus: int) -> dict[str, Station]:
 
 
 def _way(costs: Costs, cluster: Cluster) -> list[tuple[str, float]]:
-    """Stations that a shard passes in order, each with its mean time there."""
-    clips = cluster.shard_s / _CLIP_S
-    task = [("command", costs.driver_s), ("GCS", costs.gcs_s * cluster.jobs)]  # one GCS for all jobs
+    """Stations that a shard passes in order, each with its mean time there; slices share Ray's GCS and the bucket."""
+    clips, shared = cluster.shard_s / _CLIP_S, cluster.slices
+
+    def task(num_shards: float) -> list[tuple[str, float]]:
+        return [("command", costs.driver_s / num_shards), ("GCS", costs.gcs_s * shared / num_shards)]
+
+    decoded, separated = (_shards_in_block(cluster, signals) for signals in (1.0, 2.0 + costs.queries))
     return [
-        *task,
-        ("reads of the bucket", clips * _GETS_PER_CLIP / cluster.gets_per_s),
+        *task(max(1.0, _ROWS_PER_TASK / clips) * _tasks_in_block(cluster)),
+        ("reads of the bucket", clips * _GETS_PER_CLIP * shared / cluster.gets_per_s / cluster.prefixes),
         ("CPUs", clips * costs.decode_s),
-        *task,
+        *task(decoded),
         ("GPUs", cluster.shard_s * costs.queries / cluster.gpu_speed),
-        *task,
+        *task(min(decoded, separated)),
         ("CPUs", clips * costs.finish_s),
-        ("writes of the bucket", _PUTS_PER_SHARD / cluster.puts_per_s),
+        ("writes of the bucket", _PUTS_PER_SHARD * shared / cluster.puts_per_s),
+        ("command", costs.report_s),
     ]
 
 
+def _tasks_in_block(cluster: Cluster) -> int:
+    """Tasks of the pass in a task of Ray, in a pass over a million clips."""
+    num_tasks, num_actors = (number // cluster.slices for number in (10**6 // _ROWS_PER_TASK, cluster.gpus))
+    return math.ceil(num_tasks / run._num_blocks(num_tasks, max(1, num_actors)))
+
+
+def _shards_in_block(cluster: Cluster, signals: float) -> float:
+    """Shards of so many signals that Ray Data puts into one block, at 16 kHz."""
+    in_task = max(1.0, _ROWS_PER_TASK * _CLIP_S / cluster.shard_s) * _tasks_in_block(cluster)
+    return min(in_task, max(1.0, _BLOCK_BYTES / (cluster.shard_s * 16_000 * 4 * signals)))
+
+
 def simulate(costs: Costs, cluster: Cluster, *, seed: int = 0) -> Simulated:
-    """Shards on their way through one of the jobs; its throughput, and how busy each station is."""
+    """Shards on their way through one of the slices; its throughput, and how busy each station is."""
     draw = random.Random(seed)
-    gpus = max(1, cluster.gpus // cluster.jobs)
+    gpus = max(1, cluster.gpus // cluster.slices)
     stations, way = _stations(cluster, gpus), _way(costs, cluster)
     number, window = 60 * gpus, 4 * gpus
     order, waiting = itertools.count(), iter(range(number))
@@ -219,19 +255,20 @@ def simulate(costs: Costs, cluster: Cluster, *, seed: int = 0) -> Simulated:
             heapq.heappush(events, (done, next(order), 0))
     wall_s = max(ended)
     return Simulated(
-        clips_per_s=len(ended) * cluster.shard_s / _CLIP_S / wall_s * cluster.jobs,
+        clips_per_s=len(ended) * cluster.shard_s / _CLIP_S / wall_s * cluster.slices,
         busy={name: one.busy_s / one.number / wall_s for name, one in stations.items()},
     )
 
 
 def recommended(costs: Costs, cluster: Cluster) -> Cluster:
-    """A configuration that keeps the GPUs busy: enough CPUs for a GPU, then longer shards, then more jobs."""
+    """A configuration that keeps the GPUs busy: enough CPUs and prefixes, then longer shards, then more slices."""
     clips_per_s = cluster.gpu_speed / (_CLIP_S * costs.queries)
     cpus = max(2, math.ceil(1.3 * clips_per_s * (costs.decode_s + costs.finish_s)))
+    prefixes = math.ceil(1.1 * clips_per_s * cluster.gpus * _GETS_PER_CLIP / cluster.gets_per_s)
     options = [
-        replace(cluster, cpus_per_gpu=cpus, shard_s=shard_s, jobs=jobs)
-        for jobs, shard_s in itertools.product((1, 2, 4, 8, 16, 32, 64), (320.0, 960.0, 1920.0))
-        if jobs <= cluster.gpus
+        replace(cluster, cpus_per_gpu=cpus, prefixes=prefixes, shard_s=shard_s, slices=slices)
+        for slices, shard_s in itertools.product((1, 2, 4, 8, 16, 32, 64), (320.0, 960.0, 1920.0))
+        if slices <= cluster.gpus
     ]
     sufficient = (one for one in options if simulate(costs, one).busy["GPUs"] > 0.9)
     return next(sufficient, options[-1])
@@ -244,11 +281,12 @@ def simulated_table(costs: Costs) -> str:
         plain = Cluster(gpus=gpus, gpu_speed=speed)
         for cluster in dict.fromkeys((plain, recommended(costs, plain))):
             result = simulate(costs, cluster)
-            cells = [f"{gpus:,}", f"{speed:g}", str(cluster.cpus_per_gpu), f"{cluster.shard_s:g}", str(cluster.jobs)]
+            cells = [f"{gpus:,}", f"{speed:g}", str(cluster.cpus_per_gpu), f"{cluster.shard_s:g}"]
+            cells += [str(cluster.prefixes), str(cluster.slices)]
             cells += [f"{result.clips_per_s:,.0f}", f"{result.busy['GPUs']:.0%}"]
             cells += [f"{result.limit} {result.busy[result.limit]:.0%}", f"{1e6 / result.clips_per_s / 3600:.2g} h"]
             rows.append(cells)
-    columns = ["GPUs", "each, × real time", "CPUs a GPU", "`shard_s`", "jobs"]
+    columns = ["GPUs", "each, × real time", "CPUs a GPU", "`shard_s`", "prefixes", "slices"]
     return pages.markdown([*columns, "clips/s", "GPUs busy", "most busy", "1e6 clips"], rows)
 
 

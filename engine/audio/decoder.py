@@ -24,6 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from engine.audio.decode import MAX_DURATION_S, AudioInfo, ChannelBlock
 from engine.audio.sndfile import Samples
@@ -68,6 +69,14 @@ class Decoder:
     def pid(self) -> int | None:
         """Process id of the child; None if there is none."""
         return None if self._child is None else self._child.pid
+
+    def cpu_s(self) -> float:
+        """CPU time of this process and its child so far."""
+        own_s = time.process_time()
+        try:
+            return own_s + (sum(psutil.Process(self.pid).cpu_times()[:2]) if self.pid is not None else 0.0)
+        except psutil.Error:  # it has ended
+            return own_s
 
     def probe(self, source: str) -> AudioInfo:
         """Return :func:`engine.audio.decode.probe` of a path or an ``s3://`` address; raises DecodeError."""

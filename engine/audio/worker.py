@@ -141,7 +141,8 @@ def _serve(parent: int, memory_bytes: int, alarm_s: float) -> None:
                 os.dup2(nothing.fileno(), stream)
         recordings = Recordings(max_kept=_MAX_KEPT, on_decoded=_Progress(answers, alarm_s))
         while head := requests.read(4):
-            request, data = json.loads(requests.read(*struct.unpack(">I", head))), b""
+            request = json.loads(requests.read(*struct.unpack(">I", head)))
+            data: bytes | memoryview = b""
             signal.setitimer(signal.ITIMER_REAL, alarm_s)
             try:
                 answer, data = _run(recordings, **request)

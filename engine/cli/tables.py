@@ -65,6 +65,7 @@ def plan_table(plan: PassPlan) -> Table:
         ["CPU time", f"{plan['core_h']:.2f} core hours"],
         ["GPU time", f"{plan['gpu_h']:.2f} h" if plan["num_gpus"] else "none: measured without a GPU"],
         ["wall time", f"{plan['wall_h']:.2f} h on {machines}"],
+        [f"limit: {plan['limit']['limit']}", plan["limit"]["advice"]],
         ["stems on disk", f"{plan['stem_gib']:.2f} GiB in {plan['num_shards']} shards"],
     ]
     rows += [[f"time in {step}", f"{hours:.2f} h"] for step, hours in plan["step_h"].items()]
@@ -97,6 +98,10 @@ def pass_table(summary: PassSummary) -> Table:
         ["audio", f"{summary['audio_h']:.3f} h"],
         ["throughput", f"{summary['audio_s_per_s']:.1f} s of audio per second"],
     ]
+    if "missing_slices" in summary:
+        rows.append(["slices that are not done", ", ".join(summary["missing_slices"])])
+    if "limit" in summary:
+        rows.append([f"limit: {summary['limit']['limit']}", summary["limit"]["advice"]])
     rows += [
         [f"time in {step}", f"{fraction:.0%} ({summary['step_s'][step]:.1f} s)"]
         for step, fraction in summary["step_fraction"].items()

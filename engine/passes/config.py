@@ -40,8 +40,11 @@ class PassConfig:
 
     A run sets it to the rate of its students.
     """
-    batch_s: Annotated[Positive, RUNTIME] = 80.0
-    """Audio in one call of the separator, in seconds, padding included; lowered automatically if memory runs out."""
+    batch_s: Annotated[Positive | None, RUNTIME] = None
+    """Audio in one call of the separator, in seconds, padding included; lowered automatically if memory runs out.
+
+    Null: 80 on a CPU; a GPU actor begins there and doubles it while that makes its card faster.
+    """
     min_actors: Annotated[Count | None, RUNTIME] = None
     """Separator actors to start with; null: as many as there is room for."""
     max_actors: Annotated[Count | None, RUNTIME] = None
@@ -58,7 +61,7 @@ class PassConfig:
     decode_limit_s: Annotated[Positive, RUNTIME] = 60.0
     """Time limit for decoding ten minutes of audio, in seconds; a file that takes longer is damaged or malicious."""
     separate_limit_s: Annotated[Positive, Field(le=1e6), RUNTIME] = 1200.0
-    """Time limit for one batch of ``batch_s`` in the separator or tagger, in seconds; more for a clip that is longer.
+    """Time limit for 80 s of audio (or ``batch_s``) in the separator or tagger, in seconds; longer batches get more.
 
     A process that takes longer hangs and is replaced; a clip at which that happens again and again fails.
     """

@@ -124,8 +124,8 @@ class Decode:
 
     def decode(self, task: int, done: Sequence[str] = ()) -> Iterator[DecodedShard]:
         """The missing shards of a task; ``done`` are the names of the others."""
-        started, config = time.perf_counter(), self.config
-        decoder = shared_decoder(config.decode_limit_s)
+        config, decoder = self.config, shared_decoder(self.config.decode_limit_s)
+        started, worked_s = time.perf_counter(), decoder.cpu_s()
         self.hand.begin(f"decode-{task:06d}")
         rows, failures = self._missing_clips(task, done, decoder)
         size = config.clips_per_shard
@@ -143,11 +143,12 @@ class Decode:
                 "num_clips": len(num_queries),
                 "num_queries": sum(num_queries),
                 "audio_s": sum(len(clip.samples_T) for clip in clips) / self.sample_rate_hz,
-                "decode_s": time.perf_counter() - started,
+                "decode_s": (decode_s := time.perf_counter() - started),
+                "read_wait_s": max(0.0, decode_s - (decoder.cpu_s() - worked_s)),
             }
             yield DecodedShard(name=shard_name(task, number), clips=clips, failures=failed + failures, counts=counts)
             failures = []  # the first shard has those of cutting
-            started = time.perf_counter()
+            started, worked_s = time.perf_counter(), decoder.cpu_s()
 
     def _decode_group(self, group: Sequence[ClipRow], decoder: Decoder) -> tuple[list[DecodedClip], list[FailureRow]]:
         clips: list[DecodedClip] = []

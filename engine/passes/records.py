@@ -27,8 +27,7 @@ from typing_extensions import TypedDict
 from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
-from engine.passes.slices import WHOLE, Slice
-from engine.passes.tasks import TaskCounts, TaskRow, Tasks
+from engine.passes.tasks import WHOLE, Slice, TaskCounts, TaskRow, Tasks
 from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
 from engine.storage.files import atomic_path, read_parquet
 from engine.storage.fingerprints import read_sealed, write_sealed
@@ -72,6 +71,10 @@ class ShardRecord(WrittenShard):
     assess_s: float
     score_s: float
     write_s: float
+    read_wait_s: NotRequired[float]
+    """The part of ``decode_s`` in which no CPU worked for it."""
+    write_wait_s: NotRequired[float]
+    """The same of ``write_s``."""
     gpu_s: NotRequired[float]
     """Time in which the shard had the GPU of its worker; none without one."""
 
@@ -100,6 +103,10 @@ class Totals:
     num_failed: int = 0
     audio_s: float = 0.0
     step_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STEPS, 0.0))
+    read_wait_s: float = 0.0
+    write_wait_s: float = 0.0
+    gpu_s: float = 0.0
+    """Time in which GPUs were busy, if there are any."""
     sha256: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every stem shard, by the shard's name, in order."""
     footer_sha256: dict[str, str] = field(default_factory=dict)
@@ -115,6 +122,9 @@ class Totals:
             setattr(self, count, getattr(self, count) + record[count])
         for step in STEPS:
             self.step_s[step] += record[f"{step}_s"]  # type: ignore[literal-required]
+        self.read_wait_s += record.get("read_wait_s", 0.0)
+        self.write_wait_s += record.get("write_wait_s", 0.0)
+        self.gpu_s += record.get("gpu_s", 0.0)
         self.sha256[name] = record["sha256"]
         if "footer_sha256" in record:
             self.footer_sha256[name] = record["footer_sha256"]
@@ -299,7 +309,7 @@ def read_totals(out: Location, reported: Iterable[str] = (), *, part: Slice = WH
     """
     totals, retried = Totals(), Tasks(out / "corpus").retried()
     names = sorted({*done_names(out, part=part), *reported})
-    for name, record in zip(names, in_threads(functools.partial(_find_record, out), names), strict=True):
+    for name, record in zip(names, in_threads(functools.partial(find_record, out), names), strict=True):
         if record is None:
             continue
         totals.add(name, record)
@@ -309,7 +319,7 @@ def read_totals(out: Location, reported: Iterable[str] = (), *, part: Slice = WH
     return totals
 
 
-def _find_record(out: Location, name: str) -> ShardRecord | None:
+def find_record(out: Location, name: str) -> ShardRecord | None:
     """The record of a shard, or null if it is damaged or if it or a file that it records is not there."""
     try:
         record = read_sealed(record_path(out, name), ShardRecord)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, NamedTuple
 
@@ -22,11 +23,10 @@ from engine.corpus.table import Corpus
 from engine.errors import as_exception
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.decode import Decode
-from engine.passes.ray_metrics import num_ended_for_memory
 from engine.passes.records import (
+    STEPS,
     PendingTask,
     Totals,
-    claim_files,
     missing_tasks,
     plan_retry,
     read_totals,
@@ -35,39 +35,49 @@ from engine.passes.records import (
 )
 from engine.passes.separate import Separate
 from engine.passes.shards import (
-    PassManifest,
     PassStart,
     PassSummary,
     damaged_files,
     pass_manifest,
-    read_summary,
     remove_damaged_manifest,
     reopen_damaged,
-    summary_of,
 )
-from engine.passes.slices import WHOLE, Slice, SliceName, alone, begin_slice, end_slice, hand_folder, parse_slice, take
-from engine.passes.speed.progress import PassProgress, require_few_failures
-from engine.passes.tasks import TaskCounts, Tasks, require_clips
+from engine.passes.slices import (
+    SliceName,
+    alone,
+    begin_slice,
+    claim_corpus,
+    close,
+    hand_folder,
+    is_closed,
+    parse_slice,
+    summarise,
+    take,
+)
+from engine.passes.speed.limits import PassLimit, PassTimes, limit_of
+from engine.passes.speed.progress import PassProgress
+from engine.passes.speed.ray_metrics import num_ended_for_memory
+from engine.passes.tasks import WHOLE, Slice, Tasks, require_clips
 from engine.passes.transport import unpack
 from engine.passes.write import SeparateAndWrite, Write
 from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
 from engine.storage.factories import Model, ModelSource
-from engine.storage.files import remove_leftovers, write_json
-from engine.storage.fingerprints import claim, write_sealed
+from engine.storage.files import remove_leftovers
+from engine.storage.fingerprints import claim
 from engine.storage.in_hand import MAX_DEATHS, InHand
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
-_MANY = 8  # slices, of which a message names no more
 _STALL_S, _STALL_DEATHS = 90.0, 25  # a machine is full if no shard is done while so many workers end
 _MEMORY_FULL = (
     f"cannot finish the pass (in {_STALL_S:g} s no shard was done: the memory of the machine is full, above "
     "RAY_memory_usage_threshold, by default 0.95 of it, and Ray ended worker after worker); end what else needs memory "
     "there, take a machine with more, or lower batch_s and max_actors, then start the same command again to resume"
 )
+_MOST_IN_BLOCK, _BLOCKS_PER_ACTOR = 8, 16  # tasks that one task of Ray decodes, if as many are left for every actor
 _TASKS_AT_ONCE = 4096  # in one execution of Ray Data, whose bookkeeping grows with them
 _SHARDS_AT_ONCE = 3  # in an actor with a GPU: one has it, while another is fetched and packed and a third is unpacked
 _TASK_CPUS = 0.4  # of decoding and writing; must differ from the actors' CPUs, or Ray fuses decoding into the actors
@@ -115,26 +125,14 @@ def run_pass(
         damaged = damaged_files(out, part)
         with alone(out):
             done = reopen_damaged(out, damaged, part)
-            if not _is_closed(out):
+            if not is_closed(out):
                 begin_slice(out, part)
-        _claim_files(out, corpus, config, retry_failed=retry_failed)
+        claim_corpus(out, corpus, config, retry_failed=retry_failed)
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
-        if not _is_closed(out):
+        if not is_closed(out):
             return _run_missing_tasks(corpus, out, separator, tagger, config, done, part)
-        return _summarise(out)
-
-
-def _claim_files(out: Location, corpus: Corpus, config: PassConfig, *, retry_failed: bool) -> None:
-    """:func:`claim_files`, which takes minutes for a million files: slices compare them at the same time."""
-    claimed = functools.partial(claim_files, out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
-    with alone(out):
-        if not (out / "corpus" / "contents.parquet").is_file():
-            claimed()
-            return
-    if not claimed(keep=False):
-        with alone(out):
-            claimed()
+        return summarise(out)
 
 
 def _run_missing_tasks(
@@ -162,7 +160,7 @@ def _run_missing_tasks(
     )
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
     write = Write(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
-    steps = _Steps(config, decode, models, write, hand)
+    steps = _Steps(config, decode, models, write, hand, part)
     totals = before
     for number in range(_MAX_TURNS):
         if not (missing := missing_tasks(out, totals, part=part)):
@@ -174,48 +172,29 @@ def _run_missing_tasks(
         _stream(missing, steps, progress)
         totals = read_totals(out, progress.reported, part=part)
     require_complete(out, totals, corpus, counts, part=part)
-    start = PassStart(wall_s=time.perf_counter() - started, audio_s=totals.audio_s - before.audio_s)
+    wall_s, audio_s = time.perf_counter() - started, totals.audio_s - before.audio_s
+    limit = _limit(config, before, totals, wall_s, progress.start_s) if audio_s and part == WHOLE else None
+    start = PassStart(wall_s=wall_s, audio_s=audio_s, limit=limit)
     closed = functools.partial(
         pass_manifest, corpus=corpus, config=config, separator=separator, counts=counts, start=start
     )
     with alone(out):
-        return _close(out, corpus, config, counts, totals, closed, part)
+        return close(out, corpus, config, counts, totals, closed, part)
 
 
-def _close(
-    out: Location,
-    corpus: Corpus,
-    config: PassConfig,
-    counts: TaskCounts,
-    totals: Totals,
-    closed: Callable[[Totals], PassManifest],
-    part: Slice,
-) -> PassSummary:
-    """Close a pass, unless another slice has done so or is still missing."""
-    if _is_closed(out):
-        return _summarise(out)
-    shards, missing = end_slice(out, part, list(totals.sha256))
-    if missing:
-        some = ", ".join(map(str, missing[:_MANY])) + (", ..." if len(missing) > _MANY else "")
-        _LOGGER.info(f"slice {part} is done, {len(missing)} are not ({some}); the last of them closes the pass")
-        return {**summary_of(closed(totals)), "missing_slices": list(map(str, missing))}
-    if part != WHOLE:
-        totals = read_totals(out, shards)
-        require_complete(out, totals, corpus, counts)
-    manifest = closed(totals)
-    require_few_failures(out, manifest["num_failed"], manifest["num_queries"], config.max_failed_fraction)
-    write_sealed(out / "stems" / "manifest.json", manifest)
-    return _summarise(out)
-
-
-def _is_closed(out: Location) -> bool:
-    return (out / "stems" / "manifest.json").is_file()
-
-
-def _summarise(out: Location) -> PassSummary:
-    summary = read_summary(out / "stems")
-    write_json(out / "summary.json", summary)
-    return summary
+def _limit(config: PassConfig, before: Totals, after: Totals, wall_s: float, start_s: float) -> PassLimit:
+    """The limit of this start, on the cluster as it is now."""
+    resources, num_gpus = ray.cluster_resources(), config.num_gpus_per_actor
+    times = PassTimes(
+        step_s={step: after.step_s[step] - before.step_s[step] for step in STEPS},
+        gpu_s=after.gpu_s - before.gpu_s,
+        read_wait_s=after.read_wait_s - before.read_wait_s,
+        write_wait_s=after.write_wait_s - before.write_wait_s,
+        num_cpus=resources.get("CPU", 1.0),
+        num_gpus=resources.get("GPU", 0.0) if num_gpus is None or num_gpus else 0.0,
+        threads=max(1, int(config.num_cpus_per_actor)),
+    )
+    return limit_of(times, wall_s=wall_s, start_s=start_s)
 
 
 class Placement(NamedTuple):
@@ -231,10 +210,11 @@ class Placement(NamedTuple):
     """No node has room for an actor yet."""
 
 
-def choose_placement(config: PassConfig) -> Placement:
+def choose_placement(config: PassConfig, part: Slice = WHOLE) -> Placement:
     """The actor pool for the cluster as it is now; ``ValueError`` if no actor fits and ``max_actors`` is not set.
 
-    Nobody knows what an autoscaler will add. If ``max_actors`` is set, the pool waits for new nodes.
+    Nobody knows what an autoscaler will add. If ``max_actors`` is set, the pool waits for new nodes. A slice starts
+    with its share of the cluster, and its pool grows where the other slices leave room.
     """
     require_connection()
     resources = ray.cluster_resources()
@@ -245,7 +225,7 @@ def choose_placement(config: PassConfig) -> Placement:
     fitting = available_gpus / num_gpus if num_gpus else available_cpus / max(1.0, num_cpus)
     room = int(min(fitting, (available_cpus - _TASK_CPUS) / num_cpus))
     if config.max_actors is not None:
-        first = min(config.min_actors or max(1, room), config.max_actors)
+        first = min(config.min_actors or max(1, room // part.count), config.max_actors)
         return Placement(num_gpus, first, config.max_actors, waits=room < 1)
     if num_gpus > available_gpus:
         raise ValueError(
@@ -257,7 +237,7 @@ def choose_placement(config: PassConfig) -> Placement:
             f"num_cpus_per_actor must leave {_TASK_CPUS:g} of the cluster's {available_cpus:g} CPUs for decoding, got "
             f"{num_cpus:g}; lower it, or set max_actors if nodes will join"
         )
-    return Placement(num_gpus, min(config.min_actors or room, room), room)
+    return Placement(num_gpus, min(config.min_actors or max(1, room // part.count), room), room)
 
 
 class _Steps(NamedTuple):
@@ -269,6 +249,7 @@ class _Steps(NamedTuple):
     """What opens the separator and the tagger, or None, on a device."""
     write: Write
     hand: InHand
+    part: Slice
 
 
 def _open(model: ModelSource[Model], hand: InHand, device: str) -> Model:
@@ -300,7 +281,7 @@ def _stream(tasks: list[PendingTask], steps: _Steps, progress: PassProgress) -> 
     try:
         with progress.shown(), _memory_watched(progress):
             for start in range(0, len(tasks), _TASKS_AT_ONCE):
-                placement = choose_placement(steps.config)  # nodes may have joined
+                placement = choose_placement(steps.config, steps.part)  # nodes may have joined
                 if placement.waits:
                     _LOGGER.info("no node has room for a separator yet; waiting for one")
                 reports = iter(_reports(tasks[start : start + _TASKS_AT_ONCE], steps, placement).iter_rows())
@@ -354,8 +335,8 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
         "compute": ray.data.ActorPoolStrategy(min_size=placement.min_actors, max_size=placement.max_actors),
         "num_cpus": steps.config.num_cpus_per_actor,
     }
-    # One block for each task, made here: Ray's tasks that repartition or inspect tables need a whole CPU of one node.
-    blocks = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    # Blocks are made here: Ray's tasks that repartition or inspect tables need a whole CPU of one node.
+    blocks = ray.data.from_items(tasks, override_num_blocks=_num_blocks(len(tasks), placement.max_actors))
     decoded = blocks.map_batches(steps.decode, num_cpus=_TASK_CPUS, **one_shard)
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
@@ -369,6 +350,12 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     )
     separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
+
+
+def _num_blocks(num_tasks: int, num_actors: int) -> int:
+    """Blocks for tasks: one for each, or for several where there are many; each costs the command's process time."""
+    size = num_tasks // (_BLOCKS_PER_ACTOR * num_actors)
+    return math.ceil(num_tasks / min(max(1, size), _MOST_IN_BLOCK))
 
 
 def _reason(error: Exception) -> str:

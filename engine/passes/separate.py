@@ -19,13 +19,13 @@ from torch import Tensor
 
 from engine.errors import as_exception
 from engine.passes.config import PassConfig
-from engine.passes.score import ScoredBatch, batches_of, score_together
-from engine.passes.transport import DecodedShard, ScoredClip, SeparatedShard, WorkerUse, pack, unpack
+from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
 from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
+from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
-from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.separators.batching import FIRST_S, BatchedSeparator, SeparationRequest
 from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
@@ -42,9 +42,9 @@ def uploaded(clips: Sequence[DecodedClip], device: str) -> list[Tensor]:
         return [torch.tensor(clip.samples_T) for clip in clips]
     lengths = [len(clip.samples_T) for clip in clips]
     pinned = torch.empty(sum(lengths), pin_memory=True)
-    for space_T, clip in zip(pinned.split(lengths), clips, strict=True):
+    for space_T, clip in zip(torch.split(pinned, lengths), clips, strict=True):
         space_T.numpy()[:] = clip.samples_T
-    return list(pinned.to(device, non_blocking=True).split(lengths))
+    return list(torch.split(pinned.to(device, non_blocking=True), lengths))
 
 
 def separate_clips(
@@ -150,7 +150,8 @@ class _Guarded:
         return self._call(call, "tagger", num_samples=audio_BT.numel())
 
     def _call(self, call: Callable[[], Tensor], what: str, *, num_samples: int) -> Tensor:
-        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / self._config.batch_s)
+        limited_s = self._config.batch_s or FIRST_S
+        limit_s = self._config.separate_limit_s * max(1.0, num_samples / self.sample_rate_hz / limited_s)
         with _guarded(self._hand, limit_s, f"the {what}"):
             result = call()
             if isinstance(result, Tensor) and result.is_cuda:
@@ -165,10 +166,14 @@ def _guarded(hand: InHand, limit_s: float, what: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
-                hand.die("WorkerDied", text.splitlines()[0])
+            _die_without_gpu(hand, error)
             raise
+
+
+def _die_without_gpu(hand: InHand, error: BaseException) -> None:
+    text = f"{type(error).__name__}: {error}"
+    if _LOST_GPU.search(text) and not is_transient(error) and "out of memory" not in text:
+        hand.die("WorkerDied", text.splitlines()[0])
 
 
 def _piece(clip: DecodedClip) -> tuple[str, str]:
@@ -227,7 +232,9 @@ class Separate:
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard with their scores."""
         failures, counts = list(shard.failures), dict(shard.counts)
-        mixtures = uploaded(shard.clips, self.device)
+        guarded = functools.partial(_guarded, self.hand, self.config.separate_limit_s)
+        with guarded("uploading"):
+            mixtures = uploaded(shard.clips, self.device)
         with self._turns:
             begun = time.perf_counter()
             separated = self._separate(shard.clips, mixtures, failures)
@@ -235,16 +242,19 @@ class Separate:
             assessed = self._assess(separated, failures)
             counts |= {"separate_s": parted - begun, "assess_s": time.perf_counter() - parted, "score_s": 0.0}
             batches: Iterable[ScoredBatch] = self._score(assessed, failures)
-            use = self._use(shard.clips)
             if self.device != "cpu":
-                batches, scored = list(batches), torch.cuda.Event(blocking=True)
-                scored.record()
+                with guarded("scoring"):
+                    batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+                    scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
+            use = self._use(shard.clips)
+        clips: Iterable[ScoredClip] = _clips(batches, failures)
         if self.device != "cpu":
-            with _guarded(self.hand, self.config.separate_limit_s, "scoring"):
+            with guarded("scoring"):
                 scored.synchronize()
+            places = {item.clip.row["clip_id"]: place for place, item in enumerate(assessed)}
+            clips = sorted(clips, key=lambda clip: places[clip.row["clip_id"]])
             counts["score_s"] = time.perf_counter() - begun - counts["separate_s"] - counts["assess_s"]
-        clips = _clips(batches, failures)
         return SeparatedShard(name=shard.name, clips=clips, failures=failures, counts=counts, use=use)
 
     def _separate(
@@ -253,7 +263,8 @@ class Separate:
         """The stems of clips; those that fail are added to the failures."""
         separated: list[SeparatedClip] = []
         for part in self.hand.parts("separate", [_piece(clip) for clip in clips]):
-            some, samples = ([every[position] for position in part.positions] for every in (clips, mixtures))
+            some = [clips[position] for position in part.positions]
+            samples = [mixtures[position] for position in part.positions]
             if part.error is None:
                 done, failed = separate_clips(some, self.scorer.batched, samples)
                 separated += done
@@ -300,9 +311,9 @@ class Separate:
     ) -> Iterator[ScoredBatch | FailureRow]:
         """The scores of clips together; if that fails, of each alone, or its failure."""
         try:
-            with _guarded(self.hand, self.config.separate_limit_s, "scoring"):
-                scored = score(batch)
+            scored = score(batch)
         except BaseException as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
+            _die_without_gpu(self.hand, error)
             cause = as_exception(error)
         else:
             yield scored

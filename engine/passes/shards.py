@@ -34,8 +34,8 @@ from engine.passes.records import (
     parse_shard_name,
     record_path,
 )
-from engine.passes.slices import WHOLE, Slice
-from engine.passes.tasks import TaskCounts, Tasks
+from engine.passes.speed.limits import PassLimit
+from engine.passes.tasks import WHOLE, Slice, TaskCounts, Tasks
 from engine.schema import FAILURES, FailureRow
 from engine.settings import deciding
 from engine.storage.files import (
@@ -84,6 +84,8 @@ class PassSummary(TypedDict):
     config_fingerprint: str
     fingerprint: str
     """Of the separator and all stems."""
+    limit: NotRequired[PassLimit]
+    """What limited that start; not of a slice, which shares its machines with others."""
     missing_slices: NotRequired[list[str]]
     """If a slice has ended before others: those, such as ``3/32``. All counts are then those of the slice."""
 
@@ -94,6 +96,8 @@ class PassStart(NamedTuple):
     wall_s: float
     audio_s: float
     """Audio in the shards that it made."""
+    limit: PassLimit | None
+    """What limited it; null if it made no shard, or was one of several slices, which share machines."""
 
 
 class PassManifest(PassSummary):
@@ -138,7 +142,7 @@ def pass_manifest(
 ) -> PassManifest:
     """The manifest of a pass whose tasks are all done; ``start`` is the one that finished it."""
     all_s = sum(totals.step_s.values()) or 1.0
-    return {
+    manifest: PassManifest = {
         "num_clips": totals.num_clips + corpus.num_failures,
         "num_set_aside": counts["num_set_aside"],
         "num_queries": totals.num_queries + corpus.num_failed_queries,
@@ -156,6 +160,7 @@ def pass_manifest(
         "footer_sha256": totals.footer_sha256,
         "fingerprint": fingerprint([separator.fingerprint, totals.sha256]),
     }
+    return manifest if start.limit is None else {**manifest, "limit": start.limit}
 
 
 def read_manifest(stems: Location, *needs: str) -> PassManifest:

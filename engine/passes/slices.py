@@ -5,47 +5,28 @@ Each slice has a lock and marks of its own. What concerns more than a slice's ow
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 
 from typing_extensions import TypedDict
 
+from engine.corpus.table import Corpus
+from engine.passes.config import PassConfig
+from engine.passes.records import Totals, claim_files, read_totals, require_complete
+from engine.passes.shards import PassManifest, PassSummary, read_summary, summary_of
+from engine.passes.speed.progress import require_few_failures
+from engine.passes.tasks import WHOLE, Slice, TaskCounts
 from engine.storage.files import read_record, remove_tree, write_json
+from engine.storage.fingerprints import write_sealed
 from engine.storage.lock import lock
 from engine.storage.paths import Location
 
-
-@dataclass(frozen=True)
-class Slice:
-    """A share of a pass's tasks, for one of several commands that work on the pass at the same time."""
-
-    number: int = 1
-    """From 1."""
-    count: int = 1
-    """Slices of the pass; the only slice of one is the whole pass."""
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def has(self, task: int) -> bool:
-        """True for the slice's own tasks; neighbours belong to different slices, so that all have as much to do."""
-        return task % self.count == self.number - 1
-
-    def name(self, what: str) -> str:
-        """The slice's own name for something that a pass has once."""
-        return what if self.count == 1 else f"{what}-{self.number}-of-{self.count}"
-
-    def all(self) -> list[Slice]:
-        """All slices of the same count."""
-        return [Slice(number, self.count) for number in range(1, self.count + 1)]
-
-
-WHOLE = Slice()
-
-
+_LOGGER = logging.getLogger(__name__)
+_MANY = 8  # slices, of which a message names no more
 SliceName = str | tuple[int, int]
 """A slice as users name it: ``"3/32"`` or ``(3, 32)``."""
 
@@ -121,7 +102,7 @@ def begin_slice(out: Location, part: Slice) -> None:
     _done_path(out, part).unlink(missing_ok=True)
 
 
-def end_slice(out: Location, part: Slice, shards: list[str]) -> tuple[list[str], list[Slice]]:
+def _end_slice(out: Location, part: Slice, shards: list[str]) -> tuple[list[str], list[Slice]]:
     """Record that a slice is done, with its shards; returns those of all slices, and the slices that are not done."""
     if part == WHOLE:
         return shards, []
@@ -129,3 +110,53 @@ def end_slice(out: Location, part: Slice, shards: list[str]) -> tuple[list[str],
     missing = [one for one in part.all() if not _done_path(out, one).is_file()]
     done = [] if missing else [read_record(_done_path(out, one), _DoneSlice)["shards"] for one in part.all()]
     return list(itertools.chain(*done)), missing
+
+
+def claim_corpus(out: Location, corpus: Corpus, config: PassConfig, *, retry_failed: bool) -> None:
+    """:func:`claim_files`, which takes minutes for a million files: slices compare them at the same time."""
+    claimed = functools.partial(claim_files, out, corpus, min_labels=config.min_labels, retry_failed=retry_failed)
+    with alone(out):
+        if not (out / "corpus" / "contents.parquet").is_file():
+            claimed()
+            return
+    if not claimed(keep=False):
+        with alone(out):
+            claimed()
+
+
+def close(
+    out: Location,
+    corpus: Corpus,
+    config: PassConfig,
+    counts: TaskCounts,
+    totals: Totals,
+    closed: Callable[[Totals], PassManifest],
+    part: Slice,
+) -> PassSummary:
+    """Close a pass, unless another slice has done so or is still missing."""
+    if is_closed(out):
+        return summarise(out)
+    shards, missing = _end_slice(out, part, list(totals.sha256))
+    if missing:
+        some = ", ".join(map(str, missing[:_MANY])) + (", ..." if len(missing) > _MANY else "")
+        _LOGGER.info(f"slice {part} is done, {len(missing)} are not ({some}); the last of them closes the pass")
+        return {**summary_of(closed(totals)), "missing_slices": list(map(str, missing))}
+    if part != WHOLE:
+        totals = read_totals(out, shards)
+        require_complete(out, totals, corpus, counts)
+    manifest = closed(totals)
+    require_few_failures(out, manifest["num_failed"], manifest["num_queries"], config.max_failed_fraction)
+    write_sealed(out / "stems" / "manifest.json", manifest)
+    return summarise(out)
+
+
+def is_closed(out: Location) -> bool:
+    """True if the pass has its manifest."""
+    return (out / "stems" / "manifest.json").is_file()
+
+
+def summarise(out: Location) -> PassSummary:
+    """The summary of a closed pass, which is also written."""
+    summary = read_summary(out / "stems")
+    write_json(out / "summary.json", summary)
+    return summary

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NotRequired
 
 import pyarrow as pa
@@ -32,6 +33,35 @@ _TASK_ROWS = pa.schema(
         pa.field("tried_in", pa.list_(pa.int64()), nullable=False),
     ]
 )
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A share of a pass's tasks, for one of several commands that work on the pass at the same time."""
+
+    number: int = 1
+    """From 1."""
+    count: int = 1
+    """Slices of the pass; the only slice of one is the whole pass."""
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    def has(self, task: int) -> bool:
+        """True for the slice's own tasks; neighbours belong to different slices, so that all have as much to do."""
+        return task % self.count == self.number - 1
+
+    def name(self, what: str) -> str:
+        """The slice's own name for something that a pass has once."""
+        return what if self.count == 1 else f"{what}-{self.number}-of-{self.count}"
+
+    def all(self) -> list[Slice]:
+        """All slices of the same count."""
+        return [Slice(number, self.count) for number in range(1, self.count + 1)]
+
+
+WHOLE = Slice()
+"""The whole pass."""
 
 
 class TaskRow(ClipRow):

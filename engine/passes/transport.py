@@ -1,4 +1,4 @@
-"""Shards on the way from step to step; Ray Data carries each in a table of one row, its arrays beside its other parts.
+"""Shards on the way from step to step; Ray Data carries each in a table of one row, its arrays in a cell of their own.
 
 A shard is copied once when it is packed, into the one buffer of its arrays, and not at all when it is unpacked: arrays
 of an unpacked shard cannot be written to.
@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from engine.passes.records import ShardRecord
-from engine.schema import ClipRow, DecodedClip, FailureRow
-from engine.scoring.scores import Scores
+from engine.schema import DecodedClip, FailureRow
+from engine.scoring.stored import ScoredClip
 
 Counts = dict[str, float]
 """Counts and times of a shard so far, by their names in :class:`ShardRecord`; every step adds its own."""
@@ -44,20 +44,6 @@ class DecodedShard:
     clips: list[DecodedClip]
     failures: list[FailureRow]
     counts: Counts
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredClip:
-    """A clip with the signals and scores that are stored of it; labels that failed are absent."""
-
-    row: ClipRow
-    labels: list[str]
-    signals_ST: np.ndarray
-    """The mixture and the stems: integers of :class:`engine.audio.flac.Steps`, or samples without ``exponents``."""
-    exponents: list[int] | None
-    """Of each signal; None if the signals are written at another rate than that of the separator."""
-    scores: list[Scores]
-    """Of each stem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +99,17 @@ def unpack(row: pa.Table | Mapping[str, Any]) -> Any:  # noqa: ANN401 - any valu
     """The value in such a table, or in its row as a mapping."""
     if not isinstance(row, pa.Table):
         return pickle.loads(row[_CELL])  # noqa: S301 - our own; a report has no arrays
-    data, arrays = (row[name][0].as_buffer() for name in (_CELL, _ARRAYS))
-    view, first, buffers = memoryview(arrays), 0, []
+    arrays, first, buffers = memoryview(_value(row[_ARRAYS])), 0, []
     numbers = iter(row[_ENDS][0].as_py())
     for next_first, end in zip(numbers, numbers, strict=True):
-        buffers.append(view[first:end])
+        buffers.append(arrays[first:end])
         first = next_first
-    return pickle.loads(data, buffers=buffers)  # noqa: S301 - our own
+    return pickle.loads(_value(row[_CELL]), buffers=buffers)  # noqa: S301 - our own
+
+
+def _value(column: pa.ChunkedArray) -> pa.Buffer:
+    """The one value of a column, without the copy that a scalar is."""
+    (array,) = (chunk for chunk in column.chunks if len(chunk))
+    _, offsets, data = array.buffers()
+    first, end = np.frombuffer(offsets, np.int64)[array.offset : array.offset + 2].tolist()
+    return data.slice(first, end - first) if data is not None else pa.py_buffer(b"")

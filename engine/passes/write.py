@@ -15,11 +15,12 @@ import torch
 
 from engine.audio.flac import encode_flac24, encode_steps
 from engine.passes.config import PassConfig
-from engine.passes.records import ShardRecord, write_record
+from engine.passes.records import ShardRecord, find_record, write_record
 from engine.passes.separate import Separate
 from engine.passes.shards import write_shard
-from engine.passes.transport import ScoredClip, SeparatedShard, ShardReport, pack, unpack
+from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
 from engine.schema import CLIPS, SCORES, STEMS, FailureRow, failure
+from engine.scoring.stored import ScoredClip
 from engine.separators import Separator
 from engine.storage.in_hand import InHand
 from engine.storage.paths import location
@@ -68,8 +69,11 @@ class Write:
             except Exception as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
                 failures.append(_failure(clip, error))
         table = stems.table()
+        stored, worked_s = time.perf_counter(), time.process_time()
         written = retried(functools.partial(write_shard, self.out, shard.name, stems=table, failures=failures))
-        times = {"score_s": shard.counts["score_s"] + score_s, "write_s": time.perf_counter() - started - score_s}
+        ended, worked_s = time.perf_counter(), time.process_time() - worked_s
+        times = {"score_s": shard.counts["score_s"] + score_s, "write_s": ended - started - score_s}
+        times["write_wait_s"] = max(0.0, ended - stored - worked_s)
         record = cast(ShardRecord, shard.counts | times | written)
         write_record(self.out, shard.name, record)
         failed: Counter[tuple[str, str]] = Counter()
@@ -136,5 +140,8 @@ class SeparateAndWrite(Separate):
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
+        done = find_record(self.write.out, shard.name)
+        if done is not None:  # by a worker that ended before it had done all shards of its task
+            return pack(ShardReport(name=shard.name, record=done, failed={}, use=self._use(shard.clips)))
         with self.hand.work(f"separate-{shard.name}", len(shard.clips)):
             return pack(self.write.write(self.separate(shard)))

@@ -121,8 +121,9 @@ class _Shard:
                     if 0.0 < sound.energy < math.inf and sound.first < num_samples
                 ]
                 if loud:
-                    chosen_T = loud[int(order[0]) % len(loud)]
-                    return chosen_T.repeat(-(-num_samples // len(chosen_T)))[:num_samples]
+                    chosen_T: Tensor = loud[int(order[0]) % len(loud)]
+                    repeated_T = chosen_T.repeat(-(-num_samples // len(chosen_T)))
+                    return repeated_T[:num_samples]
         return None
 
 

@@ -186,7 +186,7 @@ def coherence_fraction(spectra: Spectra) -> Tensor | None:
     cross_BP = torch.hypot(*spectra.between_2BPF).sum(-1)
     coherence_BP = (cross_BP / torch.where(bound_BP > 0, bound_BP, 1.0)).clamp(0.0, 1.0)
     coherence_BSS = coherence_BP.new_zeros(*coherence_BP.shape[:-1], num_stems, num_stems)
-    for by, of_pairs in zip(apart, coherence_BP.split(list(range(num_stems - 1, 0, -1)), -1), strict=True):
+    for by, of_pairs in zip(apart, torch.split(coherence_BP, list(range(num_stems - 1, 0, -1)), -1), strict=True):
         for side in (by, -by):
             coherence_BSS.diagonal(side, -2, -1).copy_(of_pairs)
     return coherence_BSS.amax(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -116,8 +117,9 @@ class NetworkSeparator(nn.Module, ABC):
         mix_MT = mix_MT.to(self.device, torch.float32, non_blocking=True)
         is_finite = mix_MT.isfinite().all()
         query_BQ = self.encode(queries)
-        stems_BT = mix_MT.new_zeros(len(queries), mix_MT.shape[1])
-        if stems_BT.numel():
+        if not mix_MT.numel():
+            return mix_MT.new_zeros(len(queries), mix_MT.shape[1])
+        with _full_precision():
             stems_BT = overlap_add(
                 lambda chunk_MT, inside: self.separate_chunk(chunk_MT, query_BQ, inside, rows),
                 mix_MT,
@@ -129,6 +131,17 @@ class NetworkSeparator(nn.Module, ABC):
         if not is_finite:  # looked at last, because a GPU must first have computed it
             raise ValueError("a mixture must be finite, got NaN or infinite samples; repair or drop the clip")
         return stems_BT
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Let convolutions in 32 bits be so on a GPU too, where cuDNN would round their inputs to 19 (TF32)."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _require_rows(

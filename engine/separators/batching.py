@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from engine.separators.base import Separator, padded_rows, small_tensor
 from engine.separators.queries import Query, as_query
 from engine.storage.retry import ATTEMPTS, is_transient, retried
 
+FIRST_S = 80.0
+"""Audio in a batch where no size is given: always on a CPU, and at first on a GPU."""
 _GROWTH = 1.1  # of a batch that fitted, each time
-_FIRST_S = 80.0  # of a batch, where none is given
+_WORTH, _NUM_TIMED = 1.1, 4  # more throughput that a batch twice as large must bring; batches of one size until then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,35 @@ class SeparationRequest:
 
 
 @dataclass(kw_only=True)
+class SizeSearch:
+    """Search for the size of batches: it doubles while full batches become faster and there is memory and work."""
+
+    size_s: float = field(default=FIRST_S, init=False)
+    is_over: bool = field(default=False, init=False)
+    _rates: list[float] = field(default_factory=list, init=False)
+    """Audio per second of the full batches of this size."""
+    _best_of_half: float = field(default=0.0, init=False)
+
+    def add(self, rate: float, *, waiting_s: float) -> None:
+        """Take the rate of a full batch, one of those for ``waiting_s`` of audio."""
+        self._rates.append(rate)
+        if self.is_over or len(self._rates) < _NUM_TIMED:
+            return
+        best = max(self._rates)
+        if best < _WORTH * self._best_of_half:
+            self.size_s, self.is_over = self.size_s / 2, True
+        elif not _has_room():
+            self.is_over = True
+        elif waiting_s >= 2 * self.size_s:
+            self.size_s, self._best_of_half, self._rates = 2 * self.size_s, best, []
+
+
+def _has_room() -> bool:
+    """The GPU has as much memory again as this process uses, if there is a GPU."""
+    return not torch.cuda.is_available() or torch.cuda.mem_get_info()[0] >= torch.cuda.memory_reserved()
+
+
+@dataclass(kw_only=True)
 class BatchedSeparator:
     """A separator with its device and batch size; it learns how much fits, so that one pass can use different GPUs."""
 
@@ -39,23 +70,32 @@ class BatchedSeparator:
     autocast: bool = False
     """Separate in 16-bit floating point."""
     batch_s: float | None = None
-    """Most audio in one call of the separator, in seconds, padding included; None: 80."""
+    """Most audio in one call of the separator, in seconds, padding included; None: found on a GPU, 80 on a CPU."""
     fits_s: float = math.inf
     """Size in seconds of a batch that fitted when a larger one did not; it grows by 10 % with every call."""
+    search: SizeSearch = field(default_factory=SizeSearch, init=False)
 
     @property
     def size_s(self) -> float:
         """Most audio in one call at present, in seconds."""
-        return min(_FIRST_S if self.batch_s is None else self.batch_s, self.fits_s)
+        return min(self.search.size_s if self.batch_s is None else self.batch_s, self.fits_s)
 
     def separate(self, requests: Sequence[SeparationRequest]) -> list[Tensor | Exception]:
         """The stem ``[T]`` (float32) of every request on :attr:`device`, or the exception that separating it raised."""
         self.fits_s *= _GROWTH
-        batch_samples = self._batch_samples
+        batch_samples, num_samples = self._batch_samples, [len(request.samples_T) for request in requests]
         stems: dict[int, Tensor | Exception] = {}
-        for positions in pack((len(request.samples_T) for request in requests), batch_samples=batch_samples):
+        for positions in pack(num_samples, batch_samples=batch_samples):
+            started, longest = time.perf_counter(), num_samples[positions[0]]
             stems |= zip(positions, self._run([requests[i] for i in positions]), strict=True)
+            if self._is_searching and (len(positions) + 1) * longest > batch_samples:
+                rate = len(positions) * longest / (time.perf_counter() - started)
+                self.search.add(rate, waiting_s=sum(num_samples) / self.separator.sample_rate_hz)
         return [stems[position] for position in range(len(requests))]
+
+    @property
+    def _is_searching(self) -> bool:
+        return self.batch_s is None and self.device == "cuda" and self.fits_s == math.inf
 
     @property
     def _batch_samples(self) -> int:
@@ -153,6 +193,8 @@ def _require_shape(stems_BT: object, shape: tuple[int, int]) -> None:
 
 def _require_finite(stems_BT: Tensor, lengths: Sequence[int], batch: list[SeparationRequest]) -> None:
     """Raises for the first stem with a sample that is not finite before its end; waits for the device once."""
+    if math.isfinite(stems_BT.sum()):  # a quick check that most batches pass
+        return
     is_good_BT = stems_BT.isfinite()
     if min(lengths) < stems_BT.shape[1]:
         times_T = torch.arange(stems_BT.shape[1], device=stems_BT.device)

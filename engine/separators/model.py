@@ -15,6 +15,7 @@ from engine.errors import nearest
 from engine.schema import plain_label
 from engine.separators.base import NetworkSeparator, small_tensor
 from engine.separators.network import MaskNetwork, NetworkConfig
+from engine.separators.network.graphs import replayed
 from engine.separators.queries import Embeddings, Query, QueryEmbedder, label_of_query
 
 BUILT_IN = "band_split_tcn"
@@ -136,7 +137,7 @@ class QuerySeparator(NetworkSeparator):
         """See :meth:`NetworkSeparator.encode`; without text, a query is a label of the vocabulary."""
         if isinstance(self.queries, QueryEncoder):
             rows = [self.queries.index(label_of_query(query)) for query in queries]
-            given = torch.tensor(rows, device=self.device, dtype=torch.long)
+            given = small_tensor(rows, self.device)
         else:
             given = torch.stack([self._embedder().wanted(query) for query in queries]).to(self.device)
         vectors_BQ: Tensor = self.queries(given)
@@ -151,8 +152,12 @@ class QuerySeparator(NetworkSeparator):
 
     def separate_chunk(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
         """See :meth:`NetworkSeparator.separate_chunk`."""
-        index_B, lengths_M = small_tensor(rows, self.device), small_tensor(lengths, self.device)
-        stems_BT: Tensor = self.network(mix_MT[index_B], query_BQ, lengths_M[index_B])
+        is_padded, is_shared = min(lengths) < mix_MT.shape[1], list(rows) != list(range(len(mix_MT)))
+        lengths_M = small_tensor(lengths, self.device) if is_padded else None
+        rows_B = small_tensor(rows, self.device) if is_shared else None
+        if mix_MT.is_cuda and not is_padded and len(mix_MT) <= len(query_BQ) and not torch.is_grad_enabled():
+            return replayed(self.network, mix_MT, query_BQ, rows_B)
+        stems_BT: Tensor = self.network(mix_MT, query_BQ, lengths_M, rows_B)
         return stems_BT
 
     def forward(self, mix_BT: Tensor, query: Tensor, lengths_B: Tensor | None = None) -> Tensor:

@@ -45,6 +45,7 @@ class _Now(threading.local):
     """The work in hand of a thread."""
 
     work = marked = ""
+    deaths = 0
     in_parts = False
 
 
@@ -69,9 +70,13 @@ class InHand:
     def begin(self, work: str, num_pieces: int | None = None) -> int:
         """Mark that some work begins, and return how many workers began it before and ended with it in hand.
 
+        The marks of this thread's work before that are removed: it did not end with that in hand.
         Raises :class:`WorkerDiedError` if these are more than its pieces can explain.
         """
-        self._now.work, deaths = work, self._mark(work)
+        if self._now.work:
+            self.end(self._now.work, self._now.deaths)
+        self._now.work, self._now.deaths = work, self._mark(work)
+        deaths = self._now.deaths
         self._now.in_parts = deaths >= MAX_DEATHS
         if num_pieces is not None and deaths >= MAX_DEATHS * (num_pieces + 2):
             what = f"{work}: cannot finish it"

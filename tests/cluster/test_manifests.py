@@ -17,7 +17,7 @@ import ray
 import ray.autoscaler._private.util
 import yaml
 
-from engine.passes import ray_metrics
+from engine.passes.speed import ray_metrics
 from tests.support import ROOT
 
 MANIFESTS = ROOT / "cluster" / "manifests"

@@ -22,7 +22,7 @@ import clearsep
 from cluster import env_file, jobs, submit
 from cluster.cli import parse_command
 from cluster.packing import is_factory, pack
-from engine.passes import ray_metrics
+from engine.passes.speed import ray_metrics
 from engine.storage.files import read_json
 from tests.support import chaos
 from tests.support.ray_nodes import BIN, StartedCluster

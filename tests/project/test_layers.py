@@ -58,7 +58,7 @@ MAY_NOT = {  # besides the order: what a package does not know of
     "cluster": ("engine", "train", "tune", "clearsep"),
 }
 KNOWS_RAY = (
-    "engine/passes/ray_metrics.py",
+    "engine/passes/speed/ray_metrics.py",
     "engine/passes/run.py",
     "train/distil.py",
     "tune/search/",

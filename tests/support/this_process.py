@@ -5,7 +5,7 @@ import json
 from engine.passes import run
 from engine.passes.separate import Separate
 
-TIMES = {"wall_s", "audio_s_per_s", "step_s", "step_fraction", "checksum"}
+TIMES = {"wall_s", "audio_s_per_s", "step_s", "step_fraction", "checksum", "limit", "read_wait_s", "write_wait_s"}
 TIMES |= {f"{step}_s" for step in ("decode", "separate", "assess", "score", "write")}
 
 
@@ -14,7 +14,8 @@ class InThisProcess:
 
     def __init__(self, monkeypatch):
         monkeypatch.setattr(run, "_stream", self)
-        monkeypatch.setattr(run, "choose_placement", lambda config: None)
+        monkeypatch.setattr(run, "choose_placement", lambda *_: None)
+        monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 2.0})
         self.turns = []
         self.skip = set()
         self.decoded = self.after = lambda value: value

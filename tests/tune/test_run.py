@@ -13,7 +13,9 @@ import pytest
 import yaml
 
 from cluster.session import connect
+from engine.corpus.read import read_corpus
 from engine.corpus.sources import read_sources
+from engine.passes.run import run_pass
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import read_tracks
 from engine.separators import NetworkConfig, find_separator, load, read_description
@@ -80,6 +82,30 @@ def test_a_run_leaves_its_artifacts_and_records(finished: tuple[Path, Any], conf
         assert stems == (folder / "stems").resolve()
     assert load(out / "iterations" / "2" / "separator").sample_rate_hz == 8000
     assert not (out / "iterations" / "0" / "stems").exists()
+
+
+def test_a_run_continues_with_the_pass_that_slices_made(
+    finished: tuple[Path, Any], config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One slice by the run's own command, the other by that of a pass with the run's settings, then the run."""
+    caplog.set_level("INFO")
+    one = dataclasses.replace(config, schedule=config.schedule[:1], distil=config.seed_training)
+    out = tmp_path / "run"
+    assert [entry["iteration"] for entry in run(one, out, slice="1/2")["iterations"]] == [0]
+    assert "slice 1/2 is done, 1 are not (2/2)" in caplog.text
+    folder, seed = out / "iterations" / "1", find_separator(out / "iterations" / "0" / "separator")
+    engine = dataclasses.replace(config.engine, rows_per_task=3)
+    with pytest.raises(ValueError, match=r"another settings \(rows_per_task "):
+        run_pass(read_corpus(config.corpus), folder, separator=seed, config=engine, slice="2/2")
+    run_pass(read_corpus(config.corpus), folder, separator=seed, config=config.engine, slice="2/2")
+    closed = (folder / "stems" / "manifest.json").read_bytes()
+    record = run(one, out)["iterations"][1]
+    assert (folder / "stems" / "manifest.json").read_bytes() == closed
+    wanted = finished[1]["iterations"][1]
+    names = ("num_clips", "num_queries", "num_stems", "num_failed", "num_kept", "audio_h")
+    assert {name: record[name] for name in names} == {name: wanted[name] for name in names}
+    for shard in (finished[0] / "iterations" / "1" / "stems").glob("*.parquet"):
+        assert shard.read_bytes() == (folder / "stems" / shard.name).read_bytes()
 
 
 def test_kept_rejected_and_failed_add_up_at_every_step(finished: tuple[Path, Any]) -> None:

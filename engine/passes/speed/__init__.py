@@ -1,1 +1,1 @@
-"""Speed of a pass: what to expect (``plan``), what is done (``progress``) and what limits it (``limits``)."""
+"""Speed of a pass: what to expect of it, what is done, and what limits it."""

@@ -16,17 +16,16 @@ import torch
 from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
-from engine.passes.records import ShardRecord, shard_records
+from engine.passes.records import STEPS, ShardRecord, shard_records
 from engine.passes.separate import Separate
+from engine.passes.speed.limits import PassLimit, PassTimes, limit_of
 from engine.passes.tasks import Tasks, require_clips
 from engine.passes.write import Write
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
+from engine.separators.batching import FIRST_S
 from engine.storage.files import folder_for_block
 from engine.taggers import TaggerSource
-
-_MODEL_STEPS = ("separate", "assess")  # on the GPU if there is one
-_CPU_STEPS = ("decode", "score", "write")
 
 
 class ExpectedFailures(TypedDict):
@@ -51,8 +50,14 @@ class PassPlan(ExpectedFailures):
     core_h: float
     """CPU time on one core, in hours."""
     gpu_h: float
+    read_wait_h: float
+    """Time in which decoding waits for audio; it is part of the step's time, but not of ``core_h``."""
+    write_wait_h: float
+    """The same of writing."""
     step_h: dict[str, float]
     wall_h: float
+    limit: PassLimit
+    """What will limit it."""
     num_cpus: float
     num_gpus: float
     stem_gib: float
@@ -74,7 +79,7 @@ class _Sample:
 
     def total(self, name: str, *, skip: int = 0) -> float:
         """Sum of a count over the records, without the first ``skip``."""
-        return float(sum(record[name] for record in self.records[skip:]))  # type: ignore[literal-required]
+        return float(sum(record.get(name, 0.0) for record in self.records[skip:]))  # type: ignore[misc]
 
     def step_h(self, step: str) -> float:
         """Hours of a step in the pass; the first shard, which includes start-up, is left out if there are others."""
@@ -108,11 +113,18 @@ def plan_pass(
             f"at least one sampled row must be separated, got none of {len(rows)}; `clearsep separate-corpus` and "
             "`clearsep failures` show the reasons"
         )
-    step_h = {step: sample.step_h(step) for step in _CPU_STEPS + _MODEL_STEPS}
-    gpu_h = sum(step_h[step] for step in _MODEL_STEPS) if on_gpu else 0.0
-    core_h = sum(step_h.values()) - gpu_h
+    step_h = {step: sample.step_h(step) for step in STEPS}
+    gpu_h = sample.step_h("gpu") if on_gpu else 0.0
     num_cpus = num_cpus or os.cpu_count() or 1
     num_gpus = (num_gpus or torch.cuda.device_count()) if on_gpu else 0
+    times = PassTimes(
+        step_s={step: 3600.0 * hours for step, hours in step_h.items()},
+        gpu_s=3600.0 * gpu_h,
+        read_wait_s=3600.0 * sample.step_h("read_wait"),
+        write_wait_s=3600.0 * sample.step_h("write_wait"),
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+    )
     num_tasks = math.ceil(num_eligible / config.rows_per_task)
     num_clips = sample.total("num_clips") * sample.scale
     return {
@@ -121,10 +133,13 @@ def plan_pass(
         "num_clips": round(num_clips) + corpus.num_failures,
         **_failures(sample, corpus),
         "audio_h": sample.total("audio_s") * sample.scale / 3600.0,
-        "core_h": core_h,
+        "core_h": sum(times.cpu_s.values()) / 3600.0,
         "gpu_h": gpu_h,
+        "read_wait_h": times.read_wait_s / 3600.0,
+        "write_wait_h": times.write_wait_s / 3600.0,
         "step_h": step_h,
-        "wall_h": max(core_h / num_cpus, gpu_h / num_gpus if num_gpus else 0.0),
+        "wall_h": max(times.needed_s.values()) / 3600.0,
+        "limit": limit_of(times),
         "num_cpus": num_cpus,
         "num_gpus": num_gpus,
         "stem_gib": sample.num_bytes * sample.scale / 2**30,
@@ -169,7 +184,7 @@ def _measure(
     on_gpu: bool,
 ) -> _Sample:
     """Take rows through the steps of a pass, in small shards and in a temporary folder."""
-    config, threads = replace(config, shard_s=max(config.clip_s, config.batch_s)), torch.get_num_threads()
+    config, threads = replace(config, shard_s=max(config.clip_s, config.batch_s or FIRST_S)), torch.get_num_threads()
     with folder_for_block("clearsep-plan-") as out:
         try:
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))

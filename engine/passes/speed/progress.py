@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.cli.display import console
 from engine.errors import TooManyFailuresError
-from engine.passes.ray_metrics import record_shard
 from engine.passes.records import Totals, failure_reasons
+from engine.passes.speed.ray_metrics import record_shard
 from engine.passes.transport import ShardReport
 from engine.storage.paths import Location
 
@@ -28,6 +28,8 @@ class PassProgress:
         self.out, self.max_failed_fraction, self.num_clips = out, max_failed_fraction, num_clips
         self.clips_done, self.num_queries, self.num_failed = before.num_clips, before.num_queries, before.num_failed
         self.audio_s, self.started, self.logged_s = 0.0, time.perf_counter(), 0.0
+        self.start_s = 0.0
+        """Time until the first shard was done."""
         self.reported = set(before.sha256)
         """Names of the shards that are done, as their workers and the records before this start have it."""
         screen, description = console(stderr=True), TextColumn("{task.description}", markup=False)
@@ -49,6 +51,7 @@ class PassProgress:
         self.num_queries += report.record["num_queries"]
         self.num_failed += report.record["num_failed"]
         elapsed_s = time.perf_counter() - self.started
+        self.start_s = self.start_s or elapsed_s
         speed = f"separating clips, {self.audio_s / elapsed_s:.0f} s of audio per second"
         total = max(self.num_clips, self.clips_done)
         self.progress.update(self.bar, completed=self.clips_done, total=total, description=speed)

@@ -1,6 +1,7 @@
 """AudioSep as a separator: its transform, its mask, and rows of different lengths.
 
-Shape legend: B batch, T samples, N frames, F bins, M channels of the mask, Q query features, R rows of one length.
+Shape legend: B batch, M mixtures, T samples, N frames, F bins, Q query features, S mixtures of one length and R queries
+of them, M also the channels of a mask.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from engine.separators.audiosep.network import AudioSepConfig, ResUNet
-from engine.separators.base import NetworkSeparator
+from engine.separators.base import NetworkSeparator, small_tensor
+from engine.separators.network import transforms
 from engine.separators.queries import Query
 
 _QUIETEST, _LOUDEST = 1e-5, 1e10  # magnitudes that the network gets; the latter keeps its sums finite
@@ -60,8 +62,14 @@ class AudioSep(NetworkSeparator):
             places = [place for place, row in enumerate(rows) if lengths[row] == length]
             most = self._most_rows(length)
             for some in (places[first : first + most] for first in range(0, len(places), most)):
-                mix_RT = mix_MT[[rows[place] for place in some], :length]
-                stems_BT[some, :length] = self._separate(mix_RT, query_BQ[some])
+                number = {row: i for i, row in enumerate(dict.fromkeys(rows[place] for place in some))}
+                of_mixtures, of_queries, of_rows = (
+                    small_tensor(one, self.device)
+                    for one in (list(number), some, [number[rows[place]] for place in some])
+                )
+                mix_ST = mix_MT.index_select(0, of_mixtures)[:, :length]
+                stems_RT = self._separate(mix_ST, query_BQ.index_select(0, of_queries), of_rows)
+                stems_BT[:, :length].index_copy_(0, of_queries, stems_RT)
         return stems_BT
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
@@ -72,17 +80,18 @@ class AudioSep(NetworkSeparator):
         """Rows in one call of the network: on a CPU more than a chunk takes memory and saves no time."""
         return max(1, round(self.chunk_s * self.sample_rate_hz) // length) if self.device.type == "cpu" else 1 << 20
 
-    def _separate(self, mix_RT: Tensor, query_RQ: Tensor) -> Tensor:
+    def _separate(self, mix_ST: Tensor, query_RQ: Tensor, rows_R: Tensor | None = None) -> Tensor:
         """Stems ``[R, T]`` of mixtures without padding; those too short for a frame are extended by silence."""
-        size, hop, length = self.config.num_fft, self.config.hop_samples, mix_RT.shape[1]
-        mix_RT = pad(mix_RT, (0, max(0, size // 2 + 1 - length)))
-        with torch.autocast(mix_RT.device.type, enabled=False):
-            mix_RFN = torch.stft(mix_RT, size, hop, window=self.window_T, return_complex=True)
-            magnitude_RNF = mix_RFN.abs().mT.clamp(_QUIETEST, _LOUDEST)
+        size, hop, length = self.config.num_fft, self.config.hop_samples, mix_ST.shape[1]
+        mix_ST = pad(mix_ST, (0, max(0, size // 2 + 1 - length)))
+        with torch.autocast(mix_ST.device.type, enabled=False):
+            mix_SNF = transforms.stft(pad(mix_ST, (size // 2, size // 2), mode="reflect"), self.window_T, hop)
+            magnitude_SNF = transforms.power(mix_SNF).sqrt().clamp(_QUIETEST, _LOUDEST)
+        mix_RNF, magnitude_RNF = (one if rows_R is None else one[rows_R] for one in (mix_SNF, magnitude_SNF))
         logits_RMNF = self.network(magnitude_RNF, query_RQ)
-        with torch.autocast(mix_RT.device.type, enabled=False):
-            stem_RFN = mix_RFN * complex_mask(logits_RMNF.float()).mT
-            return torch.istft(stem_RFN, size, hop, window=self.window_T, length=mix_RT.shape[1])[:, :length]
+        with torch.autocast(mix_ST.device.type, enabled=False):
+            stem_RNF = mix_RNF * complex_mask(logits_RMNF.float())
+            return transforms.istft(stem_RNF, self.window_T, hop, length=mix_ST.shape[1])[:, :length]
 
 
 def complex_mask(logits_RMNF: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from engine.settings import Count, config
 SAMPLE_RATE_HZ, HOP_SAMPLES, NUM_FRAMES = 48_000, 480, 1024
 """Rate of the audio, step between frames, and the number of frames that the network looks at, 10.24 s."""
 _NUM_FFT, _NUM_BANDS, _LOW_HZ, _HIGH_HZ = 1024, 64, 50.0, 14_000.0
+NUM_BINS = _NUM_FFT // 2 + 1
 _FOLDS, _PATCH, _WINDOW = 4, 4, 8  # parts of the picture, one under the other; side of a patch; side of a window
 NUM_STAGES = 4
 _UNUSED_PARTS = ("spectrogram_extractor.", "logmel_extractor.", "tscam_conv.", "head.")

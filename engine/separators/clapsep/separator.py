@@ -1,6 +1,7 @@
 """CLAPSep as a separator: queries of wanted and unwanted sounds, and mixtures of any length.
 
-Shape legend: B batch, T samples, N frames, F bins, Q query features, E features of an embedding.
+Shape legend: B queries, M mixtures, S and R some of both, T samples, N frames, F bins, Q query
+features, E features of an embedding.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torchaudio.functional import resample
 
-from engine.separators.base import NetworkSeparator
+from engine.separators.base import NetworkSeparator, small_tensor
 from engine.separators.clap import htsat
 from engine.separators.clapsep.network import HOP_SAMPLES, NUM_FFT, SAMPLE_RATE_HZ, ClapSepConfig, MaskDecoder
+from engine.separators.network import transforms
 from engine.separators.queries import Query
 
-_MOST_ROWS = 16  # of one call of the network, which needs 0.1 GB for each
+_MOST_ROWS = (16, 64)  # of one call of the network on a CPU and on a GPU, which needs 0.1 GB for each
 
 
 class ClapSep(NetworkSeparator):
@@ -60,72 +62,86 @@ class ClapSep(NetworkSeparator):
         """See :meth:`NetworkSeparator.separate_chunk`; short mixtures need the memory of 10.24 s, so few at a time."""
         stems_BT = mix_MT.new_zeros(len(rows), mix_MT.shape[1])
         places = [place for place, row in enumerate(rows) if lengths[row]]
-        for first in range(0, len(places), _MOST_ROWS):
-            some = places[first : first + _MOST_ROWS]
-            mixtures = [mix_MT[rows[place], : lengths[rows[place]]] for place in some]
-            for place, stem_T in zip(some, self(mixtures, query_BQ[some]), strict=True):
-                stems_BT[place, : len(stem_T)] = stem_T
+        most = _MOST_ROWS[self.device.type == "cuda"]
+        for some in (places[first : first + most] for first in range(0, len(places), most)):
+            number = {row: i for i, row in enumerate(dict.fromkeys(rows[place] for place in some))}
+            mix_ST, index_R = _chosen(mix_MT, list(number)), small_tensor(some, self.device)
+            query_RQ, rows_R = query_BQ.index_select(0, index_R), [number[rows[place]] for place in some]
+            stems_BT.index_copy_(0, index_R, self(mix_ST, query_RQ, [lengths[row] for row in number], rows_R))
         return stems_BT
 
     def separate_unpadded(self, mix_BT: Tensor, query_BQ: Tensor) -> Tensor:
         """See :meth:`NetworkSeparator.separate_unpadded`."""
-        return torch.stack(self(list(mix_BT), query_BQ))
+        stems_BT: Tensor = self(mix_BT, query_BQ, [mix_BT.shape[1]] * len(mix_BT), list(range(len(mix_BT))))
+        return stems_BT
 
-    def forward(self, mixtures: Sequence[Tensor], query_BQ: Tensor) -> list[Tensor]:
-        """Stems ``[T]`` of mixtures ``[T]`` of less than 10.24 s; each stem is that of its mixture alone.
+    def forward(self, mix_MT: Tensor, query_BQ: Tensor, lengths: Sequence[int], rows: Sequence[int]) -> Tensor:
+        """Stems ``[B, T]`` of mixtures of less than 10.24 s; each stem is that of its mixture alone.
 
         Spectra are computed in float32 whatever the rest is computed in.
         """
-        distinct, places = _without_repeats(mixtures)
-        with torch.autocast(query_BQ.device.type, enabled=False):
-            spectra = [_spectrum(mix_T.float()) for mix_T in distinct]
-            power_BNF = torch.stack([_encoder_power(mix_T.float()) for mix_T in distinct])
-        magnitude_BNF = nn.utils.rnn.pad_sequence([mix_FN.abs().T for mix_FN in spectra], batch_first=True)
-        num_frames = [spectra[place].shape[1] for place in places]
-        num_frames_B = torch.tensor(num_frames, device=query_BQ.device) if len(set(num_frames)) > 1 else None
-        maps = [map_BHWC[places] for map_BHWC in self.audio_branch.maps(power_BNF)]
-        mask_BNF = self.decoder_model(maps, magnitude_BNF[places], query_BQ, num_frames_B)
-        masked = [
-            spectra[place] * mask_NF.T[:, : spectra[place].shape[1]]
-            for place, mask_NF in zip(places, mask_BNF, strict=True)
-        ]
-        with torch.autocast(query_BQ.device.type, enabled=False):
-            return [_wave(stem_FN, len(mix_T)) for stem_FN, mix_T in zip(masked, mixtures, strict=True)]
+        most, device = max(lengths), mix_MT.device
+        mix_MNF = torch.zeros(len(mix_MT), _num_frames(most), NUM_FFT // 2 + 1, dtype=torch.complex64, device=device)
+        power_MNF = mix_MT.new_zeros(len(mix_MT), htsat.NUM_FRAMES, htsat.NUM_BINS)
+        with torch.autocast(device.type, enabled=False):
+            for length, some in _by_length(lengths):
+                part_ST = _reflectable(_chosen(mix_MT, some)[:, :length].float())
+                mix_MNF = _with_rows(mix_MNF, some, _spectrum(part_ST))
+                power_MNF = _with_rows(power_MNF, some, _encoder_power(part_ST))
+        num_frames = [_num_frames(lengths[row]) for row in rows]
+        num_frames_B = small_tensor(num_frames, device) if min(num_frames) < mix_MNF.shape[1] else None
+        maps = [_chosen(map_MHWC, rows) for map_MHWC in self.audio_branch.maps(power_MNF)]
+        magnitude_BNF = _chosen(transforms.power(mix_MNF).sqrt(), rows)
+        mask_BNF = self.decoder_model(maps, magnitude_BNF, query_BQ, num_frames_B)
+        with torch.autocast(device.type, enabled=False):
+            stem_BNF = _chosen(mix_MNF, rows) * mask_BNF
+            stems_BT = mix_MT.new_zeros(len(rows), mix_MT.shape[1])
+            for length, some in _by_length([lengths[row] for row in rows]):
+                stems_BT = _with_rows(stems_BT, some, _wave(_chosen(stem_BNF, some), length))
+        return stems_BT
 
 
-def _without_repeats(mixtures: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
-    """Mixtures that differ from the one before, and the place of each mixture among them.
-
-    The labels of a clip follow one another, so that its sound is encoded once for all of them.
-    """
-    distinct, places = [mixtures[0]], [0]
-    for mix_T in mixtures[1:]:
-        if not torch.equal(mix_T, distinct[-1]):
-            distinct.append(mix_T)
-        places.append(len(distinct) - 1)
-    return distinct, places
+def _by_length(lengths: Sequence[int]) -> list[tuple[int, list[int]]]:
+    """Positions of each length."""
+    return [(length, [i for i, one in enumerate(lengths) if one == length]) for length in dict.fromkeys(lengths)]
 
 
-def _reflectable(mix_T: Tensor) -> Tensor:
-    """A mixture with zeros after it, if it is shorter than what the spectrogram reflects at its edges."""
-    return nn.functional.pad(mix_T, (0, max(0, NUM_FFT // 2 + 1 - len(mix_T))))
+def _chosen(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of a tensor, without a copy of all."""
+    is_all = list(rows) == list(range(len(values)))
+    return values if is_all else values.index_select(0, small_tensor(rows, values.device))
 
 
-def _spectrum(mix_T: Tensor) -> Tensor:
-    """Spectrum ``[F, N]`` of a mixture."""
-    window_F = torch.hann_window(NUM_FFT, device=mix_T.device)
-    mix_T = _reflectable(mix_T)
-    return torch.stft(mix_T, NUM_FFT, HOP_SAMPLES, window=window_F, pad_mode="reflect", return_complex=True)
+def _with_rows(values: Tensor, rows: Sequence[int], part: Tensor) -> Tensor:
+    """The values with other ones at the beginning of some rows."""
+    if list(rows) == list(range(len(values))) and part.shape[1] >= values.shape[1]:
+        return part
+    values[:, : part.shape[1]].index_copy_(0, small_tensor(rows, values.device), part)
+    return values
 
 
-def _wave(stem_FN: Tensor, num_samples: int) -> Tensor:
-    window_F = torch.hann_window(NUM_FFT, device=stem_FN.device)
-    stem_T = torch.istft(stem_FN, NUM_FFT, HOP_SAMPLES, window=window_F, length=max(num_samples, NUM_FFT // 2 + 1))
-    return stem_T[:num_samples]
+def _num_frames(num_samples: int) -> int:
+    """Frames of a mixture's spectrum."""
+    return 1 + max(NUM_FFT // 2 + 1, num_samples) // HOP_SAMPLES
 
 
-def _encoder_power(mix_T: Tensor) -> Tensor:
-    """Powers ``[N, F]`` of 1,024 frames that the encoder gets: of the mixture at its rate, then silence."""
-    resampled_T = resample(_reflectable(mix_T), SAMPLE_RATE_HZ, htsat.SAMPLE_RATE_HZ)
-    (power_NF,) = htsat.power_spectrum(resampled_T[None])
-    return nn.functional.pad(power_NF, (0, 0, 0, max(0, htsat.NUM_FRAMES - len(power_NF))))
+def _reflectable(mix_MT: Tensor) -> Tensor:
+    """Mixtures with zeros after them, if they are shorter than what the spectrogram reflects at its edges."""
+    return nn.functional.pad(mix_MT, (0, max(0, NUM_FFT // 2 + 1 - mix_MT.shape[1])))
+
+
+def _spectrum(mix_MT: Tensor) -> Tensor:
+    """Spectra ``[M, N, F]`` of mixtures of one length."""
+    padded_MT = nn.functional.pad(mix_MT, (NUM_FFT // 2, NUM_FFT // 2), mode="reflect")
+    return transforms.stft(padded_MT, torch.hann_window(NUM_FFT, device=mix_MT.device), HOP_SAMPLES)
+
+
+def _wave(stem_BNF: Tensor, num_samples: int) -> Tensor:
+    window_F = torch.hann_window(NUM_FFT, device=stem_BNF.device)
+    return transforms.istft(stem_BNF[:, : _num_frames(num_samples)], window_F, HOP_SAMPLES, length=num_samples)
+
+
+def _encoder_power(mix_MT: Tensor) -> Tensor:
+    """Powers ``[M, N, F]`` of 1,024 frames that the encoder gets: of the mixtures at its rate, then silence."""
+    power_MNF = htsat.power_spectrum(resample(mix_MT, SAMPLE_RATE_HZ, htsat.SAMPLE_RATE_HZ))
+    return nn.functional.pad(power_MNF, (0, 0, 0, max(0, htsat.NUM_FRAMES - power_MNF.shape[1])))

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from engine.separators.network import transforms
+
 
 @contextmanager
 def real_transforms() -> Iterator[None]:
-    """Let torch's transform and its inverse be convolutions while the block runs, and ``hypot`` a square root."""
-    replaced: dict[str, Callable[..., Tensor]] = {"stft": _stft, "istft": _istft, "hypot": _hypot}
-    before = {name: getattr(torch, name) for name in replaced}
+    """Let the transforms and their inverse be convolutions while the block runs, and ``hypot`` a square root."""
+    replaced: dict[tuple[Any, str], Callable[..., Tensor]] = {
+        (transforms, "stft"): _stft,
+        (transforms, "istft"): _istft,
+        (torch, "stft"): _torch_stft,
+        (torch, "hypot"): _hypot,
+    }
+    before = {(module, name): getattr(module, name) for module, name in replaced}
     _replace(replaced)
     try:
         yield
@@ -26,9 +34,9 @@ def real_transforms() -> Iterator[None]:
         _replace(before)
 
 
-def _replace(functions: Mapping[str, Callable[..., Tensor]]) -> None:
-    for name, function in functions.items():
-        setattr(torch, name, function)
+def _replace(functions: Mapping[tuple[Any, str], Callable[..., Tensor]]) -> None:
+    for (module, name), function in functions.items():
+        setattr(module, name, function)
 
 
 def _hypot(input: Tensor, other: Tensor) -> Tensor:
@@ -46,42 +54,36 @@ def _waves(num_fft: int, *, inverse: bool) -> Tensor:
     return torch.from_numpy(waves[:, None].astype(np.float32))
 
 
-def _stft(
+def _stft(signal_BT: Tensor, window_K: Tensor, hop_samples: int) -> Tensor:
+    """See ``transforms.stft``."""
+    waves = _waves(len(window_K), inverse=False) * window_K
+    parts_BFN = functional.conv1d(signal_BT[:, None], waves, stride=hop_samples)
+    return torch.complex(*parts_BFN.mT.chunk(2, dim=-1))
+
+
+def _torch_stft(
     input: Tensor,
     n_fft: int,
     hop_length: int,
-    win_length: int | None = None,
-    window: Tensor | None = None,
-    center: bool = True,
-    pad_mode: str = "reflect",
     *,
+    window: Tensor,
+    pad_mode: str = "reflect",
     return_complex: bool,
 ) -> Tensor:
     """See ``torch.stft``."""
-    assert window is not None and len(window) == n_fft and center and return_complex and win_length in (None, n_fft)
-    padded_B1T = functional.pad(input.reshape(-1, 1, input.shape[-1]), (n_fft // 2, n_fft // 2), mode=pad_mode)
-    parts_BFN = functional.conv1d(padded_B1T, _waves(n_fft, inverse=False) * window, stride=hop_length)
-    return torch.complex(*(parts_BFN[0] if input.ndim == 1 else parts_BFN).chunk(2, dim=-2))
+    assert len(window) == n_fft and return_complex
+    padded_BT = functional.pad(input.reshape(1, -1, input.shape[-1]), (n_fft // 2, n_fft // 2), mode=pad_mode)[0]
+    spectrum_BFN = _stft(padded_BT, window, hop_length).mT
+    return spectrum_BFN[0] if input.ndim == 1 else spectrum_BFN
 
 
-def _istft(
-    input: Tensor,
-    n_fft: int,
-    hop_length: int,
-    win_length: int | None = None,
-    window: Tensor | None = None,
-    center: bool = True,
-    *,
-    length: int,
-) -> Tensor:
-    """See ``torch.istft``."""
-    assert window is not None and len(window) == n_fft and center and win_length in (None, n_fft)
-    parts_BFN = torch.cat(torch.view_as_real(input).unbind(-1), dim=-2)
-    parts_BFN = parts_BFN[None] if input.ndim == 2 else parts_BFN
-    sum_B1T = functional.conv_transpose1d(parts_BFN, _waves(n_fft, inverse=True) * window, stride=hop_length)
+def _istft(spectrum_BNF: Tensor, window_K: Tensor, hop_samples: int, *, length: int) -> Tensor:
+    """See ``transforms.istft``."""
+    parts_BFN = torch.cat(torch.view_as_real(spectrum_BNF).unbind(-1), dim=-1).mT
+    waves = _waves(len(window_K), inverse=True) * window_K
+    sum_B1T = functional.conv_transpose1d(parts_BFN, waves, stride=hop_samples)
     weight_1T = functional.conv_transpose1d(
-        torch.ones_like(parts_BFN[:1, :1]), window.square()[None, None], stride=hop_length
+        torch.ones_like(parts_BFN[:1, :1]), window_K.square()[None, None], stride=hop_samples
     )
-    first = n_fft // 2
-    stems_BT: Tensor = (sum_B1T / weight_1T.clamp(min=1e-11))[:, 0, first : first + length]
-    return stems_BT[0] if input.ndim == 2 else stems_BT
+    first = len(window_K) // 2
+    return (sum_B1T / weight_1T.clamp(min=1e-11))[:, 0, first : first + length]

@@ -185,6 +185,25 @@ def test_several_such_clips_in_one_shard(tmp_path):
     assert [row["attempts"] for row in rows] == [MAX_DEATHS] * 2, "the deaths at one are not counted for the other"
 
 
+def test_a_shard_before_it_in_the_same_task_is_made_once_and_not_blamed(tmp_path):
+    """Ray repeats a task of several shards from its beginning."""
+    hand, made = InHand(tmp_path / "in-hand"), tmp_path / "made"
+    first = replace(shard_of(num_clips=2), name="shard-000007-0000")
+
+    def both():
+        separate = actor(tmp_path, hand, EndingSeparator(lambda: os._exit(3)))
+        write = separate.write.write
+        separate.write.write = lambda shard: made.open("a").write(f"{shard.name}\n") and write(shard)
+        for shard in (first, shard_of(2)):
+            separate(pack(shard))
+
+    assert work_until_done(both) == 2 * MAX_DEATHS
+    assert made.read_text().split() == [first.name, SHARD]
+    records = dict(shard_records(tmp_path))
+    assert (records[first.name]["num_failed"], records[SHARD]["num_failed"]) == (0, 2)
+    assert not list((tmp_path / "in-hand").glob(f"*{first.name}*"))
+
+
 def test_a_clip_that_ends_the_worker_of_the_tagger_fails_alone(tmp_path):
     shard, hand = pack(shard_of()), InHand(tmp_path / "in-hand")
     work_until_done(lambda: actor(tmp_path, hand, tagger=EndingTagger())(shard))
@@ -271,6 +290,8 @@ def test_a_file_that_ends_the_worker_of_decoding_fails_alone(tmp_path, monkeypat
     Tasks(tmp_path / "corpus").write_rows(rows, rows_per_task=len(rows))
 
     class EndingDecoder:
+        cpu_s = time.process_time
+
         def __getattr__(self, name):
             def call(source, **_):
                 if name == way and source.endswith("clip-2.wav"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from engine.passes.config import PassConfig
 from engine.passes.records import done_names
 from engine.passes.run import run_pass
 from engine.passes.shards import stem_shards, verify
+from engine.passes.tasks import Slice
 from engine.schema import SCORES_VERSION
 from engine.separators import NetworkConfig, QuerySeparator, SeparatorSource, find_separator, save
 from engine.taggers import find_tagger, save_tagger
@@ -256,6 +258,38 @@ def test_a_killed_pass_resumes_and_ends_as_if_undisturbed(
     for shard in shards:
         assert shard.read_bytes() == (killed / "stems" / shard.name).read_bytes()
     assert read_failures(killed).equals(read_failures(undisturbed))
+
+
+def test_slices_of_one_pass_at_the_same_time_one_of_them_killed_make_the_same_bytes(
+    ray_session: None, corpus: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """kill -9 of slice 1/2 when its first shard is done, while slice 2/2 is at work on the same cluster."""
+    sliced, whole = tmp_path / "sliced", tmp_path / "whole"
+    process = subprocess.Popen(
+        [*_command(corpus, checkpoint, sliced), "--set", "num_gpus_per_actor=0", "--slice", "1/2"],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+    )
+    separated = functools.partial(
+        run_pass, read_corpus(corpus), separator=find_separator(checkpoint), config=_CONFIG, out=sliced
+    )
+    with ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(_kill_when_done, process, sliced, Slice(1, 2))
+        second = separated(slice="2/2")
+        killed.result()
+    assert second["missing_slices"] == ["1/2"] and done_names(sliced, part=Slice(1, 2))
+    last, undisturbed = separated(slice="1/2"), separated(out=whole)
+    names = ("num_clips", "num_queries", "num_stems", "num_failed", "audio_h", "fingerprint")
+    assert {name: last[name] for name in names} == {name: undisturbed[name] for name in names}
+    for shard in stem_shards(whole / "stems"):
+        assert shard.read_bytes() == (sliced / "stems" / shard.name).read_bytes()
+    assert read_failures(sliced).equals(read_failures(whole)) and verify(sliced / "stems") == []
+
+
+def _kill_when_done(process: subprocess.Popen[bytes], out: Path, part: Slice) -> None:
+    while not done_names(out, part=part) and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
 
 
 def test_an_interrupted_pass_exits_with_130_and_a_message(corpus: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from engine.passes.separate import separate_clips
 from engine.schema import FAILURES
-from engine.separators.batching import BatchedSeparator, SeparationRequest, pack
+from engine.separators.batching import BatchedSeparator, SeparationRequest, SizeSearch, pack
 from tests.support.signals import (
     RATE_HZ,
     BandSeparator,
@@ -209,6 +209,18 @@ def test_a_clip_with_nan_fails_alone_with_the_built_in_separator():
     check_conservation(clips, separated, failures)
     assert {row["clip_id"] for row in failures} == {"clip-800"}
     assert {item.clip.row["clip_id"] for item in separated} == {"clip-900", "clip-700"}
+
+
+@pytest.mark.parametrize(
+    ("rates", "found_s"), [([1, 2, 4, 4.2, 9], 320), ([1, 1.05], 80), ([1, 3, 9, 27, 81, 99], 640)]
+)
+def test_the_size_of_batches_doubles_while_that_makes_them_faster(rates, found_s):
+    search, waiting_s = SizeSearch(), 1000.0
+    for rate in rates:
+        for slow_start in (0.1, 0.5, 0.9, 1.0):
+            search.add(slow_start * rate, waiting_s=waiting_s)
+    assert search.size_s == found_s, "a batch of 1,280 s is never full"
+    assert BatchedSeparator(separator=BandSeparator(), batch_s=7.0).size_s == 7.0
 
 
 def test_no_clips():

@@ -377,7 +377,7 @@ def test_clips_with_too_few_labels_are_set_aside_and_the_sums_of_a_closed_pass_a
         require_clips(corpus, PassConfig(min_labels=4))
     bands = replace(SeparatorSource.from_factory(open_bands), fingerprint="bands", terms=("AudioSep: MIT",))
     counts = {"num_tasks": 1, "num_clips": NUM_CLIPS, "num_set_aside": 1}
-    given = {"separator": bands, "counts": counts, "start": PassStart(wall_s=2.0, audio_s=11.7)}
+    given = {"separator": bands, "counts": counts, "start": PassStart(wall_s=2.0, audio_s=11.7, limit=None)}
     manifest = pass_manifest(read_totals(finished), corpus, CONFIG, **given)
     write_json(finished / "stems" / "manifest.json", manifest)
     assert manifest["num_clips"] == NUM_CLIPS and manifest["num_set_aside"] == 1

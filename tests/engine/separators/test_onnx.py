@@ -14,6 +14,7 @@ from engine.separators.clapsep.layout import from_original
 from engine.separators.exports import onnx
 from engine.separators.exports.onnx import export_onnx
 from engine.separators.exports.transforms import real_transforms
+from engine.separators.network import transforms
 from tests.conftest import RATE_HZ, TINY
 from tests.support import ROOT
 from tests.support.models.clapsep import tiny_clapsep
@@ -26,7 +27,7 @@ def test_the_transforms_are_torchs(num_fft, hop, pad_mode):
 
     def both():
         mix_BFN = torch.stft(mix_BT, num_fft, hop, window=window, pad_mode=pad_mode, return_complex=True)
-        return mix_BFN, torch.istft(mix_BFN * 0.5, num_fft, hop, window=window, length=2900)
+        return mix_BFN, transforms.istft(mix_BFN.mT * 0.5, window, hop, length=2900)
 
     wanted = both()
     with real_transforms():

@@ -8,14 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engine.audio.flac import flac24_steps
-from engine.passes.transport import ScoredClip
-from engine.schema import SeparatedClip
+from engine.schema import ClipRow, SeparatedClip
 from engine.scoring.energies import is_on_cpu
-from engine.scoring.scores import SAMPLES_AT_ONCE_ON_GPU, score_rows, score_values
+from engine.scoring.scores import SAMPLES_AT_ONCE_ON_GPU, Scores, score_rows, score_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredClip:
+    """A clip with the signals and scores that are stored of it; labels that failed are absent."""
+
+    row: ClipRow
+    labels: list[str]
+    signals_ST: np.ndarray
+    """The mixture and the stems: integers of :class:`engine.audio.flac.Steps`, or samples without ``exponents``."""
+    exponents: list[int] | None
+    """Of each signal; None if the signals are written at another rate than that of the separator."""
+    scores: list[Scores]
+    """Of each stem."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +49,7 @@ class ScoredBatch:
             if not (rows := score_rows(values_SN)):
                 yield ValueError("every sample of a stem must be finite, got NaN or infinity; correct the separator")
                 continue
-            scores = [row | more for row, more in zip(rows, item.extra or [{}] * len(rows), strict=True)]
+            scores = [{**row, **more} for row, more in zip(rows, item.extra or [{}] * len(rows), strict=True)]
             yield ScoredClip(
                 row=item.clip.row, labels=item.labels, signals_ST=signals_ST, exponents=exponents_S, scores=scores
             )

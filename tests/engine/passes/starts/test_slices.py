@@ -12,7 +12,8 @@ from engine.passes import run
 from engine.passes.config import PassConfig
 from engine.passes.records import done_names
 from engine.passes.shards import damaged_files
-from engine.passes.slices import Slice, parse_slice
+from engine.passes.slices import parse_slice
+from engine.passes.tasks import Slice
 from engine.storage.files import read_json
 from engine.storage.paths import location
 from tests.support.signals import RATE_HZ, mixture, open_bands, write_clips
@@ -192,3 +193,18 @@ def test_every_task_belongs_to_one_slice():
     parts = parse_slice("2/3").all()
     assert [sum(part.has(task) for part in parts) for task in range(10)] == [1] * 10
     assert [task for task in range(10) if parse_slice((3, 3)).has(task)] == [2, 5, 8]
+
+
+def test_slices_of_one_cluster_start_with_a_share_of_it_and_may_grow(monkeypatch):
+    monkeypatch.setattr(run, "require_connection", lambda: None)
+    monkeypatch.setattr(run.ray, "cluster_resources", lambda: {"CPU": 64.0, "GPU": 8.0})
+    pools = [run.choose_placement(CONFIG, Slice(1, count))[:3] for count in (1, 4, 32)]
+    assert pools == [(1.0, 8, 8), (1.0, 2, 8), (1.0, 1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "actors", "blocks"), [(1, 3, 1), (95, 3, 95), (96, 3, 48), (1500, 3, 188), (15625, 100, 1954)]
+)
+def test_one_task_of_ray_takes_several_where_there_are_many_for_every_actor(tasks, actors, blocks):
+    """At least sixteen blocks for each actor, of at most eight tasks."""
+    assert run._num_blocks(tasks, actors) == blocks

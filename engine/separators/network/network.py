@@ -6,20 +6,21 @@ Between the two, dilated convolutions over time (Luo & Mesgarani 2019, arXiv 180
 take a tenth of the time of band-wise recurrence. Every block is modulated by the query (FiLM, Perez et al. 2018, arXiv
 1709.07871).
 
-Shape legend: B batch, T samples, F bins, N frames, K bands, D features of a band, C channels, Q query features, M masks
-(one: a magnitude mask; the dimension is kept because stored weights have it).
+Shape legend: B queries, M mixtures, T samples, F bins, N frames, K bands, D features of a band, C channels, Q query
+features. Stored weights of the merge have a first dimension of size one, M there: the magnitude mask.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from engine.separators.network import transforms
 from engine.settings import NEWER, Count, CountOrZero, config
 
 _GROUPS = 8
@@ -104,26 +105,26 @@ class BandSplit(nn.Module):
         self.merge_MKDF = _drawn(1, num_bands, detail, num_bins, scale=lambda: 0.1)
         self.merge_bias_MF = nn.Parameter(torch.zeros(1, num_bins))
 
-    def split(self, power_BNF: Tensor, frames_BN1: Tensor) -> Tensor:
+    def split(self, power_BNF: Tensor, frames_BN1: Tensor | None) -> Tensor:
         """Band features ``[B, N, K * D]`` of powers ``[B, N, F]``: log energy of the bands, then their details."""
         energy_BNK = torch.log(power_BNF @ (self.inside_FK / self.inside_FK.sum(0)) + _FLOOR)
         weights_FKD = self.split_FKD * self.inside_FK[..., None]
-        detail_BNKD = torch.einsum("bnf,fkd->bnkd", torch.log(power_BNF + _FLOOR), weights_FKD)
+        detail_BNC = torch.log(power_BNF + _FLOOR) @ weights_FKD.flatten(1)
+        detail_BNKD = detail_BNC.view(*energy_BNK.shape, weights_FKD.shape[2])
         detail_BNKD = detail_BNKD - energy_BNK[..., None] * weights_FKD.sum(0)
-        count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK.shape[2]
-        mean_B = (energy_BNK * frames_BN1).sum((1, 2)) / count_B
+        if frames_BN1 is None:
+            mean_B = energy_BNK.mean((1, 2))
+        else:
+            count_B = frames_BN1.sum((1, 2)).clamp(min=1.0) * energy_BNK.shape[2]
+            mean_B = (energy_BNK * frames_BN1).sum((1, 2)) / count_B
         return torch.cat([energy_BNK - mean_B[:, None, None], detail_BNKD.flatten(2)], dim=-1)
 
     def merge(self, features_BNC: Tensor) -> Tensor:
-        """Mask logits ``[M, B, N, F]`` of band features ``[B, N, M * K * D]``, averaged where bands overlap."""
+        """Mask logits ``[B, N, F]`` of band features ``[B, N, K * D]``, averaged where bands overlap."""
         inside_KF = self.inside_FK.T / self.inside_FK.sum(1)
-        detail_MKDF = self.merge_MKDF * inside_KF[:, None]
-        weights_MKDF = torch.cat(
-            [inside_KF.expand(len(detail_MKDF), 1, *inside_KF.shape), detail_MKDF.transpose(1, 2)], 1
-        )
-        features_BNMC = features_BNC.view(*features_BNC.shape[:2], len(detail_MKDF), -1)
-        logits_MBNF = torch.einsum("bnmc,mcf->mbnf", features_BNMC, weights_MKDF.flatten(1, 2))
-        return logits_MBNF + self.merge_bias_MF[:, None, None, :]
+        detail_KDF = self.merge_MKDF[0] * inside_KF[:, None]
+        weights_DKF = torch.cat([inside_KF[None], detail_KDF.transpose(0, 1)])
+        return nn.functional.linear(features_BNC, weights_DKF.flatten(0, 1).T, self.merge_bias_MF[0])
 
 
 class Block(nn.Module):
@@ -136,29 +137,60 @@ class Block(nn.Module):
         self.norm_C = nn.Parameter(torch.ones(channels))
         self.film = nn.Linear(query_features, 2 * channels)
 
-    def forward(self, hidden_BNC: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
-        """Frames where ``frames_BN1`` is 0 are zero padding, so that padding a batch does not change its stems."""
-        padded = nn.functional.pad(hidden_BNC * frames_BN1, (0, 0, self.dilation, self.dilation))
-        num = hidden_BNC.shape[1]
-        taps = torch.cat([padded[:, i * self.dilation : i * self.dilation + num] for i in range(3)], dim=-1)
-        inner_BNC = self.conv(taps).float()
-        mean_BC, deviation_BC = group_statistics(inner_BNC, frames_BN1)
+    def forward(
+        self, hidden_MNC: Tensor, query_BQ: Tensor, frames_MN1: Tensor | None = None, rows_B: Tensor | None = None
+    ) -> Tensor:
+        """Channels ``[B, N, C]`` for queries of mixtures ``rows_B``; the input is overwritten if no gradient is needed.
+
+        Frames where ``frames_MN1`` is 0 are zero padding, so that padding a batch does not change its stems.
+        """
+        inner_MNC = self._convolve(hidden_MNC if frames_MN1 is None else hidden_MNC * frames_MN1)
+        of_mixtures = (hidden_MNC, inner_MNC, *group_statistics(inner_MNC, frames_MN1))
+        hidden_BNC, inner_BNC, mean_BC, deviation_BC = _of_rows(of_mixtures, rows_B)
         scale_BC, shift_BC = self.film(query_BQ).float().chunk(2, dim=-1)
         gain_BC = self.norm_C * (1.0 + scale_BC) / deviation_BC
-        offset_BC = shift_BC - mean_BC * gain_BC
-        return hidden_BNC + nn.functional.gelu(torch.addcmul(offset_BC[:, None], inner_BNC, gain_BC[:, None]))
+        offset_B1C = (shift_BC - mean_BC * gain_BC)[:, None]
+        if torch.is_grad_enabled():
+            return hidden_BNC + nn.functional.gelu(torch.addcmul(offset_B1C, inner_BNC, gain_BC[:, None]))
+        out_BNC = inner_BNC if inner_BNC.dtype == offset_B1C.dtype else None
+        modulated_BNC = torch.addcmul(offset_B1C, inner_BNC, gain_BC[:, None], out=out_BNC)
+        return hidden_BNC.add_(torch.ops.aten.gelu_(modulated_BNC))
+
+    def _convolve(self, hidden_BNC: Tensor) -> Tensor:
+        """A product for each of the three taps, added to its shifted place: faster than one of copied inputs."""
+        device, shape = hidden_BNC.device.type, (len(hidden_BNC), -1, -1)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_BNC.dtype
+        hidden_BNC, bias_C = hidden_BNC.to(dtype), self.conv.bias.to(dtype)
+        before_CC, here_CC, after_CC = self.conv.weight.to(dtype).chunk(3, dim=1)
+        with torch.autocast(device, enabled=False):
+            inner_BNC = nn.functional.linear(hidden_BNC, here_CC, bias_C)
+            inner_BNC[:, self.dilation :].baddbmm_(hidden_BNC[:, : -self.dilation], before_CC.T.expand(shape))
+            inner_BNC[:, : -self.dilation].baddbmm_(hidden_BNC[:, self.dilation :], after_CC.T.expand(shape))
+        return inner_BNC
 
 
-def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor) -> tuple[Tensor, Tensor]:
+def group_statistics(hidden_BNC: Tensor, frames_BN1: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and deviation ``[B, C]`` over each group of channels and the frames inside ``frames_BN1`` (Wu & He 2018)."""
-    size = hidden_BNC.shape[-1] // _GROUPS
-    count_B1 = frames_BN1.sum((1, 2)).clamp(min=1.0)[:, None] * size
-    frames_B1N = frames_BN1.transpose(1, 2).float()
+    batch, num_frames, channels = hidden_BNC.shape
+    size = channels // _GROUPS
     with torch.autocast(hidden_BNC.device.type, enabled=False):  # in 16 bits the variance is lost in rounding
-        sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
-    mean_BG, square_BG = (total.view(-1, _GROUPS, size).sum(2) / count_B1 for total in (sums_BC, squares_BC))
-    deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
+        if hidden_BNC.dtype == torch.float32 or torch.is_grad_enabled():
+            ones_B1N = hidden_BNC.new_ones(1, 1, num_frames, dtype=torch.float32).expand(batch, -1, -1)
+            frames_B1N = ones_B1N if frames_BN1 is None else frames_BN1.transpose(1, 2)
+            hidden_BNC = hidden_BNC.float()
+            sums_BC, squares_BC = ((frames_B1N @ value)[:, 0] for value in (hidden_BNC, hidden_BNC.square()))
+        else:  # the same without a copy in 32 bits
+            inside_BNC = hidden_BNC if frames_BN1 is None else hidden_BNC * frames_BN1.to(hidden_BNC.dtype)
+            sums_BC = inside_BNC.sum(1, dtype=torch.float32)
+            squares_BC = torch.linalg.vector_norm(inside_BNC, dim=1, dtype=torch.float32).square()
+        count = num_frames if frames_BN1 is None else frames_BN1.sum(1).clamp(min=1.0)
+        mean_BG, square_BG = (total.view(-1, _GROUPS, size).sum(2) / (count * size) for total in (sums_BC, squares_BC))
+        deviation_BG = ((square_BG - mean_BG.square()).clamp(min=0.0) + 1e-5).sqrt()
     return mean_BG.repeat_interleave(size, dim=1), deviation_BG.repeat_interleave(size, dim=1)
+
+
+def _of_rows(of_mixtures: Sequence[Tensor], rows_B: Tensor | None) -> list[Tensor]:
+    return [one if rows_B is None else one.index_select(0, rows_B) for one in of_mixtures]
 
 
 class MaskNetwork(nn.Module):
@@ -179,30 +211,46 @@ class MaskNetwork(nn.Module):
         with torch.device("cpu"):  # see _drawn
             self.register_buffer("window_F", torch.hann_window(config.num_fft), persistent=False)
 
-    def forward(self, mix_BT: Tensor, query_BQ: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Stems ``[B, T]`` of mixtures that are padded with zeros after ``lengths_B`` samples.
+    def forward(
+        self, mix_MT: Tensor, query_BQ: Tensor, lengths_M: Tensor | None = None, rows_B: Tensor | None = None
+    ) -> Tensor:
+        """Stems ``[B, T]`` for queries of mixtures ``rows_B``, by default one each.
 
-        The mixture is scaled to unit power and the stem is scaled back, so a gain of the mixture is a gain of the stem.
+        Mixtures are padded with zeros after ``lengths_M`` samples. A mixture is scaled to unit power and the stem is
+        scaled back, so a gain of the mixture is a gain of the stem.
         """
-        num_samples, hop, size = mix_BT.shape[-1], self.config.hop_samples, self.config.num_fft
-        if lengths_B is None:
-            lengths_B = torch.full((len(mix_BT),), num_samples, device=mix_BT.device)
-        level_B1 = (mix_BT.square().sum(1) / lengths_B.clamp(min=1)).sqrt().clamp(min=1e-8)[:, None]
-        padded_BT = nn.functional.pad(mix_BT / level_B1, (0, size))
-        mix_BFN = torch.stft(padded_BT, size, hop, window=self.window_F, pad_mode="constant", return_complex=True)
-        frames = torch.arange(mix_BFN.shape[-1], device=mix_BT.device)
-        frames_BN1 = (frames <= (lengths_B[:, None] + size) // hop)[..., None].to(mix_BT.dtype)
-        mask_BFN = self.mask(mix_BFN.abs().transpose(1, 2), query_BQ, frames_BN1)
-        stems_BT = torch.istft(mix_BFN * mask_BFN, size, hop, window=self.window_F, length=num_samples)
-        inside_BT = torch.arange(num_samples, device=mix_BT.device) < lengths_B[:, None]
-        return stems_BT * level_B1 * inside_BT
+        num_samples, hop, size = mix_MT.shape[-1], self.config.hop_samples, self.config.num_fft
+        lengths_M1 = None if lengths_M is None else lengths_M[:, None]
+        power_M1 = mix_MT.square().sum(1, keepdim=True)
+        power_M1 = power_M1 / (num_samples if lengths_M1 is None else lengths_M1.clamp(min=1))
+        level_M1 = power_M1.sqrt().clamp(min=1e-8)
+        padded_MT = nn.functional.pad(mix_MT / level_M1, (size // 2, size + size // 2))
+        mix_MNF, frames_MN1 = transforms.stft(padded_MT, self.window_F, hop), None
+        if lengths_M1 is not None:
+            frames = torch.arange(mix_MNF.shape[1], device=mix_MT.device)
+            frames_MN1 = (frames <= (lengths_M1 + size) // hop)[..., None].to(mix_MT.dtype)
+        mask_BNF = self.mask(transforms.power(mix_MNF), query_BQ, frames_MN1, rows_B)
+        mix_BNF, level_B1 = _of_rows((mix_MNF, level_M1), rows_B)
+        stems_BT = transforms.istft(transforms.masked(mix_BNF, mask_BNF), self.window_F, hop, length=num_samples)
+        if lengths_M1 is not None:
+            inside_MT = torch.arange(num_samples, device=mix_MT.device) < lengths_M1
+            (level_B1,) = _of_rows([level_M1 * inside_MT], rows_B)
+        return stems_BT * level_B1
 
-    def mask(self, magnitude_BNF: Tensor, query_BQ: Tensor, frames_BN1: Tensor) -> Tensor:
-        """Mask ``[B, F, N]`` from 0 to 1; the stem keeps the mixture's phase."""
-        with torch.autocast(magnitude_BNF.device.type, enabled=False):
-            features_BNC = self.bands.split(magnitude_BNF.square(), frames_BN1)
-        hidden_BNC = self.inward(features_BNC)
+    def mask(
+        self,
+        power_MNF: Tensor,
+        query_BQ: Tensor,
+        frames_MN1: Tensor | None = None,
+        rows_B: Tensor | None = None,
+    ) -> Tensor:
+        """Mask ``[B, N, F]`` from 0 to 1; the stem keeps the mixture's phase."""
+        with torch.autocast(power_MNF.device.type, enabled=False):
+            features_MNC = self.bands.split(power_MNF, frames_MN1)
+        hidden_BNC = self.inward(features_MNC)
         for block in self.blocks:
-            hidden_BNC = block(hidden_BNC, query_BQ, frames_BN1)
-        logits_MBNF = self.bands.merge(self.outward(hidden_BNC))
-        return logits_MBNF[0].sigmoid().transpose(1, 2)
+            hidden_BNC = block(hidden_BNC, query_BQ, frames_MN1, rows_B)
+            if rows_B is not None:
+                frames_MN1, rows_B = (None if frames_MN1 is None else frames_MN1[rows_B]), None
+        logits_BNF: Tensor = self.bands.merge(self.outward(hidden_BNC))
+        return logits_BNF.sigmoid()
