@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.audio.decoder import shared_decoder
-from engine.audio.loading import Loader, loaded
+from engine.audio.loading import loaded
 from engine.errors import AudioError
 from tests.support.signals import RATE_HZ, tone
 from tests.support.wav import write_wav
@@ -41,12 +41,3 @@ def test_few_are_loaded_ahead_and_other_errors_end_it(two_threads):
     with pytest.raises(ZeroDivisionError):
         list(results)
     assert len(begun) < 100
-
-
-def test_threads_stay_until_they_are_closed(two_threads):
-    loader = Loader()
-    first, again = (set(loader.map(lambda _: shared_decoder(), range(40))) for _ in range(2))
-    loader.close()
-    assert shared_decoder() not in first | again and len(first | again) <= 2
-    assert first & set(loader.map(lambda _: shared_decoder(), range(40))) == set()
-    loader.close()
