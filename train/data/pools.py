@@ -19,11 +19,11 @@ import torch.distributed
 from torch import Tensor
 
 from engine.audio.levels import active_mask
+from engine.audio.loading import Loader
 from engine.errors import DamagedError
 from engine.storage.retry import is_transient
 from train.data.drawn import NUM_KNOTS, SPEEDS, Crop, crop_width
 from train.data.items import Item
-from train.data.loading import Loader
 
 if TYPE_CHECKING:
     from train.data.config import MixConfig
