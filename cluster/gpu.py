@@ -16,7 +16,8 @@ def call_on_gpu(
     """Call a function in a Ray task with a GPU if this process has none and the connected cluster has; else here.
 
     Function, arguments and result must be picklable, and files that they name must be there for all nodes. What the
-    function raises is raised here. Inside, ``torch.cuda.is_available`` decides the device.
+    function raises is raised here. Inside, ``torch.cuda.is_available`` decides the device, and as in a process of the
+    user's own, threads are as many as CPUs: the other steps of a run wait.
     """
     import torch
 
@@ -31,8 +32,16 @@ def call_on_gpu(
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # a trial's own group has no GPU
-    remote = ray.remote(num_cpus=1, num_gpus=1, scheduling_strategy=anywhere)(function)
+    remote = ray.remote(num_cpus=1, num_gpus=1, scheduling_strategy=anywhere)(_with_threads)
     try:
-        return cast(_Result, ray.get(remote.remote(*args, **kwargs)))
+        return cast(_Result, ray.get(remote.remote(function, args, kwargs)))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+
+
+def _with_threads(function: Callable[..., _Result], args: tuple[object, ...], kwargs: dict[str, object]) -> _Result:
+    import joblib
+    import torch
+
+    torch.set_num_threads(joblib.cpu_count())
+    return function(*args, **kwargs)

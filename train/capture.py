@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,15 +41,13 @@ def captured(separator: nn.Module, mix_BT: Tensor, query: Tensor) -> Model:
     """
     try:
         with half_precision(mix_BT.device):
-            replayed = torch.cuda.make_graphed_callables(_Call(separator), (mix_BT, query), allow_unused_input=True)
+            call = torch.cuda.make_graphed_callables(_Call(separator), (mix_BT, query), allow_unused_input=True)
     except RuntimeError as error:
         _LOGGER.warning(f"training without CUDA graphs ({str(error).partition(chr(10))[0]}): slower, but the same")
-        torch.cuda.synchronize(mix_BT.device)
         return separator
-    shapes = (mix_BT.shape, query.shape)
+    replayed, shapes = cast(Model, call), (mix_BT.shape, query.shape)
 
     def model(mix_BT: Tensor, query: Tensor) -> Tensor:
-        stems_BT: Tensor = (replayed if (mix_BT.shape, query.shape) == shapes else separator)(mix_BT, query)
-        return stems_BT
+        return (replayed if (mix_BT.shape, query.shape) == shapes else cast(Model, separator))(mix_BT, query)
 
     return model

@@ -131,7 +131,7 @@ def _fit(task: TrainingTask, work: Location) -> None:
     if number == 0:
         threads = torch.get_num_threads()
         try:
-            _train(task, _Worker(device=torch.device("cuda" if use_gpu else "cpu")))
+            _train(task, _Worker(device=torch.device("cuda:0" if use_gpu else "cpu")))
         finally:
             torch.set_num_threads(threads)  # the training changed it, and float sums depend on it
     elif number == 1:
@@ -158,7 +158,7 @@ def _fit_alone(task: TrainingTask, use_gpu: bool) -> None:
 
 
 def _train_alone(task: TrainingTask, use_gpu: bool) -> None:
-    _train(task, _Worker(device=torch.device("cuda" if use_gpu else "cpu")))
+    _train(task, _Worker(device=torch.device("cuda:0" if use_gpu else "cpu")))
 
 
 def _fit_together(task: TrainingTask, work: Location, use_gpu: bool) -> None:
@@ -213,6 +213,8 @@ def _train_loop(values: dict[str, TrainingTask]) -> None:
 def _train(task: TrainingTask, worker: _Worker) -> None:
     """Train from the last state of a training to its end."""
     rank, num_ranks, device = worker.rank, worker.num_ranks, worker.device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // worker.num_here))
     mixer = task.mixer(rank=rank, num_ranks=num_ranks, device=device)
     student = task.student(mixer.labels, device=device)

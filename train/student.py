@@ -43,7 +43,7 @@ class DistilConfig:
     patience: Count | None = None
     """Stop after this many validations without a gain of 0.05 dB, keep the best; null: run all steps, keep the last."""
     num_workers: CountOrZero | tuple[Count, Count] = 1
-    """Ray Train workers (data parallel), each with batches of its own, so that their number decides the result.
+    """Workers (data parallel, with Ray Train), each with batches of its own, so that their number decides the result.
 
     A pair is the smallest and the largest number, for clusters whose nodes come and go: the training then resumes up to
     a hundred times from its last state with the nodes that are left. 0 trains in this process, for tests.
@@ -109,7 +109,7 @@ class Student:
         self.separator.grow(labels)
         self.separator.to(device).train()
         self.average = copy.deepcopy(self.separator).requires_grad_(False).eval()
-        self.device, self.weights = device, list(self.separator.parameters())
+        self.device, self.weights = device, list[Tensor](self.separator.parameters())
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
@@ -139,7 +139,7 @@ class Student:
     @torch.no_grad()
     def _update_average(self) -> None:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.parameters()), self.weights, 1.0 - decay)
+        torch._foreach_lerp_(list[Tensor](self.average.parameters()), self.weights, 1.0 - decay)
 
     def note(self, loss: float, validation: Evaluation | None, *, num_unusable: int = 0) -> None:
         """Add a point to the learning curve and, under patience, remember the best average.

@@ -79,8 +79,16 @@ def config(**changes: object) -> MixConfig:
     return MixConfig(**{"batch_size": 4, "segment_s": 0.25, "augment": False, "silence_rate": 0.0, **changes})
 
 
-def pool(items: Sequence[Item], mix: MixConfig, *, seed: int = 0, rank: int = 0, num_ranks: int = 1) -> Pool:
-    return Pool(items, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, num_ranks=num_ranks)
+def pool(
+    items: Sequence[Item],
+    mix: MixConfig,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    num_ranks: int = 1,
+    device: torch.device | None = None,
+) -> Pool:
+    return Pool(items, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, num_ranks=num_ranks, device=device)
 
 
 def mixer(
@@ -94,11 +102,14 @@ def mixer(
     seed: int = 0,
     rank: int = 0,
     num_ranks: int = 1,
+    device: torch.device | None = None,
 ) -> Mixer:
     items = {"clean": clean, "tracks": tracks, "natural": natural, "pairs": pairs, "absent": absent}
-    pools = {name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks) for name, some in items.items()}
+    pools = {
+        name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks, device=device) for name, some in items.items()
+    }
     labels = sorted({label for some in items.values() for item in some for label in item.labels})
-    return mixer_class(mix)(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank)
+    return mixer_class(mix)(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, device=device)
 
 
 def sounds(pool: Pool) -> set[str]:

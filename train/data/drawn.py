@@ -1,4 +1,4 @@
-"""What a step draws: mixtures and targets as sums of crops, and the small tensors that describe a batch of them.
+"""The draws of a step: mixtures and targets as sums of crops, and the small tensors that describe a batch of them.
 
 Drawing opens no audio; ``render.py`` turns what was drawn into samples, all crops of a batch at once.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby, zip_longest
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class TrainingMixture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class CropGroup:
     """Crops that are read from one tensor and have one speed."""
 
     samples_N: Tensor
@@ -110,7 +110,7 @@ class Terms:
 class DrawnBatch:
     """A batch before it is rendered."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[CropGroup, ...]
     terms: tuple[Terms, ...]
     first_C: Tensor
     num_C: Tensor
@@ -148,14 +148,15 @@ _Record = TypeVar("_Record", Terms, DrawnBatch)
 def _on(record: _Record, device: torch.device) -> _Record:
     """The same with its own tensors on a card."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    return replace(record, **{name: _sent(value, device) for name, value in values.items() if torch.is_tensor(value)})
+    sent: Any = {name: _sent(value, device) for name, value in values.items() if isinstance(value, torch.Tensor)}
+    return replace(record, **sent)
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True)
 
 
-def _packed(part: Part, first_C: Tensor, num_C: Tensor) -> Tensor:
+def _packed(part: CropGroup, first_C: Tensor, num_C: Tensor) -> Tensor:
     """The samples of a part's crops, one crop after another, with as many zeros at the end as a crop may need."""
     spans = zip(first_C.tolist(), num_C.tolist(), strict=True)
     return torch.cat([*(part.samples_N[first : first + num] for first, num in spans), torch.zeros(part.width)])
@@ -197,10 +198,10 @@ def _in_parts(crops: Iterable[Crop]) -> list[Crop]:
     return sorted(found, key=lambda crop: (crop.speed, tensors.setdefault(id(crop.samples_N), len(tensors))))
 
 
-def _parts(crops: Sequence[Crop], num_samples: int) -> Iterable[Part]:
+def _parts(crops: Sequence[Crop], num_samples: int) -> Iterable[CropGroup]:
     for (speed, _), some in groupby(crops, key=lambda crop: (crop.speed, id(crop.samples_N))):
         part, width = list(some), crop_width(num_samples, speed)
-        yield Part(
+        yield CropGroup(
             samples_N=part[0].samples_N,
             speed=speed,
             num_crops=len(part),

@@ -10,13 +10,14 @@ from typing import TypedDict
 import numpy as np
 import torch
 
+from engine.audio.decoder import shared_decoder
 from engine.audio.levels import is_silent
+from engine.audio.loading import Loader
 from engine.corpus.sources import SourceClips
 from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
 from engine.selection.tracks import read_tracks
 from engine.storage.paths import Location, Name
-from train.data.loading import Loader, thread_decoder
 from train.data.sharing import share_mixture
 
 
@@ -67,7 +68,7 @@ def clean_items(
     def item(clip: tuple[str, str]) -> Item:
         path, label = clip
         try:
-            duration_s = min(thread_decoder().probe(path).duration_s, max_s)
+            duration_s = min(shared_decoder().probe(path).duration_s, max_s)
             load = functools.partial(_load_clean, path, sample_rate_hz, max_s)
         except AudioError as error:  # it may have taken the decoder's time limit: once is enough
             duration_s, load = 0.0, functools.partial(_fail, error)
@@ -77,7 +78,7 @@ def clean_items(
 
 
 def _load_clean(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
-    samples_T = thread_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
+    samples_T = shared_decoder().decode(path, sample_rate_hz=sample_rate_hz, duration_s=max_s)
     if is_silent(samples_T, sample_rate_hz=sample_rate_hz):
         raise SilentError(f"{path} must contain sound, got silence; remove it from the single-source clips")
     return samples_T

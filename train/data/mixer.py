@@ -66,7 +66,7 @@ class Mixer:
         return self.render(self.draw(step))
 
     def draw(self, step: int) -> DrawnBatch:
-        """What the batch of a step is made of."""
+        """Draw the mixtures of a step, loading the sounds that belong to it."""
         if any([pool.prepare(step) for pool in self.pools.values()]):
             self._in_pools.clear()
         rng = np.random.default_rng([self.seed, 2, self.rank, step])

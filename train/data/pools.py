@@ -10,19 +10,20 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.distributed
 from torch import Tensor
 
 from engine.audio.levels import active_mask
+from engine.audio.loading import Loader
 from engine.errors import DamagedError
 from engine.storage.retry import is_transient
 from train.data.drawn import NUM_KNOTS, SPEEDS, Crop, crop_width
 from train.data.items import Item
-from train.data.loading import Loader
 
 if TYPE_CHECKING:
     from train.data.config import MixConfig
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _WINDOW_S = 0.1
 _LEVEL = 0.1  # RMS that sources are brought to, relative to full scale
 _CARD_FRACTION = 1 / 8  # of a card's free memory that a pool may take; a rotating one is there twice for a moment
+_CHUNK_SAMPLES = 1 << 24  # sent at a time
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,6 +75,7 @@ class Pool:
         self.rotates = sum(item.duration_s for item in items) > config.pool_s
         order = [items[i] for i in np.random.default_rng([seed, 1]).permutation(len(items))]
         self.items = _label_by_label(order[rank::num_ranks] if self.rotates else order)
+        self._ranks = (rank, num_ranks) if not self.rotates and torch.distributed.is_initialized() else (0, 1)
         self.counts = Counter(item.labels[0] for item in items)  # of all sounds, in memory or not
         self.turn = -1
         self.by_label: dict[str, list[Sound]] = {}
@@ -98,7 +101,10 @@ class Pool:
         return [self.items[i % len(self.items)] for i in range(turn * size, turn * size + min(size, len(self.items)))]
 
     def _load(self, items: Sequence[Item]) -> None:
-        """Load items into a new tensor; those of one clip together, by one thread."""
+        """Load items into a new tensor; those of one clip together, by one thread.
+
+        Ranks that need the same sounds load a part each and send it to the others.
+        """
         num_samples = sum(math.ceil(item.duration_s * self.sample_rate_hz) for item in items)
         store = _Store(num_samples, self.config.segment_s * self.sample_rate_hz, self.device)
         clips: dict[str, list[int]] = {}
@@ -108,14 +114,18 @@ class Pool:
         def add(numbers: Sequence[int]) -> list[tuple[int, _Span | None]]:
             return [(number, self._added(items[number], store)) for number in numbers]
 
-        spans = dict(itertools.chain.from_iterable(self.loader.map(add, clips.values())))
+        rank, num_ranks = self._ranks
+        mine = list(clips.values())[rank::num_ranks]
+        spans: dict[int, _Span | None] = dict(itertools.chain.from_iterable(self.loader.map(add, mine)))
+        if num_ranks > 1:
+            spans, self.unusable = store.exchange(spans, self.unusable, rank=rank, num_ranks=num_ranks)
         for number, item in enumerate(items):
             if (span := spans[number]) is not None:
                 sound = Sound(item=item, samples_N=store.samples_N, **vars(span))
                 self.by_label.setdefault(item.labels[0], []).append(sound)
 
     def _added(self, item: Item, store: _Store) -> _Span | None:
-        """Where an item was stored; None if it is unusable."""
+        """Load and store an item; None if it is unusable."""
         try:
             samples_RT = np.atleast_2d(item.load())
         except DamagedError as error:  # no file of the user's: the pass can make it again
@@ -140,7 +150,7 @@ class Pool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """Where a sound is in its pool's tensor."""
+    """The place of a sound in its pool's tensor."""
 
     first: int
     num_samples: int
@@ -152,6 +162,7 @@ class _Store:
     """The tensor that a pool's sounds are written to, with as many zeros at its end as a crop may need."""
 
     def __init__(self, num_samples: int, segment_samples: float, device: torch.device) -> None:
+        self._training_device = device
         if device.type == "cuda" and 4 * num_samples > _CARD_FRACTION * torch.cuda.mem_get_info(device)[0]:
             device = torch.device("cpu")  # the crops of each batch are sent
         self._tail = max(crop_width(math.ceil(segment_samples), speed) for speed in range(len(SPEEDS)))
@@ -167,6 +178,29 @@ class _Store:
                 self.samples_N = torch.nn.functional.pad(self.samples_N, (0, missing + len(self.samples_N) // 8))
             self.samples_N[first : self._end] = torch.from_numpy(np.ascontiguousarray(samples_RT).reshape(-1))
         return first
+
+    def exchange(
+        self, spans: dict[int, _Span | None], unusable: set[str], *, rank: int, num_ranks: int
+    ) -> tuple[dict[int, _Span | None], set[str]]:
+        """Put the sounds of all ranks one after the other; returns the spans and the unusable clips of all."""
+        parts: list[tuple[dict[int, _Span | None], set[str], int]] = [({}, set(), 0)] * num_ranks
+        torch.distributed.all_gather_object(parts, (spans, unusable, self._end))
+        own_N, first = self.samples_N[: self._end], 0
+        self._end = sum(num for _, _, num in parts)
+        self.samples_N = own_N.new_zeros(self._end + self._tail)
+        together: dict[int, _Span | None] = {}
+        for source, (theirs, _, num) in enumerate(parts):
+            part_N = self.samples_N[first : first + num]
+            if source == rank:
+                part_N.copy_(own_N)
+            for chunk_N in torch.split(part_N, _CHUNK_SAMPLES):
+                sent_N = chunk_N.to(self._training_device)  # the device that the ranks send from
+                torch.distributed.broadcast(sent_N, src=source)
+                chunk_N.copy_(sent_N)
+            for number, span in theirs.items():
+                together[number] = replace(span, first=span.first + first) if span is not None else None
+            first += num
+        return together, set().union(*(lost for _, lost, _ in parts))
 
 
 def _label_by_label(items: Sequence[Item]) -> list[Item]:

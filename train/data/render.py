@@ -84,14 +84,16 @@ class Renderer:
             return crop_CW
         up, filters = SPEEDS[speed][0], self.resample[speed]
         padded = nn.functional.pad(crop_CW, (filters.width, filters.width + up))
-        return (padded.unfold(1, filters.kernel.shape[2], up) @ filters.kernel[:, 0].T).flatten(1)
+        kernel: Tensor = filters.kernel[:, 0].T
+        return (padded.unfold(1, len(kernel), up) @ kernel).flatten(1)
 
     def _coloured(self, crop_CT: Tensor, knots_db_CK: Tensor | None) -> Tensor:
         if knots_db_CK is None:
             return crop_CT
         spectrum_CF = torch.fft.rfft(crop_CT)
         torch.view_as_real(spectrum_CF).mul_((knots_db_CK @ self.log_gain_KF).exp()[..., None])
-        return torch.fft.irfft(spectrum_CF, self.num_samples)
+        coloured_CT: Tensor = torch.fft.irfft(spectrum_CF, self.num_samples)
+        return coloured_CT
 
     def _levels(self, crop_CT: Tensor) -> Tensor:
         """RMS ``[C]`` over the active windows, as :func:`engine.audio.levels.active_rms`."""

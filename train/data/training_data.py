@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from engine.audio.loading import Loader
 from engine.corpus.sources import SourceClips
 from engine.schema import plain_label
 from engine.separators import Embeddings, read_description
 from engine.storage.paths import Name
 from train.data.config import MixConfig
 from train.data.items import Item, clean_items, pair_items, track_items
-from train.data.loading import Loader
 from train.data.mixer import Mixer
 from train.data.pools import Pool
 from train.data.strategies.compose import extra_items, mixer_class

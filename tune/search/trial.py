@@ -76,6 +76,7 @@ def run_trial(config: TrialParameters, task: TrialTask) -> None:
     """Take a schedule through its iterations and report each; artifacts that other trials have built are used."""
     torch.set_num_threads(task.threads)
     schedule, training = schedule_of(config, task.space), task.work.config.distil
+    training = replace(training, threads_per_worker=training.threads_per_worker or task.threads)
     if "given" in config and "seed" in config["given"]:
         training = replace(training, seed=config["given"]["seed"])
     work = replace(

@@ -31,7 +31,7 @@ def test_a_clip_that_holds_up_its_decoder_costs_its_time_limit_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = Decoder(time_limit_s=1.0)
-    monkeypatch.setattr("train.data.loading.shared_decoder", lambda: decoder)
+    monkeypatch.setattr("train.data.items.shared_decoder", lambda: decoder)
     good, held_up = tmp_path / "bell" / "good.wav", tmp_path / "bell" / "held_up.wav"
     good.parent.mkdir()
     for path in (good, held_up):

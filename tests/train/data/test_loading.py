@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from engine.audio.decoder import shared_decoder
+from engine.audio.loading import Loader
 from engine.corpus.sources import read_sources
 from tests.support.remixes import RATE_HZ, Write, config, pool, raw, tones
 from train.data.items import clean_items
-from train.data.loading import Loader, thread_decoder
 from train.data.pools import Pool
 from train.data.training_data import TrainingData, make_mixer
 
@@ -30,11 +30,11 @@ def threads() -> Iterator[None]:
 
 def test_results_are_in_order_and_every_thread_has_a_decoder_until_the_end(threads: None) -> None:
     loader = Loader()
-    decoders = loader.map(lambda number: (number, thread_decoder()), range(64))
+    decoders = loader.map(lambda number: (number, shared_decoder()), range(64))
     assert [number for number, _ in decoders] == list(range(64))
     assert 1 <= len({decoder for _, decoder in decoders} - {shared_decoder()}) <= 2
     loader.close()
-    assert loader.map(lambda number: thread_decoder(), range(4)) == [shared_decoder()] * 4
+    assert loader.map(lambda number: shared_decoder(), range(4)) == [shared_decoder()] * 4
 
 
 def test_threads_load_the_same_sounds_and_leave_no_process(threads: None, write_sources: Write) -> None:

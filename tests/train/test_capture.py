@@ -1,0 +1,61 @@
+"""Graphs of a separator's forward and backward pass, and batches made on a card: the same as without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from engine.separators import QuerySeparator
+from tests.conftest import TINY
+from tests.support.remixes import config, mixer, pair_item, tone_item
+from train.capture import captured, half_precision
+
+CARD = torch.device("cuda:0")
+on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+def test_what_cannot_be_captured_trains_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    separator, mix_BT = QuerySeparator(TINY, ["a", "b"]), torch.zeros(1, 4000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "make_graphed_callables", _refuse)
+        assert captured(separator, mix_BT, torch.tensor([0])) is separator
+    assert "training without CUDA graphs (operation not permitted)" in caplog.text
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+@on_a_card
+def test_a_captured_separator_has_the_stems_and_gradients_of_the_separator() -> None:
+    torch.manual_seed(0)
+    separator = QuerySeparator(TINY, ["a", "b", "c"]).to(CARD).train()
+    query, mixes = torch.tensor([0, 2], device=CARD), torch.randn(3, 2, 8000, device=CARD)
+    model = captured(separator, mixes[0], query)
+    assert model is not separator
+    for mix_BT in (*mixes[1:], mixes[0, :, :5000]):  # the last one has another length
+        results = []
+        for each in (separator, model):
+            with half_precision(CARD):
+                stems_BT = each(mix_BT, query)
+            gradients = torch.autograd.grad(stems_BT.float().square().mean(), list(separator.parameters()))
+            results.append([stems_BT.float(), *(one.clone() for one in gradients)])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+@on_a_card
+@pytest.mark.parametrize("room", [True, False], ids=["on-the-card", "in-cpu-memory"])
+def test_batches_of_a_card_are_those_of_the_cpu(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not room:
+        monkeypatch.setattr("train.data.pools._CARD_FRACTION", 0.0)
+    clean = [tone_item(label, number) for label in ("bell", "dog", "rain") for number in range(3)]
+    mix = config(augment=True, batch_size=16, clip_fraction=0.3, silence_rate=0.2)
+    here = mixer(clean, mix, pairs=[pair_item("dog", 0.5)])
+    there = mixer(clean, mix, pairs=[pair_item("dog", 0.5)], device=CARD)
+    for step in range(4):
+        one, other = here.batch(step), there.batch(step)
+        assert other.mix_BT.device == CARD and torch.equal(one.index_B, other.index_B.cpu())
+        torch.testing.assert_close(one.mix_BT, other.mix_BT.cpu(), rtol=0.0, atol=1e-5)
+        torch.testing.assert_close(one.target_GT, other.target_GT.cpu(), rtol=0.0, atol=1e-5)
+        assert torch.equal(other.mix_BT, there.batch(step).mix_BT)
