@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -108,19 +108,6 @@ def distil(
     return cast(TrainingRecord, read_description(out)["history"][-1])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Worker:
-    """One of the processes that train together."""
-
-    device: torch.device
-    rank: int = 0
-    num_ranks: int = 1
-    num_here: int = 1
-    """Of them on its machine."""
-    report: Callable[[int], None] = lambda step: None
-    """Called by every worker after the state of a step is stored."""
-
-
 def _fit(task: TrainingTask, work: Location) -> None:
     """Run the workers to the last step."""
     use_gpu, number = task.config.use_gpu, task.config.num_workers
@@ -128,24 +115,21 @@ def _fit(task: TrainingTask, work: Location) -> None:
         require_connection()
     if use_gpu is None:
         use_gpu = number != 0 and ray.cluster_resources().get("GPU", 0) > 0
-    if number == 0:
-        threads = torch.get_num_threads()
-        try:
-            _train(task, _Worker(device=torch.device("cuda:0" if use_gpu else "cpu")))
-        finally:
-            torch.set_num_threads(threads)  # the training changed it, and float sums depend on it
-    elif number == 1:
-        _fit_alone(task, use_gpu)
+    if number == 1:
+        _fit_in_task(task, work, use_gpu)
     else:
-        _fit_together(task, work, use_gpu)
+        _fit_with(number, task, work, use_gpu)
 
 
-def _fit_alone(task: TrainingTask, use_gpu: bool) -> None:
-    """Train in one Ray task: it starts in seconds, Ray Train with its controller in three times as many."""
+def _fit_in_task(task: TrainingTask, work: Location, use_gpu: bool) -> None:
+    """Train with one worker: Ray Train's local mode in a Ray task, whose process Ray keeps for the next training.
+
+    A controller and a group of workers take three times as long to start (docs/guides/training.md).
+    """
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # that of a trial has no CPU
-    remote = ray.remote(num_cpus=0.5, num_gpus=int(use_gpu), max_retries=0, scheduling_strategy=anywhere)(_train_alone)
+    remote = ray.remote(num_cpus=0.5, num_gpus=int(use_gpu), max_retries=0, scheduling_strategy=anywhere)(_fit_with)
     for failures in range(_MAX_FAILURES + 1):
-        training = remote.remote(task, use_gpu)
+        training = remote.remote(0, task, work, use_gpu)
         try:
             ray.get(training)
             return
@@ -157,22 +141,17 @@ def _fit_alone(task: TrainingTask, use_gpu: bool) -> None:
             ray.cancel(training, force=True)  # after Ctrl-C; nothing happens to one that is over
 
 
-def _train_alone(task: TrainingTask, use_gpu: bool) -> None:
-    _train(task, _Worker(device=torch.device("cuda:0" if use_gpu else "cpu")))
+def _fit_with(number: int | tuple[int, int], task: TrainingTask, work: Location, use_gpu: bool) -> None:
+    """Train with Ray Train and some workers; 0: in this process."""
+    import ray.train.torch  # takes a second
 
-
-def _fit_together(task: TrainingTask, work: Location, use_gpu: bool) -> None:
-    """Train data-parallel with Ray Train."""
-    import ray.train.torch
-
-    number = task.config.num_workers
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
-        train_loop_config={"task": task},
+        train_loop_config={"task": task, "use_gpu": use_gpu},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=number,
-            use_gpu=use_gpu,
+            use_gpu=use_gpu and number != 0,
             resources_per_worker=None if use_gpu else {"CPU": 0.5},
         ),
         run_config=ray.train.RunConfig(
@@ -181,10 +160,13 @@ def _fit_together(task: TrainingTask, work: Location, use_gpu: bool) -> None:
             failure_config=ray.train.FailureConfig(max_failures=100 if isinstance(number, tuple) else _MAX_FAILURES),
         ),
     )
+    threads = torch.get_num_threads()
     try:
-        _in_thread(trainer.fit)
+        _in_thread(trainer.fit) if number else trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _failed(error) from error
+    finally:
+        torch.set_num_threads(threads)  # a training in this process changed it, and float sums depend on it
 
 
 def _failed(error: Exception) -> RuntimeError:
@@ -195,27 +177,18 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _train_loop(values: dict[str, TrainingTask]) -> None:
-    """The work of every worker of Ray Train."""
+def _train_loop(values: dict[str, Any]) -> None:
+    """The work of every worker, from the last state of the training to its end."""
     import ray.train.torch
 
-    context = ray.train.get_context()
-    worker = _Worker(
-        device=ray.train.torch.get_device(),
-        rank=context.get_world_rank(),
-        num_ranks=context.get_world_size(),
-        num_here=context.get_local_world_size(),
-        report=lambda step: ray.train.report({"step": step}),
-    )
-    _train(values["task"], worker)
-
-
-def _train(task: TrainingTask, worker: _Worker) -> None:
-    """Train from the last state of a training to its end."""
-    rank, num_ranks, device = worker.rank, worker.num_ranks, worker.device
+    task, context = values["task"], ray.train.get_context()
+    rank, num_ranks = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if values["use_gpu"] else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.set_num_threads(task.config.threads_per_worker or max(1, joblib.cpu_count() // worker.num_here))
+    torch.set_num_threads(
+        task.config.threads_per_worker or max(1, joblib.cpu_count() // context.get_local_world_size())
+    )
     mixer = task.mixer(rank=rank, num_ranks=num_ranks, device=device)
     student = task.student(mixer.labels, device=device)
     _restore(student, task, device, rank)
@@ -240,7 +213,7 @@ def _train(task: TrainingTask, worker: _Worker) -> None:
                 if stop:
                     save(student.result(), location(task.states) / "separator", about=about(task))
                 save_state(location(task.states), student.state(), step=student.step)
-            worker.report(student.step)
+            ray.train.report({"step": student.step})
             if stop:
                 break
 
