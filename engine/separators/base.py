@@ -111,10 +111,10 @@ class NetworkSeparator(nn.Module, ABC):
         """
         _require_rows(mix_MT, queries, lengths, rows)
         if not queries:
-            return torch.zeros_like(mix_MT, dtype=torch.float32, device=self.device)
+            return torch.zeros(0, mix_MT.shape[1], device=self.device)
         rows = range(len(queries)) if rows is None else rows
         lengths = [mix_MT.shape[1]] * len(mix_MT) if lengths is None else lengths
-        mix_MT = mix_MT.to(self.device, torch.float32, non_blocking=True)
+        mix_MT = mix_MT.to(self.device, torch.float32, non_blocking=self.device.type == "cuda")
         is_finite = mix_MT.isfinite().all()
         query_BQ = self.encode(queries)
         if not mix_MT.numel():
