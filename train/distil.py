@@ -147,7 +147,7 @@ def _fit_with(number: int | tuple[int, int], task: TrainingTask, work: Location,
 
     trainer = ray.train.torch.TorchTrainer(
         _train_loop,
-        train_loop_config={"task": task, "use_gpu": use_gpu},
+        train_loop_config={"task": replace(task, config=replace(task.config, use_gpu=use_gpu))},
         torch_config=ray.train.torch.TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=number,
@@ -177,13 +177,13 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
-def _train_loop(values: dict[str, Any]) -> None:
+def _train_loop(values: dict[str, TrainingTask]) -> None:
     """The work of every worker, from the last state of the training to its end."""
     import ray.train.torch
 
     task, context = values["task"], ray.train.get_context()
     rank, num_ranks = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if values["use_gpu"] else torch.device("cpu")
+    device = ray.train.torch.get_device() if task.config.use_gpu else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(
