@@ -20,11 +20,13 @@ from engine.scoring.estimator import SiSdrEstimator, load_estimator, save_estima
 from engine.scoring.metrics import si_sdr_db
 from engine.scoring.model_scores import Scorer
 from engine.selection.thresholds import Thresholds
-from engine.separators import NetworkConfig, QueryEmbedder, load, save
+from engine.separators import NetworkConfig, QueryEmbedder, find_separator, save
 from engine.separators.batching import BatchedSeparator
 from engine.settings import build
+from engine.storage.factories import own_device
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
+from train.capture import Model, captured
 from train.data.config import MixConfig
 from train.data.training_data import TrainingData, make_mixer
 from train.evaluation.mixtures import ValidationConfig
@@ -174,7 +176,7 @@ def train(
     start: Path | None = None,
     embedder: QueryEmbedder | None = None,
 ) -> Path:
-    """Train a separator in this process on one thread, once; returns its folder.
+    """Train a separator in this process, once; returns its folder.
 
     ``embedder`` makes embeddings of its labels, for a network that reads text.
     """
@@ -183,11 +185,17 @@ def train(
     config = DistilConfig(steps=steps, mix=mix or MixConfig(), seed=seed, warmup_steps=min(50, steps // 4))
     began = str(start) if start else None
     known = embedder.embed_labels(sorted(set(data.clean.labels))) if embedder and data.clean else None
-    mixer = make_mixer(data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began, embeddings=known)
-    device = torch.device("cpu")
+    device = torch.device(own_device())
+    mixer = make_mixer(
+        data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began, embeddings=known, device=device
+    )
     student = Student(config, mixer.labels, start=began, network=work.size.network, device=device, embedder=embedder)
+    model: Model = student.separator
+    if device.type == "cuda":
+        first = mixer.batch(0)
+        model = captured(student.separator, first.mix_BT, first.query)
     for step in range(steps):
-        student.learn(student.separator, mixer.batch(step))
+        student.learn(model, mixer.batch(step))
     save(student.result(), folder)
     return folder
 
@@ -205,7 +213,7 @@ def prepare(work: Setting) -> None:
     for part in range(2):
         data = TrainingData(clean=clean.without(part, 2))
         separator = train(work, work.out / f"without-{part}", data, steps=work.size.half_steps, seed=part)
-        batched = BatchedSeparator(separator=load(separator), batch_s=80.0)
+        batched = BatchedSeparator(separator=find_separator(separator).open(own_device()), device=own_device())
         held_out.append((Scorer(batched=batched, reseparate=False), clean.part(part, 2)))
     estimator = calibrate_on(held_out, CalibrationConfig(), about={"clean": "fold 1"})
     save_estimator(estimator, work.out / "estimator")

@@ -137,8 +137,9 @@ def _fit_in_task(task: TrainingTask, work: Location, use_gpu: bool) -> None:
             if failures == _MAX_FAILURES:
                 raise _failed(error) from error
             _LOGGER.warning(f"the worker of the training failed ({_reason(error)}); it resumes from its last state")
-        finally:
-            ray.cancel(training, force=True)  # after Ctrl-C; nothing happens to one that is over
+        except BaseException:  # such as Ctrl-C; cancelling a task that is over would end this process
+            ray.cancel(training, force=True)
+            raise
 
 
 def _fit_with(number: int | tuple[int, int], task: TrainingTask, work: Location, use_gpu: bool) -> None:

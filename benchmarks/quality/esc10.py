@@ -21,8 +21,9 @@ from benchmarks import pages, setting
 from cluster.session import connect
 from engine.cli.console import show_progress
 from engine.selection.thresholds import Thresholds
-from engine.separators import NetworkConfig, load, read_description
+from engine.separators import NetworkConfig, Separator, find_separator, read_description
 from engine.settings import Tree, build
+from engine.storage.factories import own_device
 from engine.storage.files import read_json, write_json
 from train.data.config import MixConfig
 from train.data.training_data import TrainingData
@@ -136,9 +137,13 @@ class Bench:
         }
         run(build(RunConfig, settings), self.out / "run")
 
+    def opened(self, name: str) -> Separator:
+        """A trained separator, on the GPU if there is one."""
+        return find_separator(self.out / name).open(own_device())
+
     def measure(self, name: str) -> dict[str, Any]:
         """Evaluation of a trained rival or of the oracle on the validation mixtures, kept on disk."""
-        system = ideal_ratio_mask if name == "oracle" else SeparatorSystem(load(self.out / name))
+        system = ideal_ratio_mask if name == "oracle" else SeparatorSystem(self.opened(name))
         figures: dict[str, Any] = pages.measured_once(
             self.out / "figures" / f"{name}.json", lambda: evaluate(system, self.mixtures)
         )
