@@ -32,6 +32,7 @@ import torch
 
 from benchmarks import pages
 from benchmarks.quality import esc10
+from benchmarks.speed.separators import difference_db, give_vectors
 from benchmarks.watch import Watch
 from cluster.session import connect
 from engine.corpus.read import read_corpus
@@ -40,7 +41,7 @@ from engine.passes.config import PassConfig
 from engine.passes.run import run_pass
 from engine.passes.separate import separate_clips, uploaded
 from engine.schema import ClipRow, DecodedClip
-from engine.separators import Embeddings, NetworkConfig, QueryEmbedder, QuerySeparator, SeparatorSource
+from engine.separators import NetworkConfig, QuerySeparator, SeparatorSource
 from engine.separators.audiosep.network import AudioSepConfig
 from engine.separators.audiosep.separator import AudioSep
 from engine.separators.base import NetworkSeparator
@@ -72,14 +73,8 @@ def open_large(device: str) -> NetworkSeparator:
 def open_audiosep(device: str) -> NetworkSeparator:
     """AudioSep's network, with random weights and random embeddings of the labels."""
     separator = AudioSep(AudioSepConfig(), ())
-    vectors_LE = torch.nn.functional.normalize(torch.randn(len(_LABELS), 512), dim=1)
-    known = Embeddings(labels=_LABELS, vectors_LE=vectors_LE, encoder="random")
-    separator.embedder = QueryEmbedder(template="{label}", encoder="random", open_encoder=_no_encoder, embeddings=known)
+    give_vectors(separator, _LABELS, separator.config.query_features)
     return _opened(separator, device)
-
-
-def _no_encoder() -> QueryEmbedder:
-    raise ValueError("the labels of this benchmark must have embeddings, got another label; add it")
 
 
 def _opened(separator: NetworkSeparator, device: str) -> NetworkSeparator:
@@ -177,7 +172,11 @@ def separation_rows(case: Case, *, repeats: int) -> list[list[str]]:
     torch.manual_seed(0)
     separator = case.open(_DEVICE)
     clip_samples = round(_CLIP_S * separator.sample_rate_hz)
-    rows = []
+    rows, differences = [], ""
+    if _DEVICE == "cuda":
+        mix_MT, queries = 0.1 * torch.randn(1, clip_samples), [_LABELS[0]]
+        found_db = [difference_db(separator, mix_MT, queries, autocast=autocast) for autocast in (False, True)]
+        differences = " / ".join(f"{value_db:.0f}" for value_db in found_db)
     for batch_s in case.batches_s:
         num_clips = max(1, round(batch_s / _CLIP_S / len(_LABELS)))
         clips = [_clip(number, clip_samples) for number in range(num_clips)]
@@ -186,7 +185,8 @@ def separation_rows(case: Case, *, repeats: int) -> list[list[str]]:
         forward_s = seconds(_forward(separator, num_clips, clip_samples), repeats=repeats)
         loop_s = seconds(functools.partial(_loop, clips, batched, times=repeats), repeats=3, warm=1) / repeats
         speeds = [f"{audio_s / used_s:,.0f}" for used_s in (forward_s, loop_s)]
-        rows.append([case.name, f"{batch_s:g}", f"{1e3 * forward_s:.1f}", *speeds, f"{forward_s / loop_s:.0%}"])
+        row = [case.name, f"{batch_s:g}", f"{1e3 * forward_s:.1f}", *speeds, f"{forward_s / loop_s:.0%}"]
+        rows.append([*row, differences])
         pages.log(" | ".join(rows[-1]))
     return rows
 
@@ -314,7 +314,10 @@ def write_wav(esc10_folder: Path, out: Path, *, folds: set[int], rate_hz: int = 
     return out
 
 
-_FORWARD = ("separator", "batch, s of audio", "forward ms", "forward, audio s/s", "loop, audio s/s", "loop / forward")
+_FORWARD = (
+    *("separator", "batch, s of audio", "forward ms", "forward, audio s/s", "loop, audio s/s", "loop / forward"),
+    "GPU to CPU, dB, 32 / 16 bits",
+)
 _PASS = ("separator", "pass, audio s/s", "GPU busy", "CPU ms a clip", "workers' ms a clip")
 _TRAINING = (
     *("network", "batch", "distil with one step, s", "batch ms", "step alone ms", "step with its batch ms"),
