@@ -8,7 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,18 @@ def commit() -> str:
     command = ["git", "rev-parse", "--short", "HEAD"]
     shown = git and subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     return shown or "unknown"
+
+
+@contextmanager
+def version_of(revision: str) -> Iterator[Path]:
+    """A checkout of another commit of this project, for the length of a ``with`` block."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder) / "version"
+        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(checkout), revision], cwd=ROOT, check=True)
+        try:
+            yield checkout
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(checkout)], cwd=ROOT, check=True)
 
 
 def hardware(gpu: str = "no GPU") -> str:
