@@ -39,6 +39,8 @@ bench: setup ## write every table of README.md and docs/results.md; needs ESC10=
 	@test -n "$(ESC10)" || { echo "ESC10 must be set; run make bench ESC10=FOLDER with clips.csv and audio/"; exit 1; }
 	$(BIN)/python -m benchmarks.speed.overhead
 	$(BIN)/python -m benchmarks.speed.tracks
+	$(BIN)/python -m benchmarks.speed.training --esc10 $(ESC10)
+	$(BIN)/python -m benchmarks.gpu --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.scale.scale
 	$(BIN)/python -m benchmarks.speed.scoring --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.speed.separators --esc10 $(ESC10)

@@ -1,22 +1,26 @@
 """The cost of an engine pass beyond its separator, and its memory by corpus size.
 
-    python -m benchmarks.speed.overhead [--repeats 3] [--only laptop]
+    python -m benchmarks.speed.overhead [--repeats 3] [--only laptop] [--against 7b741c8]
 
 The same checkpoint separates the same clips twice in one run: in a plain loop over decoded clips in this process, with
 as many threads as there are cores, and in an engine pass on Ray, which also decodes, scores every stem and writes it.
-Start-up is excluded: the clock of a pass starts when a third of it is done, by when all processes of Ray have started,
-and stops with the pass. Memory is the peak of Ray's workers, this process and the object store together, over N and
-over 3N clips. Writes ``overhead.md`` and a table of docs/results.md.
+An earlier version of this project does the same, in turns with this one: a faster separator makes the loop shorter, and
+the rest of a pass a larger part of it. Start-up is excluded: the clock of a pass starts when a third of it is done, by
+when all processes of Ray have started, and stops with the pass. Memory is the peak of Ray's workers, this process and
+the object store together, over N and over 3N clips. Writes ``overhead.md`` and a table of docs/results.md.
 """
 
 from __future__ import annotations
 
-import datetime as dt
+import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -125,25 +129,76 @@ def pass_s_per_clip(checkpoint: Path, manifest: Path, clips_per_shard: int) -> t
         return (ended - started) / num_clips, memory.peak_gib, summary["step_fraction"]
 
 
-def measure(name: str, folder: Path, repeats: int) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One measurement of a version of this project."""
+
+    plain_s: float
+    """Seconds a clip in the plain loop."""
+    pass_s: float
+    """Seconds a clip in a pass."""
+    short_gib: float
+    """Memory of a pass over N clips."""
+    long_gib: float
+    """Memory of a pass over 3N clips."""
+    steps: dict[str, float]
+    """Fraction of the time of the workers, by step."""
+
+
+def measure_here(checkpoint: str, small: str, large: str, clips_per_shard: int) -> Measured:
+    """Measure this version, in a process of its own."""
+    with connect():
+        before_s = plain_s_per_clip(Path(checkpoint), Path(small))
+        _, short_gib, _ = pass_s_per_clip(Path(checkpoint), Path(small), clips_per_shard)
+        pass_s, long_gib, steps = pass_s_per_clip(Path(checkpoint), Path(large), clips_per_shard)
+        after_s = plain_s_per_clip(Path(checkpoint), Path(small))  # before and after: the machine drifts
+    return Measured(
+        plain_s=(before_s + after_s) / 2.0, pass_s=pass_s, short_gib=short_gib, long_gib=long_gib, steps=steps
+    )
+
+
+_MEASURE = """
+import importlib.util, json, sys
+from pathlib import Path
+found = importlib.util.spec_from_file_location("measured_overhead", sys.argv[1])
+overhead = importlib.util.module_from_spec(found)
+sys.modules["measured_overhead"] = overhead
+found.loader.exec_module(overhead)
+print(json.dumps(vars(overhead.measure_here(*sys.argv[2:5], int(sys.argv[5])))))
+"""
+
+
+def measure_version(version: Path, *arguments: object) -> Measured:
+    """Measure the code in a folder by this file's functions, in a process of its own."""
+    command = [sys.executable, "-c", _MEASURE, __file__, *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": str(version)}
+    done = subprocess.run(command, cwd=version, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure(name: str, folder: Path, earlier: Path, repeats: int) -> list[str]:
     """One row of the table."""
     network, num_clips, clips_per_shard = _SIZES[name]
     checkpoint = folder / name.split(maxsplit=1)[0]
     save(QuerySeparator(network, _LABELS), checkpoint)
     small, large = (write_corpus(folder, count) for count in (num_clips, 3 * num_clips))
-    ratios, memories = [], []
-    split: dict[str, float] = {}
+    pairs = []
     for _ in range(repeats):
-        plain_s = plain_s_per_clip(checkpoint, small)
-        _, short_gib, _ = pass_s_per_clip(checkpoint, small, clips_per_shard)
-        pass_s, long_gib, split = pass_s_per_clip(checkpoint, large, clips_per_shard)
-        plain_s = (plain_s + plain_s_per_clip(checkpoint, small)) / 2.0  # before and after: the machine drifts
-        ratios.append(pass_s / plain_s)
-        memories.append((short_gib, long_gib))
-        print(f"{name}: plain {plain_s:.3f}, pass {pass_s:.3f} s a clip, ratio {ratios[-1]:.2f}", flush=True)
-    steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in split.items())
-    gib = (f"{statistics.median(column):.2f}" for column in zip(*memories, strict=True))
-    return [name, f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}", steps, *gib]
+        versions = (earlier, pages.ROOT)
+        before, now = (measure_version(one, checkpoint, small, large, clips_per_shard) for one in versions)
+        pairs.append((before, now))
+        pages.log(f"{name}: loop {before.plain_s:.3f}, {now.plain_s:.3f}; pass {before.pass_s:.3f}, {now.pass_s:.3f}")
+    ratios = [
+        [before.pass_s / before.plain_s for before, _ in pairs],
+        [now.pass_s / now.plain_s for _, now in pairs],
+        [now.pass_s / before.plain_s for before, now in pairs],
+        [before.pass_s / now.pass_s for before, now in pairs],
+    ]
+    cells = [f"{statistics.median(some):.2f} ({min(some):.2f} to {max(some):.2f})" for some in ratios]
+    last = pairs[-1][1]
+    steps = ", ".join(f"{step} {fraction:.0%}" for step, fraction in last.steps.items() if fraction >= 0.005)
+    gib = (statistics.median(getattr(now, name) for _, now in pairs) for name in ("short_gib", "long_gib"))
+    return [name, *cells, steps, *(f"{value:.2f}" for value in gib)]
 
 
 def main() -> None:
@@ -151,13 +206,15 @@ def main() -> None:
     parser = pages.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="measurements of each size")
     parser.add_argument("--only", default="", help="first word of the size to measure (default all)")
+    parser.add_argument("--against", default="7b741c8", help="commit of the earlier version (default 7b741c8)")
     arguments = parser.parse_args()
-    columns = ["separator", "pass / plain loop", "range", "time of the steps", "GiB at N", "GiB at 3N"]
-    with connect(), tempfile.TemporaryDirectory() as folder:
+    columns = ["separator", "before: pass / its loop", "now: pass / its loop", "pass now / loop before"]
+    columns += ["pass before / pass now", "time of the steps now", "GiB at N", "GiB at 3N"]
+    with tempfile.TemporaryDirectory() as folder, pages.version_of(arguments.against) as earlier:
         names = [name for name in _SIZES if name.startswith(arguments.only)]
-        rows = [measure(name, Path(folder), arguments.repeats) for name in names]
+        rows = [measure(name, Path(folder), earlier, arguments.repeats) for name in names]
     table = pages.markdown(columns, rows)
-    about = f"{arguments.repeats} repeats, {os.cpu_count()} CPU cores, no GPU, {dt.date.today()}."
+    about = f"{arguments.repeats} repeats, before: commit {arguments.against}. {pages.stamp()}"
     print(table, about, sep="\n\n")
     pages.write_page(_PAGE, "Engine pass against a plain loop", table, about)
     pages.fill(pages.RESULTS, "overhead", f"{table}\n\n{about}")
