@@ -127,7 +127,8 @@ def _fit_in_task(task: TrainingTask, work: Location, use_gpu: bool) -> None:
     A controller and a group of workers take three times as long to start (docs/guides/training.md).
     """
     anywhere = PlacementGroupSchedulingStrategy(placement_group=None)  # that of a trial has no CPU
-    remote = ray.remote(num_cpus=0.5, num_gpus=int(use_gpu), max_retries=0, scheduling_strategy=anywhere)(_fit_with)
+    resources = {"num_cpus": 0.5, "num_gpus": int(use_gpu)}
+    remote = ray.remote(max_retries=0, name="distil", scheduling_strategy=anywhere, **resources)(_fit_with)
     for failures in range(_MAX_FAILURES + 1):
         training = remote.remote(0, task, work, use_gpu)
         try:

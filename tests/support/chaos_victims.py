@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 LISTINGS = "CHAOS_LISTINGS"
-WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": "ray::RayTrainWorker", "decoder": ""}
+TRAINERS = ("ray::RayTrainWorker", "ray::distil")
+WORKERS = {"actor": "ray::MapWorker", "task": "ray::Map", "trainer": TRAINERS, "decoder": ""}
 _DECODER = "engine.audio.worker"
 _NUM_LOST = 2
 

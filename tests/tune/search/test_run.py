@@ -355,7 +355,7 @@ def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_each_step(
     process = started(space, out, log)
     signs = {
         "separate": lambda: any(out.glob("artifacts/passes/*/stems/pass.json")),
-        "distil": lambda: bool(workers(process, "ray::RayTrainWorker")),
+        "distil": lambda: bool(workers(process, TRAINERS)),
         "evaluate": lambda: any(out.glob("artifacts/separators/*/separator/separator.json")),
     }
     killed: set[int] = set()
@@ -374,7 +374,7 @@ def test_the_next_trial_runs_after_one_was_killed_in_the_middle_of_each_step(
     assert {row["state"] for row in rows if row["kind"] == "searched"} == {"finished"}
 
 
-def workers(process: subprocess.Popen[bytes], title: str) -> list[psutil.Process]:
+def workers(process: subprocess.Popen[bytes], title: str | tuple[str, ...]) -> list[psutil.Process]:
     """Ray's workers of a command, by the first letters of their process title."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
