@@ -29,6 +29,7 @@ from cluster.session import connect
 from engine.corpus.sources import read_sources
 from engine.settings import build
 from engine.storage.lock import lock
+from tests.support.chaos_victims import TRAINERS
 from tune.config import RunConfig
 from tune.demo import sounds as synth
 from tune.demo.corpus import write_natural
