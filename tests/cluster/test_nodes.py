@@ -82,12 +82,13 @@ def test_a_run_survives_the_loss_of_nodes_in_each_step_and_uses_new_ones(
     iteration = out / "iterations" / "1"
     run.until(lambda: done_names(iteration) and at_work(first, "actor"), "the first node at work on the pass")
     cluster.preempt(first, notice_s=3)
-    second = cluster.add()
+    others = [cluster.add(), cluster.add()]
     run.until((iteration / "tracks" / "manifest.json").exists, "the end of the pass")
-    run.until(lambda: at_work(second, "trainer") or at_work(cluster.head, "trainer"), "a training")
-    cluster.kill(second)
-    third = cluster.add()
-    run.until(lambda: at_work(third, "actor"), "the third node at work on the second pass")
+    run.until(lambda: any(at_work(node, "trainer") for node in (*others, cluster.head)), "a training")
+    lost = next((node for node in others if at_work(node, "trainer")), others[0])
+    cluster.kill(lost)
+    (left,) = (node for node in others if node is not lost)
+    run.until(lambda: at_work(left, "actor"), "the node that is left at work on the second pass")
     assert "iteration 2" in run.end()
 
     expected, found = undisturbed.contents, chaos.contents(out)

@@ -129,7 +129,7 @@ def write_inputs(folder: Path) -> Path:
             "sample_rate_hz": 8000,
         },
         "seed_training": training | {"num_workers": 0},
-        "distil": training | {"num_workers": 1, "use_gpu": False},
+        "distil": training | {"steps": 300, "validate_every_steps": 50, "num_workers": 1, "use_gpu": False},  # seconds
         "engine": {"rows_per_task": 4, "shard_s": 4.0, "num_gpus_per_actor": 0},
         "schedule": [{"min_stem_level_db": -15.0}, {"min_re_sdr_db": -30.0, "min_stem_level_db": -12.0}],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 6},

@@ -137,8 +137,10 @@ def _spectrum(mix_MT: Tensor) -> Tensor:
 
 
 def _wave(stem_BNF: Tensor, num_samples: int) -> Tensor:
-    window_F = torch.hann_window(NUM_FFT, device=stem_BNF.device)
-    return transforms.istft(stem_BNF[:, : _num_frames(num_samples)], window_F, HOP_SAMPLES, length=num_samples)
+    window_F, num_frames = torch.hann_window(NUM_FFT, device=stem_BNF.device), _num_frames(num_samples)
+    if num_frames < stem_BNF.shape[1]:  # ONNX has no name for a slice of complex numbers that is all of them
+        stem_BNF = stem_BNF[:, :num_frames]
+    return transforms.istft(stem_BNF, window_F, HOP_SAMPLES, length=num_samples)
 
 
 def _encoder_power(mix_MT: Tensor) -> Tensor:
