@@ -7,6 +7,7 @@ for what a caller may want to tell apart; each is also one of Python's own.
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Iterable
 
 TOKEN_REMEDY = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or ~/.ray/auth_token to the cluster's token"
@@ -75,6 +76,10 @@ class ClusterError(ClearsepError, ConnectionError):
 
 class TooManyFailuresError(ClearsepError, RuntimeError):
     """More queries of a pass failed than ``max_failed_fraction`` allows."""
+
+
+INTERRUPT_HANDLED = threading.Event()
+"""Set where an interrupt ends; a command raises one that ended elsewhere again."""
 
 
 def as_exception(error: BaseException) -> Exception:

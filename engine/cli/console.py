@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import signal
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType, TracebackType
@@ -23,10 +25,11 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from engine.cli.display import MAX_MESSAGE, console, rich_table, shown
-from engine.errors import DamagedError
+from engine.errors import INTERRUPT_HANDLED, DamagedError
 
 _LOGGER = logging.getLogger(__name__)
 _LOG_COLUMNS = 200
+_LOOK_EVERY_S = 0.1
 _UsageError: Any = typer.BadParameter.__base__  # which Typer does not export
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else.")]
 Set = Annotated[
@@ -168,17 +171,47 @@ def exit_codes() -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[threading.Event]:
-    """Let SIGTERM act as Ctrl-C does; the event is set once it came."""
+    """Let SIGTERM act as Ctrl-C does; the event is set once it came.
+
+    An interrupt that comes while a library calls back is lost there: it is raised again.
+    """
     terminated = threading.Event()
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        if not terminated.is_set():  # a second signal must not interrupt the clean-up
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM and terminated.is_set():  # a second signal must not interrupt the clean-up
+            return
+        if number == signal.SIGTERM:
             terminated.set()
-            raise KeyboardInterrupt
+        raise _watched_interrupt(number, terminated)
 
-    handler_before = signal.signal(signal.SIGTERM, terminate)
+    INTERRUPT_HANDLED.clear()
+    numbers = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    handlers_before = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield terminated
     finally:
+        INTERRUPT_HANDLED.set()
         sys.excepthook = _print_traceback  # Typer has put its own there
-        signal.signal(signal.SIGTERM, handler_before)
+        for number, handler in handlers_before.items():
+            signal.signal(number, handler)
+
+
+class _Interrupt(KeyboardInterrupt):
+    """An interrupt of which one can see whether it is still on its way."""
+
+
+def _watched_interrupt(number: int, terminated: threading.Event) -> _Interrupt:
+    """An interrupt, which no frame holds but those that it passes."""
+    error = _Interrupt()
+    threading.Thread(target=_repeat, args=(weakref.ref(error), number, terminated), daemon=True).start()
+    return error
+
+
+def _repeat(error: weakref.ref[_Interrupt], number: int, terminated: threading.Event) -> None:
+    """Send a signal to the main thread again if its exception has ended without a handler."""
+    while error() is not None:
+        if INTERRUPT_HANDLED.wait(_LOOK_EVERY_S):
+            return
+    if not INTERRUPT_HANDLED.is_set():
+        terminated.clear()
+        _thread.interrupt_main(signal.Signals(number))

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypedDict, cast
 
 from engine.cli.display import MAX_MESSAGE, shown
-from engine.errors import InUseError, LockLostError
+from engine.errors import INTERRUPT_HANDLED, InUseError, LockLostError
 from engine.storage.paths import Location
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def _kept(keeper: _Keeper) -> Iterator[None]:
     except KeyboardInterrupt:
         if keeper.loss is None:
             raise
+        INTERRUPT_HANDLED.set()
     finally:
         keeper.end()
     if keeper.loss is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import typer
 
 import clearsep
 from engine.cli.console import exit_codes, show_progress
@@ -545,3 +547,25 @@ def test_an_error_that_a_library_makes_of_the_interrupt_ends_as_terminated() -> 
         except KeyboardInterrupt:
             raise RuntimeError("cannot start Ray (interrupted); start again") from None
     assert stopped.value.code == 143
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_that_a_library_loses_comes_again(number: int, code: int) -> None:
+    """As in a callback, whose exceptions Python does not raise; the clean-up of the next one is not interrupted."""
+    cleaned: list[bool] = []
+    app = typer.Typer()
+
+    @app.command()
+    def endless() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        try:
+            time.sleep(5)
+        finally:
+            time.sleep(0.5)
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as stopped, exit_codes():
+        app(args=[])
+    assert stopped.value.code == code and cleaned
