@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TypedDict
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from engine.schema import plain_label
 from engine.storage.files import check_record, read_json, write_json
