@@ -23,11 +23,12 @@ from engine.storage.paths import Name, location
 CLIP, STEM, REST = "clip", "stem", "rest"
 EVIDENCE: Mapping[str, tuple[str, ...]] = {
     CLIP: ("clip_tag_db",),
-    STEM: ("clip_tag_db", "stem_tag_db", "margin_db", "stem_level_db"),
+    STEM: ("clip_tag_db", "stem_tag_db", "margin_db", "stem_level_db", "active_fraction"),
     REST: ("clip_tag_db", "residual_tag_db"),
 }
 """Values of each kind of evidence: the label's strongest tag in a window of the clip, the tag and the margin of its
-stem, the level of its stem relative to the clip, and its strongest tag in a window of the residual."""
+stem, the level of its stem relative to the clip, the fraction of the time in which that is active, and the label's
+strongest tag in a window of the residual."""
 _FILE = "presence.json"
 _FORMAT = 1
 _LIMITS_DB = (-40.0, 40.0)  # lower tags and levels all mean that nothing is there
@@ -60,18 +61,18 @@ class LogisticModel:
     bias: float
     offsets: dict[str, float]
     """By label in plain spelling; 0 for others."""
-    base_fraction: float
-    """Fraction of the calibration's pairs whose label sounds."""
-
-    def log_odds(self, labels: Sequence[str], values_NF: np.ndarray) -> np.ndarray:
-        """Natural logarithm of the odds ``[N]`` that the labels sound, for evidence ``[N, F]`` in dB."""
-        offset_N = np.array([self.offsets.get(plain_label(label), 0.0) for label in labels])
-        log_odds_N: np.ndarray = self.bias + offset_N + _scaled(values_NF, self.mean, self.deviation) @ self.weight
-        return log_odds_N
 
     def probabilities(self, labels: Sequence[str], values_NF: np.ndarray) -> np.ndarray:
-        """Probabilities ``[N]`` that the labels sound, for evidence ``[N, F]`` in dB; NaN is unknown evidence."""
-        return _sigmoid(self.log_odds(labels, values_NF))
+        """Probabilities ``[N]`` that the labels sound, for evidence ``[N, F]``; NaN is an unknown value."""
+        offset_N = np.array([self.offsets.get(plain_label(label), 0.0) for label in labels])
+        log_odds_N = self.bias + offset_N + self.contributions(values_NF).sum(axis=1)
+        probability_N: np.ndarray = 1.0 / (1.0 + np.exp(-np.clip(log_odds_N, -50.0, 50.0)))
+        return probability_N
+
+    def contributions(self, values_NF: np.ndarray) -> np.ndarray:
+        """The part ``[N, F]`` of each value in the log odds, relative to that of a mean value."""
+        part_NF: np.ndarray = _scaled(values_NF, self.mean, self.deviation) * np.asarray(self.weight)
+        return part_NF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,32 +143,13 @@ def fit_presence(pairs: Mapping[str, Pairs], *, tagger: str, about: Mapping[str,
     return Presence(tagger=tagger, models=models, measured=_measured(pairs[CLIP]), about=dict(about))
 
 
-def adapted(log_odds_N: np.ndarray, base_fraction: float, *, steps: int = 50) -> np.ndarray:
-    """Probabilities ``[N]`` for pairs of which another fraction sounds than in the calibration.
-
-    The fraction is estimated from the pairs themselves by expectation maximisation (Saerens, Latinne and Decaestecker
-    2002, "Adjusting the outputs of a classifier to new a priori probabilities", equations 2.3 and 2.4).
-    """
-    fraction = base_fraction
-    for _ in range(steps if len(log_odds_N) else 0):
-        fraction = float(np.clip(_sigmoid(log_odds_N + _shift(fraction, base_fraction)).mean(), 0.01, 0.99))
-    return _sigmoid(log_odds_N + _shift(fraction, base_fraction))
-
-
-def stem_values(stem_tags_L: np.ndarray, place: int, clip_tag_db: float, stem_level_db: float) -> list[float]:
+def stem_values(
+    stem_tags_L: np.ndarray, place: int, *, clip_tag_db: float, stem_level_db: float, active_fraction: float
+) -> list[float]:
     """The values of ``EVIDENCE["stem"]`` for a label at a place among the tagger's."""
     others_L = np.delete(stem_tags_L, place)
     margin_db = float(stem_tags_L[place] - others_L.max()) if len(others_L) else float("nan")
-    return [float(clip_tag_db), float(stem_tags_L[place]), margin_db, float(stem_level_db)]
-
-
-def _shift(fraction: float, base_fraction: float) -> float:
-    return float(np.log(fraction / (1.0 - fraction)) - np.log(base_fraction / (1.0 - base_fraction)))
-
-
-def _sigmoid(values_N: np.ndarray) -> np.ndarray:
-    probability_N: np.ndarray = 1.0 / (1.0 + np.exp(-np.clip(values_N, -50.0, 50.0)))
-    return probability_N
+    return [float(clip_tag_db), float(stem_tags_L[place]), margin_db, float(stem_level_db), float(active_fraction)]
 
 
 def _scaled(values_NF: np.ndarray, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:
@@ -199,7 +181,6 @@ def _fit(names: tuple[str, ...], pairs: Pairs) -> LogisticModel:
         weight=tuple(weight_F.tolist()),
         bias=float(fitted.intercept_[0]),
         offsets=dict(zip(known, offsets.tolist(), strict=True)),
-        base_fraction=float(present_N.mean()),
     )
 
 
@@ -244,7 +225,6 @@ class _LogisticRecord(TypedDict):
     weight: list[float]
     bias: float
     offsets: dict[str, float]
-    base_fraction: float
 
 
 class _PresenceRecord(TypedDict):
@@ -279,12 +259,11 @@ def load_presence(folder: Name) -> Presence:
 def _model(record: _LogisticRecord, names: tuple[str, ...], path: object) -> LogisticModel:
     columns = {name: tuple(record[name]) for name in ("mean", "deviation", "weight")}
     sizes = {len(column) for column in columns.values()}
-    if tuple(record["names"]) != names or sizes != {len(names)} or not 0.0 < record["base_fraction"] < 1.0:
+    if tuple(record["names"]) != names or sizes != {len(names)}:
         raise ValueError(f"a model of {path} must have numbers for {list(names)}, got others; {_REMEDY}")
     return LogisticModel(
         names=names,
         bias=record["bias"],
         offsets=record["offsets"],
-        base_fraction=record["base_fraction"],
         **columns,
     )

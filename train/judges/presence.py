@@ -19,7 +19,7 @@ from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.passes.separate import separate_clips
 from engine.schema import ClipRow, DecodedClip, SeparatedClip
-from engine.scoring.metrics import level_db
+from engine.scoring.metrics import active_fraction, level_db
 from engine.separators.batching import BatchedSeparator
 from engine.storage.factories import in_32_bits
 from engine.taggers import Tagger, find_label
@@ -144,5 +144,8 @@ def _stem_evidence(
     own_ST = torchaudio.functional.resample(stems_ST, sample_rate_hz, tagger.sample_rate_hz)
     stem_tags_SL = tagger.tag(own_ST).cpu().numpy()
     levels_S = level_db(signal=stems_ST, reference=item.mixture_T[None]).tolist()
-    for label, stem_tags_L, stem_level_db in zip(item.labels, stem_tags_SL, levels_S, strict=True):
-        yield label, stem_values(stem_tags_L, places[label], tags_L[places[label]], stem_level_db)
+    active_S = active_fraction(stems_ST, sample_rate_hz=sample_rate_hz).tolist()
+    for label, stem_tags_L, level, active in zip(item.labels, stem_tags_SL, levels_S, active_S, strict=True):
+        place = places[label]
+        values = stem_values(stem_tags_L, place, clip_tag_db=tags_L[place], stem_level_db=level, active_fraction=active)
+        yield label, values

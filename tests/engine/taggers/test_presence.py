@@ -8,7 +8,6 @@ from engine.taggers.presence import (
     REST,
     STEM,
     Pairs,
-    adapted,
     fit_presence,
     load_presence,
     save_presence,
@@ -66,23 +65,9 @@ def test_a_precision_that_is_never_reached_gives_the_highest_there_is():
     assert max(limit["precision"] for limit in thresholds.values()) < 0.99
 
 
-@pytest.mark.parametrize("fraction", [0.05, 0.2, 0.8])
-def test_another_fraction_of_sounding_pairs_is_found_without_the_truth(fraction):
-    """Log odds of two unit Gaussians two apart are twice the value, at equal priors."""
-    rng = np.random.default_rng(3)
-    present = rng.random(20_000) < fraction
-    values = rng.normal(np.where(present, 1.0, -1.0), 1.0)
-    probability = adapted(2.0 * values, 0.5)
-    assert probability.mean() == pytest.approx(fraction, abs=0.015)
-    assert ((probability >= 0.5) == present).mean() > ((2.0 * values >= 0.0) == present).mean() - 1e-9
-
-
-def test_nothing_to_adapt_is_nothing():
-    assert adapted(np.zeros(0), 0.5).shape == (0,)
-
-
 def test_the_margin_of_a_stem_is_over_all_other_labels():
-    assert stem_values(np.array([-3.0, -8.0, -1.0]), 0, -2.0, -6.0) == [-2.0, -3.0, -2.0, -6.0]
+    values = stem_values(np.array([-3.0, -8.0, -1.0]), 0, clip_tag_db=-2.0, stem_level_db=-6.0, active_fraction=0.5)
+    assert values == [-2.0, -3.0, -2.0, -6.0, 0.5]
 
 
 def test_a_model_is_the_same_after_it_was_stored(tmp_path):
