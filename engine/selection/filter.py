@@ -33,7 +33,7 @@ from engine.selection.thresholds import (
 VERDICT = pa.schema(
     [
         pa.field("kept", pa.bool_(), nullable=False),
-        pa.field("rejected_by", pa.string()),  # the first rule that failed, or label_cap_ratio
+        pa.field("rejected_by", pa.string()),  # no_label, the first rule that failed, or label_cap_ratio
         pa.field("rejected_value", pa.float32()),  # the stem's score in that rule; null: NaN or undefined
         pa.field("rejected_limit", pa.float32()),  # the rule's limit; for the cap: the score of the last stem it kept
         pa.field("kept_by_floor", pa.bool_(), nullable=False),  # rejected by a rule on rank_by, kept by the floor
@@ -41,7 +41,8 @@ VERDICT = pa.schema(
 )
 """Columns of the verdict on a stem."""
 
-_REASONS = (*RULES, "label_cap_ratio")
+_NO_LABEL = "no_label"  # reason of stems whose label their clip does not have
+_REASONS = (*RULES, "label_cap_ratio", _NO_LABEL)
 _PAIRED = ("coherence_fraction", "contested_db")  # scores that are undefined for the only stem of a clip
 _REQUIRED = ("re_sdr_db",)  # scores that fail their rule if they are undefined: the clip is too short to be judged
 _REMEDIES = {
@@ -72,14 +73,19 @@ def _undefined(column: str, setting: str, remedies: Mapping[str, str] = _REMEDIE
     return f"cannot apply {setting} (no stem has {column}); {remedy}, or {instead}"
 
 
-def judge(scores: pa.Table, thresholds: Thresholds) -> pa.Table:
+def judge(scores: pa.Table, thresholds: Thresholds, *, has_label_N: np.ndarray | None = None) -> pa.Table:
     """A row of ``VERDICT`` for every row of ``scores``, all stems of a pass.
+
+    Stems where ``has_label_N`` is false are rejected before all rules; null: all clips have the labels of their stems.
 
     ``scores`` must have the columns of ``thresholds.required_columns``; a missing one is a ``ValueError``. Floor and
     cap break ties by ``clip_id``.
     """
     ledger = _Ledger(len(scores))
+    barred = np.flatnonzero(~has_label_N) if has_label_N is not None else np.zeros(0, np.int64)
+    ledger.reject(barred, _NO_LABEL, np.nan, np.nan)
     broken_N = np.zeros(len(scores), np.bool_)
+    broken_N[barred] = True
     other_N = np.zeros(len(scores), np.bool_)
     rules = sorted(active_rules(thresholds), key=lambda rule: isinstance(rule[1], Quantile))  # numbers first
     standing_N = None
@@ -160,7 +166,7 @@ class _Ledger:
         self.reject(rows, rule, score.values_N[rows], limit_N[rows])
         return failed_N
 
-    def reject(self, rows: np.ndarray, reason: str, values: np.ndarray, limits: np.ndarray | float) -> None:
+    def reject(self, rows: np.ndarray, reason: str, values: np.ndarray | float, limits: np.ndarray | float) -> None:
         """Mark rows as rejected."""
         self._reason_N[rows] = _REASONS.index(reason)
         self._value_N[rows] = values

@@ -91,6 +91,13 @@ class Thresholds:
 
     The median is over labels that keep a stem, after the floor; the cap may keep fewer stems than the floor asks for.
     """
+    drop_label_below: Fraction | None = None
+    """Drop a label from a clip if the probability that it sounds there is lower; null: labels stay.
+
+    It is computed from what the tagger and the separator say of the label's stem (``labels`` of a run).
+    """
+    add_label_from: Fraction | None = None
+    """Add a label to a clip if the probability that it sounds there is at least this; null: none is added."""
     rank_by: str = "estimated_si_sdr_db"
     """Score that floor and cap rank stems by: a higher one is better, unless the score only has a ``max_`` rule."""
 
@@ -150,6 +157,11 @@ def required_columns(thresholds: Thresholds) -> list[str]:
     by_label = any(isinstance(limit, Quantile) and limit.by_label for _, limit in active_rules(thresholds))
     names = ["label"] if by_label or compares_labels(thresholds) else []
     return [*required_scores(thresholds), *names, *(["clip_id"] if compares_labels(thresholds) else [])]
+
+
+def moves_labels(thresholds: Thresholds) -> bool:
+    """True if labels are dropped or added."""
+    return thresholds.drop_label_below is not None or thresholds.add_label_from is not None
 
 
 def compares_labels(thresholds: Thresholds) -> bool:

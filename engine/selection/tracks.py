@@ -11,7 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Protocol, cast
+from typing import Any, NotRequired, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from engine.schema import ESTIMATES
 from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
 from engine.selection.index import INDEX, KEPT, REJECTED, IndexWriter, read_index
+from engine.selection.labels.table import AcceptedLabels
 from engine.selection.thresholds import Thresholds, required_columns
 from engine.storage.files import atomic_path, read_parquet, read_record, sha256_file, write_json
 from engine.storage.fingerprints import fingerprint
@@ -74,6 +75,8 @@ class Selection(SelectionCounts):
     config_fingerprint: str
     estimator_fingerprint: str | None
     """None if there was no estimator."""
+    labels_fingerprint: NotRequired[str | None]
+    """None if all stems have a label of their clip."""
     thresholds: dict[str, Any]
     """Fields of the :class:`Thresholds`."""
     sha256: dict[str, str]
@@ -85,14 +88,19 @@ class Selection(SelectionCounts):
 
 
 def select_tracks(
-    stems: Name, out: Name, thresholds: Thresholds, *, estimator: Estimator | str | os.PathLike[str] | None = None
+    stems: Name,
+    out: Name,
+    thresholds: Thresholds,
+    *,
+    estimator: Estimator | str | os.PathLike[str] | None = None,
+    accepted: AcceptedLabels | None = None,
 ) -> Selection:
     """Select the stems of a pass that pass the thresholds into the folder ``out``; returns its manifest.
 
     ``stems`` is the folder of the pass, or the folder of its stem shards, ``PASS/stems``; ``estimator`` a folder such
-    as ``RUN/estimator``. The scores that the thresholds need are in memory for all stems at once, other columns for one
-    shard at a time. Raises ``ValueError`` if the thresholds need a score that no stem has, or if the pass is not
-    finished.
+    as ``RUN/estimator``. Stems of labels that ``accepted`` does not have are rejected as ``no_label``. The scores that
+    the thresholds need are in memory for all stems at once, other columns for one shard at a time. Raises
+    ``ValueError`` if the thresholds need a score that no stem has, or if the pass is not finished.
 
     >>> selection = cs.select_tracks("pass", "tracks", cs.Thresholds(min_re_sdr_db=-100))
     >>> selection["num_stems"], selection["num_kept"], selection["num_rejected"]
@@ -106,7 +114,7 @@ def select_tracks(
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} must not be the folder of a pass, got one; give another folder for the tracks")
     (out / "manifest.json").unlink(missing_ok=True)
-    verdicts = _judge_pass(shards, thresholds, estimator)
+    verdicts = _judge_pass(shards, thresholds, estimator, accepted)
     counts = _write_selection(out, read_index(shards), verdicts)
     _require_all(out, counts, len(verdicts), pass_manifest)
     estimator_fingerprint = estimator.fingerprint if estimator is not None else None
@@ -117,6 +125,7 @@ def select_tracks(
         "separator_fingerprint": pass_manifest["separator_fingerprint"],
         "config_fingerprint": pass_manifest["config_fingerprint"],
         "estimator_fingerprint": estimator_fingerprint,
+        "labels_fingerprint": accepted.fingerprint if accepted is not None else None,
         "thresholds": asdict(thresholds),
         **counts,
         "sha256": {name: sha256_file(out / name) for name in ("kept.parquet", "rejected.parquet")},
@@ -140,20 +149,29 @@ def _require_all(out: Location, counts: SelectionCounts, num_judged: int, made: 
         )
 
 
-def _judge_pass(shards: Iterable[Location], thresholds: Thresholds, estimator: Estimator | None) -> pa.Table:
+def _judge_pass(
+    shards: Iterable[Location],
+    thresholds: Thresholds,
+    estimator: Estimator | None,
+    accepted: AcceptedLabels | None = None,
+) -> pa.Table:
     """Columns of ``VERDICT`` and ``ESTIMATES`` of every stem, in the order of the shards.
 
     Quantiles and ranks need all stems at once, so the required columns of all shards are combined here.
     """
     names = ["num_stems", *dict.fromkeys([*required_columns(thresholds), *ESTIMATES.names])]
     tables = [_with_coded_labels(INDEX.empty_table().select(names))]
+    has_label: list[np.ndarray] = []
     for index in read_index(shards):
+        if accepted is not None:
+            pairs = zip(index["clip_id"].to_pylist(), index["label"].to_pylist(), strict=True)
+            has_label.append(np.array([accepted.has(*pair) for pair in pairs], np.bool_))
         tables.append(_with_coded_labels((_with_estimates(index, estimator) if estimator else index).select(names)))
         if len(tables) == _MAX_TABLES:
             tables = [_combined(tables)]
     scores = _combined(tables)
     require_scores(scores, thresholds)
-    verdicts = judge(scores, thresholds)
+    verdicts = judge(scores, thresholds, has_label_N=np.concatenate(has_label) if has_label else None)
     for name in ESTIMATES.names:
         verdicts = verdicts.append_column(name, scores[name])
     return verdicts
