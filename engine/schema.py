@@ -71,6 +71,10 @@ STEMS = pa.schema(
         pa.field("mixture_flac", pa.binary()),  # the clip itself, coded in the same way, with its first stem only
         pa.field("mixture_exponent", pa.int8()),
         *SCORES,
+        pa.field("residual_level_db", pa.float32()),  # of the clip minus its stems, relative to it; first stem only
+        pa.field("tags_db", pa.list_(pa.float32())),  # of all labels of the tagger; null without one
+        pa.field("clip_tags_db", pa.list_(pa.float32())),  # strongest in windows of the clip, with its first stem only
+        pa.field("residual_tags_db", pa.list_(pa.float32())),  # of the clip minus its stems, in the same way
     ]
 )
 
@@ -136,6 +140,18 @@ class DecodedClip:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipTags:
+    """Tags of a clip for the labels L of a tagger, float32, in dB."""
+
+    stems_SL: np.ndarray
+    """Of each stem as a whole."""
+    clip_L: np.ndarray
+    """The strongest in any window of the clip."""
+    residual_L: np.ndarray
+    """The strongest in any window of the clip minus its stems."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeparatedClip:
     """A clip and its stems, as separation passes them to scoring; labels that failed are absent."""
 
@@ -147,6 +163,8 @@ class SeparatedClip:
     """Float32, on the same device."""
     extra: Sequence[Mapping[str, float | None]] = ()
     """For each stem, the scores that need a separator or a tagger; empty if none were computed."""
+    tags: ClipTags | None = None
+    """None without a tagger."""
 
 
 def clip_columns(row: Mapping[str, object]) -> ClipRow:

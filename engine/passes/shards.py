@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from engine.separators import SeparatorSource
 
 _LOGGER = logging.getLogger(__name__)
-_NOT_IN_SUMMARY = ("shards", "footer_sha256", "separator_terms")  # but in the manifest
+_NOT_IN_SUMMARY = ("shards", "footer_sha256", "separator_terms", "tagger_labels")  # but in the manifest
 _MANY = 100  # shards of which a second and more is needed to compare checksums
 _NAMES = ["clip_id", "label"]
 _AUDIO = ["audio_flac", "audio_exponent", "mixture_flac", "mixture_exponent"]
@@ -109,6 +109,8 @@ class PassManifest(PassSummary):
     """SHA-256 of their Parquet footers."""
     separator_terms: NotRequired[list[str]]
     """Licences of the released weights that the separator is or learned from."""
+    tagger_labels: NotRequired[list[str]]
+    """Labels of the tags in the shards, in their order; absent without a tagger."""
 
 
 def write_shard(out: Location, name: str, *, stems: pa.Table, failures: Sequence[FailureRow]) -> WrittenShard:

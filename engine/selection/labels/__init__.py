@@ -1,1 +1,1 @@
-"""Labels that move: kept, dropped and added by the evidence of a pass, and clips in which one label sounds alone."""
+"""Labels after a pass: its evidence, the rules by which labels move, and clips in which one label sounds alone."""

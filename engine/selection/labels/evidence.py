@@ -1,0 +1,93 @@
+"""The evidence of a pass: levels and tags by which the labels of its clips are kept, dropped or added.
+
+Shape suffixes: S stems of a clip, L labels of the pass's tagger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from engine.passes.shards import read_columns, read_manifest, stem_shards
+from engine.schema import CLIPS, ClipRow, clip_columns
+from engine.storage.paths import Location
+
+_SCORES = ("stem_level_db", "active_fraction", "tagger_margin_db")
+_FIRST = ("clip_tags_db", "residual_tags_db", "residual_level_db")  # with the first stem of a clip only
+_COLUMNS = [*CLIPS.names, "label", "sample_rate_hz", "num_samples", *_SCORES, "tags_db", *_FIRST]
+_REMEDY = "make the pass again with a tagger (`--tagger DIR`)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipEvidence:
+    """What a pass found out about a clip; tags are in dB, in the order of :func:`tagger_labels`."""
+
+    row: ClipRow
+    """The clip as the pass had it."""
+    shard: str
+    first_row: int
+    """Row of its first stem in the shard."""
+    sample_rate_hz: int
+    """Rate of the stored mixture and stems."""
+    num_samples: int
+    """Their length."""
+    stem_labels: list[str]
+    """Labels that have a stem, in the order of the rows; the others failed."""
+    stem_tags_SL: np.ndarray
+    """Tags of each stem as a whole."""
+    stem_level_db_S: np.ndarray
+    active_fraction_S: np.ndarray
+    margin_db_S: np.ndarray
+    """``tagger_margin_db``; NaN for a label that the tagger does not know."""
+    clip_tags_L: np.ndarray
+    """Strongest tags of the clip's windows."""
+    residual_tags_L: np.ndarray
+    """Strongest tags of the windows of the clip minus its stems."""
+    residual_level_db: float
+    """Level of the clip minus its stems, relative to the clip."""
+
+
+def tagger_labels(stems: Location) -> list[str]:
+    """The labels of the tags that a closed pass stored; ``ValueError`` if it stored none."""
+    labels = read_manifest(stems).get("tagger_labels")
+    if not labels:
+        raise ValueError(f"cannot find the tags of the pass in {stems} (it had no tagger, or is too old); {_REMEDY}")
+    return labels
+
+
+def read_evidence(stems: Location) -> Iterator[ClipEvidence]:
+    """The evidence of every clip with a stem, in the order of the shards; ``ValueError`` if the pass stored none."""
+    tagger_labels(stems)
+    for shard in stem_shards(stems):
+        table = read_columns(shard, _COLUMNS)
+        if missing := sorted({*_COLUMNS} - {*table.column_names}):
+            raise ValueError(f"cannot find {', '.join(missing)} in {shard} (an older version wrote it); {_REMEDY}")
+        rows = enumerate(table.to_pylist())
+        for _, clip in groupby(rows, key=lambda numbered: numbered[1]["clip_id"]):
+            numbers, stem_rows = zip(*clip, strict=True)
+            yield _evidence(shard.name, numbers[0], stem_rows)
+
+
+def _evidence(shard: str, first_row: int, stems: tuple[Mapping[str, Any], ...]) -> ClipEvidence:
+    first = stems[0]
+    levels, active, margins = (np.array([row[name] for row in stems], np.float32) for name in _SCORES)  # None: NaN
+    clip_tags, residual_tags = (np.array(first[name], np.float32) for name in _FIRST[:2])
+    return ClipEvidence(
+        row=clip_columns(first),
+        shard=shard,
+        first_row=first_row,
+        sample_rate_hz=first["sample_rate_hz"],
+        num_samples=first["num_samples"],
+        stem_labels=[row["label"] for row in stems],
+        stem_tags_SL=np.array([row["tags_db"] for row in stems], np.float32),
+        stem_level_db_S=levels,
+        active_fraction_S=active,
+        margin_db_S=margins,
+        clip_tags_L=clip_tags,
+        residual_tags_L=residual_tags,
+        residual_level_db=first["residual_level_db"],
+    )
