@@ -62,14 +62,14 @@ def _between(clip: ClipRow, start_s: float, end_s: float) -> ClipRow:
     return {**clip, "clip_id": identity, "start_s": start_s, "end_s": end_s}
 
 
-def clip_row(row: ManifestRow | Exception) -> ClipRow:
-    """The clip of a manifest's row; raises the error of a row that is none."""
+def clip_row(row: ManifestRow | Exception, *, needs_labels: bool = True) -> ClipRow:
+    """The clip of a manifest's row; raises the error of a row that is none, and for no label if it ``needs_labels``."""
     if isinstance(row, Exception):
         raise row
     if isinstance(row.get("error"), Exception):
         raise row["error"]  # type: ignore[misc]
     path, labels = path_of(row), labels_of(row)
-    if not labels:
+    if needs_labels and not labels:
         raise ValueError("a clip must have at least one label, got none; fill in labels")
     start_s, end_s = seconds_of(row, "start_s"), seconds_of(row, "end_s")
     if (start_s or 0.0) < 0 or (end_s is not None and end_s <= (start_s or 0.0)):

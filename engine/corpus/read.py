@@ -20,6 +20,7 @@ def read_corpus(
     audio_root: Name | None = None,
     columns: Mapping[str, str] | str | None = None,
     allow_outside: bool = False,
+    needs_labels: bool = True,
 ) -> Corpus:
     """Read a ``.csv``, ``.jsonl`` or ``.parquet`` manifest, a folder with a subfolder per label, or AudioSet's CSV.
 
@@ -27,6 +28,9 @@ def read_corpus(
     are others (``"path=fname,labels=tags"``). AudioSet's CSV needs ``class_map`` (index, mid, display_name); its audio
     is found by YouTube id. ``audio_root`` is the folder of the audio files, by default the manifest's; a row that names
     a file outside it is a failure unless ``allow_outside`` is true. Audio files are not opened.
+
+    A row without labels is a failure. With ``needs_labels`` false it is a clip with no label, a manifest needs no
+    column of labels, and files may lie directly in a folder.
 
     Raises ValueError if the source as a whole is unusable: no such file, unknown kind, missing column, no rows.
 
@@ -52,15 +56,16 @@ def read_corpus(
     elif is_folder:
         rows = folder_rows(path)
     else:
-        rows = manifest_rows(path, Columns(columns), ("path",), ("labels", "label"))
-    return _corpus(rows, path, root)
+        needed = (("path",), ("labels", "label")) if needs_labels else (("path",),)
+        rows = manifest_rows(path, Columns(columns), *needed)
+    return _corpus(rows, path, root, needs_labels=needs_labels)
 
 
-def _corpus(rows: Iterator[ManifestRow | ValueError], source: Location, root: Root) -> Corpus:
+def _corpus(rows: Iterator[ManifestRow | ValueError], source: Location, root: Root, *, needs_labels: bool) -> Corpus:
     corpus = Corpus(root)
     for number, row in enumerate(rows, 1):
         try:
-            clip = clip_row(row)
+            clip = clip_row(row, needs_labels=needs_labels)
             root.require_inside(clip["path"])
             corpus.add_clip({**clip, "row": number})
         except (ValueError, FileNotFoundError) as error:

@@ -203,7 +203,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def folder_rows(root: Location) -> Iterator[ManifestRow | ValueError]:
-    """One row for each audio file, labelled by its folder; files directly in ``root`` have no label and so fail.
+    """One row for each audio file, labelled by its folder; files directly in ``root`` have no label.
 
     In S3 a key may have empty parts and dots for parts, which name nothing.
     """
