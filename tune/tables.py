@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def run_tables(summary: RunSummary) -> list[Table]:
     """All tables of a run; raises ``ValueError`` for a summary without some figure, as others may have left it."""
     check_record(summary, RunSummary, "summary.json", remedy="delete the iteration's iteration.json, and start again")
-    tables = [iterations_table(summary), rules_table(summary), labels_table(summary)]
+    tables = [iterations_table(summary), moves_table(summary), rules_table(summary), labels_table(summary)]
     return [table for table in tables if table.rows]
 
 
@@ -60,6 +60,18 @@ def _iteration_row(record: IterationRecord) -> list[str]:
         db_text(validation["si_sdri_db"] if validation else None),
         f"{record['wall_s']:.0f}",
     ]
+
+
+def moves_table(summary: RunSummary) -> Table:
+    """Labels of the clips in every iteration, if they may move: kept and added ones are those after it."""
+    names = ("before", "kept", "dropped", "relabelled", "added", "after", "tentative", "unlabelled")
+    rows = [
+        [str(record["iteration"]), *(str(record["labels"][f"num_{name}"]) for name in names)]  # type: ignore[literal-required]
+        for record in summary["iterations"]
+        if "labels" in record
+    ]
+    columns = ["", *names[:-1], "clips without"]
+    return Table(title="Labels of the clips", columns=columns, rows=rows)
 
 
 def rules_table(summary: RunSummary) -> Table:
