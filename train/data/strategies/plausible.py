@@ -25,7 +25,7 @@ class PlausibleMixer(Mixer):
     """Draws the partners of a sound in proportion to the clips that have both labels, plus one.
 
     The clips are all those of the tracks, in memory or not. The first label is drawn as without this setting, and
-    sounds of one remix still come from clips without a common label: labels of the first sound's own clip are not drawn.
+    sounds of one remix still come from clips without a common label: a label of the first sound's clip is not drawn.
     """
 
     def partner_order(self, rng: np.random.Generator, first: Sound, order: list[str]) -> list[str]:
