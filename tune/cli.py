@@ -177,7 +177,8 @@ def _sections() -> list[Section]:
             RunConfig,
             title="Runs",
             intro="For `clearsep run` and `demo`. `distil` takes `distil.*`, `network.*` and `validation.*`; "
-            "`separate-corpus` and `plan` take `engine.*`, and `calibrate` takes `calibration.*`, without the prefix.",
+            "`separate-corpus` and `plan` take `engine.*`, `calibrate` takes `calibration.*`, and `evaluate` takes "
+            "`validation.*`, without the prefix.",
         ),
         section(
             Thresholds,
