@@ -21,7 +21,7 @@ import ray.exceptions
 from cluster.session import require_connection
 from engine.corpus.table import Corpus
 from engine.errors import as_exception
-from engine.passes.config import PassConfig, pass_identity
+from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
 from engine.passes.records import (
     STEPS,
@@ -33,12 +33,10 @@ from engine.passes.records import (
     require_complete,
     write_manifest_failures,
 )
-from engine.passes.separate import Separate
 from engine.passes.shards import (
     PassStart,
     PassSummary,
     damaged_files,
-    pass_manifest,
     remove_damaged_manifest,
     reopen_damaged,
 )
@@ -59,7 +57,7 @@ from engine.passes.speed.progress import PassProgress
 from engine.passes.speed.ray_metrics import num_ended_for_memory
 from engine.passes.tasks import WHOLE, Slice, Tasks, require_clips
 from engine.passes.transport import unpack
-from engine.passes.write import SeparateAndWrite, Write
+from engine.passes.write import Separation, Work, Write
 from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
 from engine.storage.factories import Model, ModelSource
@@ -109,15 +107,30 @@ def run_pass(
     >>> summary["num_queries"], summary["num_stems"], summary["num_failed"]
     (4, 4, 0)
     """
-    config, out = build(PassConfig, config or {}), location(out)
+    tagging = find_tagger(tagger) if tagger is not None else None
+    work = Separation(separator=find_separator(separator), tagger=tagging)
+    return run_work(
+        corpus, location(out), work, build(PassConfig, config or {}), retry_failed=retry_failed, slice=slice
+    )
+
+
+def run_work(
+    corpus: Corpus,
+    out: Location,
+    work: Work,
+    config: PassConfig,
+    *,
+    retry_failed: bool = False,
+    slice: SliceName | None = None,
+) -> PassSummary:
+    """A pass that does any work, as :func:`run_pass` does one that separates."""
     part = parse_slice(slice, retry_failed=retry_failed)
-    separator, tagger = find_separator(separator), find_tagger(tagger) if tagger is not None else None
     require_clips(corpus, config)
-    identity = pass_identity(corpus, separator=separator, tagger=tagger, config=config)
+    identity = work.identity(corpus, config)
     choose_placement(config)  # raises before the folder is claimed
     with ExitStack() as held:
         with alone(out):
-            claim(out / "stems" / "pass.json", identity, what="a pass")
+            claim(out / "stems" / "pass.json", identity, what=work.what)
             take(out, part, held)
             for name in ("stems", "failures", "corpus"):
                 remove_leftovers(out / name)  # a writer that lives, of another slice, has its own locked
@@ -131,15 +144,14 @@ def run_pass(
         if retry_failed:
             plan_retry(out, rows_per_task=config.rows_per_task)
         if not is_closed(out):
-            return _run_missing_tasks(corpus, out, separator, tagger, config, done, part)
+            return _run_missing_tasks(corpus, out, work, config, done, part)
         return summarise(out)
 
 
 def _run_missing_tasks(
     corpus: Corpus,
     out: Location,
-    separator: SeparatorSource,
-    tagger: TaggerSource | None,
+    work: Work,
     config: PassConfig,
     done: list[str],
     part: Slice,
@@ -147,20 +159,15 @@ def _run_missing_tasks(
     started, before = time.perf_counter(), read_totals(out, done, part=part)
     labels, tasks = corpus.labels(min_labels=config.min_labels), Tasks(out / "corpus")
     with alone(out):
-        separator = separator.with_labels(labels, out / "queries")
-        tagger = tagger.with_labels(labels, out / "tagger") if tagger is not None else None
+        work = work.ready(labels, out)
         counts = tasks.write(corpus, rows_per_task=config.rows_per_task, min_labels=config.min_labels)
         write_manifest_failures(out, corpus)
     num_clips = counts["num_clips"] if part == WHOLE else sum(rows for task, rows in tasks.num_rows() if part.has(task))
-    progress = PassProgress(out, config.max_failed_fraction, before, num_clips=num_clips)
-    rate_hz = separator.sample_rate_hz
+    progress = PassProgress(out, config.max_failed_fraction, before, num_clips=num_clips, doing=work.doing)
     hand = InHand(hand_folder(out, part) / uuid.uuid4().hex)  # marks of this start alone
-    models = tuple(
-        functools.partial(_open, model, hand) if model is not None else None for model in (separator, tagger)
-    )
-    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=rate_hz, hand=hand)
-    write = Write(str(out), rate_hz, hand, written_hz=config.stem_rate_hz)
-    steps = _Steps(config, decode, models, write, hand, part)
+    models = tuple(functools.partial(_open, model, hand) if model is not None else None for model in work.models)
+    decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=work.sample_rate_hz, hand=hand)
+    steps = _Steps(config, decode, models, work, work.writer(out, config, hand), hand, part)
     totals = before
     for number in range(_MAX_TURNS):
         if not (missing := missing_tasks(out, totals, part=part)):
@@ -175,9 +182,7 @@ def _run_missing_tasks(
     wall_s, audio_s = time.perf_counter() - started, totals.audio_s - before.audio_s
     limit = _limit(config, before, totals, wall_s, progress.start_s) if audio_s and part == WHOLE else None
     start = PassStart(wall_s=wall_s, audio_s=audio_s, limit=limit)
-    closed = functools.partial(
-        pass_manifest, corpus=corpus, config=config, separator=separator, counts=counts, start=start
-    )
+    closed = functools.partial(work.manifest, corpus=corpus, config=config, counts=counts, start=start)
     with alone(out):
         return close(out, corpus, config, counts, totals, closed, part)
 
@@ -246,7 +251,8 @@ class _Steps(NamedTuple):
     config: PassConfig
     decode: Decode
     models: tuple[Any, ...]
-    """What opens the separator and the tagger, or None, on a device."""
+    """What opens each model of the work on a device, or None."""
+    work: Work
     write: Write
     hand: InHand
     part: Slice
@@ -340,7 +346,7 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
     decoded = blocks.map_batches(steps.decode, num_cpus=_TASK_CPUS, **one_shard)
     if not placement.num_gpus:
         arguments: tuple[Any, ...] = (steps.write, *steps.models, steps.config)
-        return decoded.map_batches(SeparateAndWrite, fn_constructor_args=arguments, **actors)
+        return decoded.map_batches(steps.work.actor(writes=True), fn_constructor_args=arguments, **actors)
     arguments = (*steps.models, steps.config, True, steps.hand)
     actors["compute"] = ray.data.ActorPoolStrategy(
         min_size=placement.min_actors,
@@ -348,7 +354,9 @@ def _reports(tasks: list[PendingTask], steps: _Steps, placement: Placement) -> r
         max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
         enable_true_multi_threading=True,
     )
-    separated = decoded.map_batches(Separate, fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors)
+    separated = decoded.map_batches(
+        steps.work.actor(writes=False), fn_constructor_args=arguments, num_gpus=placement.num_gpus, **actors
+    )
     return separated.map_batches(steps.write, num_cpus=_TASK_CPUS, **one_shard)
 
 

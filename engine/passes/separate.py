@@ -8,8 +8,9 @@ import re
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -194,31 +195,16 @@ def _score_failure(item: SeparatedClip, error: Exception) -> FailureRow:
     return failure(item.clip.row, step="score", error=error, num_queries=len(item.labels))
 
 
-class Separate:
-    """Ray Data actor: holds one separator, and a tagger if the pass has one; separates and scores decoded shards.
+class ShardWorker(ABC):
+    """Ray Data actor: holds models on its device and makes of decoded shards what a pass writes.
 
     It may be called in several threads: one has the device, while others unpack, upload, fetch and pack their shards.
     """
 
-    def __init__(
-        self,
-        open_separator: Callable[[str], Separator],
-        open_tagger: Callable[[str], Tagger] | None,
-        config: PassConfig,
-        on_gpu: bool = False,
-        hand: InHand | None = None,
-    ) -> None:
+    def __init__(self, config: PassConfig, on_gpu: bool, hand: InHand | None) -> None:
         torch.set_num_threads(max(1, int(config.num_cpus_per_actor)))
-        self.config, self.hand, opened_on = config, hand or InHand(), "cuda" if on_gpu else "cpu"
-        self.device = opened_on if torch.cuda.is_available() else "cpu"  # a test may give Ray a GPU that does not exist
-        batched = BatchedSeparator(
-            separator=_Guarded(open_separator(opened_on), self.hand, config),
-            batch_s=config.batch_s,
-            device=self.device,
-            autocast=config.autocast and on_gpu,
-        )
-        tagger = _Guarded(open_tagger(opened_on), self.hand, config) if open_tagger is not None else None
-        self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
+        self.config, self.hand, self.opened_on = config, hand or InHand(), "cuda" if on_gpu else "cpu"
+        self.device = self.opened_on if torch.cuda.is_available() else "cpu"  # a test may give Ray a GPU that is none
         self._turns = threading.Lock()
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -229,11 +215,54 @@ class Separate:
             score_s = separated.counts["score_s"] + time.perf_counter() - started
             return pack(replace(separated, clips=clips, counts=separated.counts | {"score_s": score_s}))
 
+    @abstractmethod
+    def separate(self, shard: DecodedShard) -> SeparatedShard:
+        """Make of a shard what is written of it."""
+
+    @abstractmethod
+    def fill_fraction(self, clips: Sequence[DecodedClip]) -> float:
+        """Fraction of the batches for clips that is audio, not padding or unused room."""
+
+    def use(self, clips: Sequence[DecodedClip]) -> WorkerUse:
+        """Use of this worker for clips."""
+        device, vram_bytes = "cpu", 0
+        if self.device == "cuda":
+            device, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+        return WorkerUse(f"{socket.gethostname()}/{device}", self.fill_fraction(clips), vram_bytes)
+
+    def _guarded_model(self, open_model: Callable[[str], Any]) -> _Guarded:
+        return _Guarded(open_model(self.opened_on), self.hand, self.config)
+
+    def _guarded(self, what: str) -> AbstractContextManager[None]:
+        return _guarded(self.hand, self.config.separate_limit_s, what)
+
+
+class Separate(ShardWorker):
+    """Holds one separator, and a tagger if the pass has one; separates and scores decoded shards."""
+
+    def __init__(
+        self,
+        open_separator: Callable[[str], Separator],
+        open_tagger: Callable[[str], Tagger] | None,
+        config: PassConfig,
+        on_gpu: bool = False,
+        hand: InHand | None = None,
+    ) -> None:
+        super().__init__(config, on_gpu, hand)
+        batched = BatchedSeparator(
+            separator=self._guarded_model(open_separator),
+            batch_s=config.batch_s,
+            device=self.device,
+            autocast=config.autocast and on_gpu,
+        )
+        tagger = self._guarded_model(open_tagger) if open_tagger is not None else None
+        self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
+
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard with their scores."""
         failures, counts = list(shard.failures), dict(shard.counts)
-        guarded = functools.partial(_guarded, self.hand, self.config.separate_limit_s)
-        with guarded("uploading"):
+        with self._guarded("uploading"):
             mixtures = uploaded(shard.clips, self.device)
         with self._turns:
             begun = time.perf_counter()
@@ -243,14 +272,14 @@ class Separate:
             counts |= {"separate_s": parted - begun, "assess_s": time.perf_counter() - parted, "score_s": 0.0}
             batches: Iterable[ScoredBatch] = self._score(assessed, failures)
             if self.device != "cpu":
-                with guarded("scoring"):
+                with self._guarded("scoring"):
                     batches, scored = list(batches), torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
                     scored.record()
                 counts["gpu_s"] = time.perf_counter() - begun
-            use = self._use(shard.clips)
+            use = self.use(shard.clips)
         clips: Iterable[ScoredClip] = _clips(batches, failures)
         if self.device != "cpu":
-            with guarded("scoring"):
+            with self._guarded("scoring"):
                 scored.synchronize()
             places = {item.clip.row["clip_id"]: place for place, item in enumerate(assessed)}
             clips = sorted(clips, key=lambda clip: places[clip.row["clip_id"]])
@@ -334,10 +363,6 @@ class Separate:
             as_exception(error)
         return [self._model_scores(items, [position])[0] for position in positions]
 
-    def _use(self, clips: list[DecodedClip]) -> WorkerUse:
-        device, vram_bytes = "cpu", 0
-        if self.device == "cuda":
-            device, vram_bytes = f"gpu{os.environ.get('CUDA_VISIBLE_DEVICES', '')}", torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-        fill_fraction = self.scorer.batched.fill_fraction([len(c.samples_T) for c in clips for _ in c.row["labels"]])
-        return WorkerUse(f"{socket.gethostname()}/{device}", fill_fraction, vram_bytes)
+    def fill_fraction(self, clips: Sequence[DecodedClip]) -> float:
+        """See :class:`ShardWorker`."""
+        return self.scorer.batched.fill_fraction([len(clip.samples_T) for clip in clips for _ in clip.row["labels"]])

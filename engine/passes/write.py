@@ -5,27 +5,111 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import pyarrow as pa
 import soxr
 import torch
 
 from engine.audio.flac import encode_flac24, encode_steps
-from engine.passes.config import PassConfig
-from engine.passes.records import ShardRecord, find_record, write_record
-from engine.passes.separate import Separate
-from engine.passes.shards import write_shard
+from engine.corpus.table import Corpus
+from engine.passes.config import PassConfig, pass_identity
+from engine.passes.records import ShardRecord, Totals, find_record, write_record
+from engine.passes.separate import Separate, ShardWorker
+from engine.passes.shards import PassManifest, PassStart, pass_manifest, write_shard
+from engine.passes.tasks import TaskCounts
 from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
 from engine.schema import CLIPS, SCORES, STEMS, FailureRow, failure
 from engine.scoring.stored import ScoredClip
-from engine.separators import Separator
+from engine.separators import SeparatorSource
+from engine.storage.factories import ModelSource
 from engine.storage.in_hand import InHand
-from engine.storage.paths import location
+from engine.storage.paths import Location, location
 from engine.storage.retry import retried
-from engine.taggers import Tagger
+from engine.taggers import TaggerSource
+
+
+class Work(Protocol):
+    """What a pass makes of the clips of its corpus: stems with their scores, or tags."""
+
+    what: str
+    """The pass with its article, such as "a pass"."""
+    doing: str
+    """What is done to the clips, for the progress."""
+
+    def actor(self, *, writes: bool) -> type[ShardWorker]:
+        """Holds the models; made of what opens them, the settings, true for a GPU and the work in hand.
+
+        On a CPU it also ``writes``, and is made of :meth:`writer`, what opens the models and the settings.
+        """
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Rate of the decoded clips."""
+
+    @property
+    def models(self) -> Sequence[ModelSource[Any] | None]:
+        """The models of an actor, in its order; None for one that is left out."""
+
+    def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
+        """Everything that decides what the pass writes, models and corpus by their fingerprints."""
+
+    def ready(self, labels: Sequence[str], out: Location) -> Work:
+        """The same work with models that are ready for labels; what they need for that is kept in ``out``."""
+
+    def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
+        """What writes the shards of a pass."""
+
+    def manifest(
+        self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
+    ) -> PassManifest:
+        """The manifest of the pass when all its tasks are done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separation:
+    """Separates clips into stems and scores them."""
+
+    separator: SeparatorSource
+    tagger: TaggerSource | None
+
+    what = "a pass"
+    doing = "separating clips"
+
+    def actor(self, *, writes: bool) -> type[ShardWorker]:
+        """See :class:`Work`."""
+        return SeparateAndWrite if writes else Separate
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """See :class:`Work`."""
+        return self.separator.sample_rate_hz
+
+    @property
+    def models(self) -> Sequence[ModelSource[Any] | None]:
+        """See :class:`Work`."""
+        return (self.separator, self.tagger)
+
+    def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
+        """See :class:`Work`."""
+        return pass_identity(corpus, separator=self.separator, tagger=self.tagger, config=config)
+
+    def ready(self, labels: Sequence[str], out: Location) -> Separation:
+        """See :class:`Work`."""
+        tagger = self.tagger.with_labels(labels, out / "tagger") if self.tagger is not None else None
+        return Separation(separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
+
+    def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
+        """See :class:`Work`."""
+        return Write(str(out), self.sample_rate_hz, hand, written_hz=config.stem_rate_hz)
+
+    def manifest(
+        self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
+    ) -> PassManifest:
+        """See :class:`Work`."""
+        return pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
 
 
 class Write:
@@ -45,19 +129,19 @@ class Write:
         with self.hand.work(f"write-{shard.name}", len(clips)):
             return pack(self.write(replace(shard, clips=self._in_parts(clips, shard.failures))))
 
-    def _in_parts(self, clips: list[ScoredClip], failures: list[FailureRow]) -> Iterator[ScoredClip]:
+    def _in_parts(self, clips: list[Any], failures: list[FailureRow]) -> Iterator[Any]:
         """The clips; those that have ended too many workers are failures."""
         for part in self.hand.parts("write", [(clip.row["clip_id"], clip.row["path"]) for clip in clips]):
             for clip in (clips[position] for position in part.positions):
                 if part.error is None:
                     yield clip
                 else:
-                    failures.append(_failure(clip, part.error))
+                    failures.append(self._failure(clip, part.error))
 
     def write(self, shard: SeparatedShard) -> ShardReport:
         """Write a shard."""
         started, score_s = time.perf_counter(), 0.0
-        stems, failures, clips = _Stems(self.written_hz), shard.failures, iter(shard.clips)
+        rows, failures, clips = self._new_rows(), shard.failures, iter(shard.clips)
         while True:
             taken = time.perf_counter()
             clip = next(clips, None)  # on a CPU it is scored now
@@ -65,10 +149,10 @@ class Write:
             if clip is None:
                 break
             try:
-                stems.add(clip, *self._encode(clip))
+                rows.add(clip)
             except Exception as error:  # noqa: BLE001 - whatever goes wrong with a clip costs this clip
-                failures.append(_failure(clip, error))
-        table = stems.table()
+                failures.append(self._failure(clip, error))
+        table = rows.table()
         stored, worked_s = time.perf_counter(), time.process_time()
         written = retried(functools.partial(write_shard, self.out, shard.name, stems=table, failures=failures))
         ended, worked_s = time.perf_counter(), time.process_time() - worked_s
@@ -81,6 +165,12 @@ class Write:
             failed[row["step"], row["error_class"]] += row["num_queries"]
         return ShardReport(name=shard.name, record=record, failed=failed, use=shard.use)
 
+    def _new_rows(self) -> ShardRows:
+        return _Stems(self.written_hz, self._encode)
+
+    def _failure(self, clip: Any, error: Exception) -> FailureRow:  # noqa: ANN401 - what the actor made of it
+        return failure(clip.row, step="score", error=error, num_queries=len(clip.labels))
+
     def _encode(self, clip: ScoredClip) -> tuple[int, list[tuple[bytes, int]]]:
         """The number of samples, and the FLAC and exponent of each signal."""
         rate_hz = self.written_hz
@@ -92,15 +182,28 @@ class Write:
         return len(signals[0]), [encode_flac24(one_T, sample_rate_hz=rate_hz) for one_T in signals]
 
 
+class ShardRows(Protocol):
+    """The rows of a shard that is about to be written."""
+
+    def add(self, clip: Any) -> None:  # noqa: ANN401 - what the actor made of it
+        """Add the rows of a clip."""
+
+    def table(self) -> pa.Table:
+        """All of them."""
+
+
 class _Stems:
     """The columns of a shard; the stems of a clip are consecutive, and its first has the mixture."""
 
-    def __init__(self, sample_rate_hz: int) -> None:
-        self._sample_rate_hz = sample_rate_hz
+    def __init__(
+        self, sample_rate_hz: int, encode: Callable[[ScoredClip], tuple[int, list[tuple[bytes, int]]]]
+    ) -> None:
+        self._sample_rate_hz, self._encode = sample_rate_hz, encode
         self._columns: dict[str, list[object]] = {name: [] for name in STEMS.names}
 
-    def add(self, clip: ScoredClip, num_samples: int, coded: list[tuple[bytes, int]]) -> None:
+    def add(self, clip: ScoredClip) -> None:
         """Add the stems of a clip."""
+        num_samples, coded = self._encode(clip)
         num_stems, (mixture, *stems) = len(clip.labels), coded
         values: dict[str, list[object]] = {name: [clip.row[name]] * num_stems for name in CLIPS.names}  # type: ignore[literal-required]
         values |= {name: [row[name] for row in clip.scores] for name in SCORES.names}
@@ -121,27 +224,21 @@ class _Stems:
         return pa.table([pa.array(self._columns[field.name], field.type) for field in STEMS], schema=STEMS)
 
 
-def _failure(clip: ScoredClip, error: Exception) -> FailureRow:
-    return failure(clip.row, step="score", error=error, num_queries=len(clip.labels))
-
-
-class SeparateAndWrite(Separate):
+class AndWrite(ShardWorker):
     """Ray Data actor for CPUs: both steps in one process, so that no stems travel between processes."""
 
-    def __init__(
-        self,
-        write: Write,
-        open_separator: Callable[[str], Separator],
-        open_tagger: Callable[[str], Tagger] | None,
-        config: PassConfig,
-    ) -> None:
-        super().__init__(open_separator, open_tagger, config, hand=write.hand)
+    def __init__(self, write: Write, *arguments: Any) -> None:  # noqa: ANN401 - those of the class that makes them
+        super().__init__(*arguments, hand=write.hand)  # type: ignore[misc]  # that of the other base class
         self.write = write
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         shard = unpack(batch)
         done = find_record(self.write.out, shard.name)
         if done is not None:  # by a worker that ended before it had done all shards of its task
-            return pack(ShardReport(name=shard.name, record=done, failed={}, use=self._use(shard.clips)))
+            return pack(ShardReport(name=shard.name, record=done, failed={}, use=self.use(shard.clips)))
         with self.hand.work(f"separate-{shard.name}", len(shard.clips)):
             return pack(self.write.write(self.separate(shard)))
+
+
+class SeparateAndWrite(AndWrite, Separate):
+    """Separates a shard and writes it."""

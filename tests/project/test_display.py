@@ -252,7 +252,7 @@ def test_progress_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     progress.on_experiment_end()
     assert terminal.text.count(expected) >= 3
     assert given not in terminal.text or given == expected
-    bar = PassProgress(Path("out"), 1.0, Totals(), num_clips=3)
+    bar = PassProgress(Path("out"), 1.0, Totals(), num_clips=3, doing="separating clips")
     with bar.shown():
         bar.progress.update(bar.bar, description=NAMES["closing markup"][0])
         bar.progress.refresh()

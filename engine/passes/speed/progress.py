@@ -24,8 +24,11 @@ _LOG_EVERY_S = 30.0
 class PassProgress:
     """Adds up the reports of shards, shows the sums and checks the failures."""
 
-    def __init__(self, out: Location, max_failed_fraction: float, before: Totals, *, num_clips: int) -> None:
+    def __init__(
+        self, out: Location, max_failed_fraction: float, before: Totals, *, num_clips: int, doing: str
+    ) -> None:
         self.out, self.max_failed_fraction, self.num_clips = out, max_failed_fraction, num_clips
+        self.doing = doing
         self.clips_done, self.num_queries, self.num_failed = before.num_clips, before.num_queries, before.num_failed
         self.audio_s, self.started, self.logged_s = 0.0, time.perf_counter(), 0.0
         self.start_s = 0.0
@@ -40,7 +43,7 @@ class PassProgress:
     def shown(self) -> Iterator[None]:
         """Show the progress while the block runs."""
         with self.progress:
-            self.bar = self.progress.add_task("separating clips", total=self.num_clips)
+            self.bar = self.progress.add_task(self.doing, total=self.num_clips)
             yield
 
     def add(self, report: ShardReport) -> None:
@@ -52,7 +55,7 @@ class PassProgress:
         self.num_failed += report.record["num_failed"]
         elapsed_s = time.perf_counter() - self.started
         self.start_s = self.start_s or elapsed_s
-        speed = f"separating clips, {self.audio_s / elapsed_s:.0f} s of audio per second"
+        speed = f"{self.doing}, {self.audio_s / elapsed_s:.0f} s of audio per second"
         total = max(self.num_clips, self.clips_done)
         self.progress.update(self.bar, completed=self.clips_done, total=total, description=speed)
         if self.progress.disable and elapsed_s - self.logged_s > _LOG_EVERY_S:
