@@ -46,6 +46,7 @@ class Size:
     half_steps: int = 300
     tagger_steps: int = 1000
     student_steps: int = 300
+    num_one: int = 0
     num_two: int = 400
     num_three: int = 80
     num_mixtures: int = 200
@@ -108,7 +109,7 @@ class Setting:
         return write_natural(
             self.sources(2, 3),
             self.out / "corpus",
-            num_clips=[(2, self.size.num_two), (3, self.size.num_three)],
+            num_clips=[(1, self.size.num_one), (2, self.size.num_two), (3, self.size.num_three)],
             sample_rate_hz=self.rate_hz,
             seed=self.corpus_seed,
             truth=self.out / "truth",

@@ -16,7 +16,7 @@ from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem
 from train.evaluation.evaluate import evaluate as evaluate_system
 from train.evaluation.figures import Evaluation
-from train.evaluation.mixtures import ValidationConfig, ValidationSet, draw_mixtures, resolve_validation
+from train.evaluation.mixtures import READING, ValidationConfig, ValidationSet, draw_mixtures, resolve_validation
 from train.student import DistilConfig
 
 if TYPE_CHECKING:
@@ -82,20 +82,30 @@ def evaluate(
     num_mixtures: int = 300,
     num_sources: int = 2,
     seed: int = 0,
+    config: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure a separator on seeded mixtures of single-source clips that it was not trained on.
 
     ``separator`` is an open one, measured where it is, or a name for :func:`load_separator`, which is opened on a GPU
     of this machine or of the connected cluster if there is one. ``clips`` is a CSV ``path,label[,fold]`` or a folder
     with a subfolder per label. Every source of every mixture is a query once. The result has the means in dB
-    (``sdri_db``, ``si_sdri_db``, ``bss_sdri_db``, ...), their 95 % confidence intervals and the same by label. Raises
-    ``ValueError`` for clips that cannot be used and labels that the separator does not know.
+    (``sdri_db``, ``si_sdri_db``, ``bss_sdri_db``, ...), their 95 % confidence intervals and the same by label.
+    ``config`` has more settings of the mixtures by name, as ``clearsep settings validation`` lists them: with
+    ``{"same_label_fraction": 0.3}`` some have two sources of one label, and the result has the class-aware
+    ``capi_sdri_db``. Raises ``ValueError`` for clips or settings that cannot be used and labels that the separator does
+    not know.
 
     >>> report = cs.evaluate("separator", "clips.csv", num_mixtures=4)
     >>> report["num_stems"], sorted(report["by_label"])
     (8, ['bell', 'dog'])
     """
-    settings = ValidationConfig(clips="", num_mixtures=num_mixtures, num_sources=num_sources, seed=seed)
+    named = {"num_mixtures": num_mixtures, "num_sources": num_sources, "seed": seed, **(config or {})}
+    if not named.keys().isdisjoint(READING):
+        raise ValueError(
+            f"settings of an evaluation must say how its clips are mixed, got {sorted(named.keys() & set(READING))}; "
+            "use the options of the command, or read_sources"
+        )
+    settings = build(ValidationConfig, {"clips": "", **named})
     validation = ValidationSet(config=settings, sources=_clips(clips))
     if isinstance(separator, Separator):
         return _measure(separator, validation)

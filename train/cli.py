@@ -125,15 +125,20 @@ def evaluate(
     num_mixtures: Annotated[int | None, typer.Option(help="Mixtures to draw from --clips; default: 300.")] = None,
     num_sources: Annotated[int | None, typer.Option(help="Sources in each mixture; default: 2.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the mixtures and of the queries for absent sounds.")] = 0,
+    set_: Set = None,
     as_json: Json = False,
 ) -> None:
     """Measure a separator on seeded mixtures of single-source clips, or on the mixture list of a paper.
 
     Clips are mixed at equal levels over their active parts. The lists of AudioSep and CLAPSep are read as published:
     `clearsep evaluate SEPARATOR --list esc50_eval.csv --audio esc50`
+
+    With `--set same_label_fraction=0.3` some mixtures have two sources of one label, and the class-aware SDRi of
+    DCASE's task 4 is reported too. Settings are those of `validation` in a run.
     """
     from engine.corpus.sources import read_sources
     from engine.separators import load_separator
+    from engine.settings import override
     from engine.storage.factories import own_device
     from train.api import evaluate as measure
     from train.evaluation.list_formats import read_list
@@ -146,10 +151,10 @@ def evaluate(
         )
     result: Evaluation
     if list_ is not None and audio is not None:
-        if folds or columns or audio_root or num_mixtures is not None or num_sources is not None:
+        if folds or columns or audio_root or set_ or num_mixtures is not None or num_sources is not None:
             raise ValueError(
                 "a list must be evaluated as published, got options of --clips; leave out --folds, --num-mixtures and "
-                "--num-sources, --columns and --audio-root"
+                "--num-sources, --columns and --audio-root, and --set"
             )
         mixtures = read_list(Path(list_))
         result = evaluate_list(load_separator(separator, own_device()), mixtures, Path(audio), seed=seed)
@@ -160,6 +165,7 @@ def evaluate(
             num_mixtures=300 if num_mixtures is None else num_mixtures,
             num_sources=2 if num_sources is None else num_sources,
             seed=seed,
+            config=override({}, set_ or []),
         )
     print_result(lambda: [evaluation_table(result)], result, as_json)
 

@@ -18,6 +18,8 @@ _FIGURES = {
     "SI-SDR dB": "si_sdr_db",
     "SI-SDRi dB": "si_sdri_db",
     "absent dB": "false_extraction_db",
+    "CAPI-SDRi dB": "capi_sdri_db",
+    "same-label SDRi dB": "same_label_sdri_db",
 }
 _MAX_LABELS = 60
 
@@ -34,6 +36,9 @@ def evaluation_table(report: Mapping[str, Any]) -> Table:
         bounds = [report["confidence_95"][name] for name in figures.values()]
         rows.insert(1, ["all, 95 %", "", *("" if each is None else f"{each[0]:.2f}..{each[1]:.2f}" for each in bounds)])
     title = f"{report['num_mixtures']} mixtures"
+    if "capi_sdri_db" in report:
+        title += f", {report['num_same_label']} with two sources of one label: {report['num_missed_sources']} sources "
+        title += f"missed, {report['num_false_positives']} false positives"
     if "paper" in report:
         paper = report["paper"]
         rows.append([f"paper: {paper['rule']}", "", *(db_text(paper.get(name)) for name in figures.values())])

@@ -30,7 +30,15 @@ if TYPE_CHECKING:
 _LOGGER = logging.getLogger(__name__)
 
 
-def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, address: Address = None) -> None:
+def demo(
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the results; default: runs/demo.")] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="The clips have no labels: a tagger gives them.")
+    ] = False,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
     """Synthesise a corpus, train a seed on little of it, run two iterations and report the gain."""
     from engine.settings import build, override
     from engine.storage.paths import is_s3
@@ -39,9 +47,10 @@ def demo(out: Out = "runs/demo", set_: Set = None, as_json: Json = False, addres
     from tune.run import run
     from tune.tables import run_tables
 
+    out = out or ("runs/demo-unlabelled" if unlabelled else "runs/demo")
     if is_s3(out):
         raise ValueError(f"-o must be a local folder, got {out} (the demo synthesises its sounds there); give one")
-    config = build(RunConfig, override(demo_settings(out), set_ or []))
+    config = build(RunConfig, override(demo_settings(out, unlabelled=unlabelled), set_ or []))
     with connected(address):
         summary = run(config, f"{out}/run")
     print_result(lambda: run_tables(summary), summary, as_json)
@@ -168,7 +177,8 @@ def _sections() -> list[Section]:
             RunConfig,
             title="Runs",
             intro="For `clearsep run` and `demo`. `distil` takes `distil.*`, `network.*` and `validation.*`; "
-            "`separate-corpus` and `plan` take `engine.*`, and `calibrate` takes `calibration.*`, without the prefix.",
+            "`separate-corpus` and `plan` take `engine.*`, `calibrate` takes `calibration.*`, and `evaluate` takes "
+            "`validation.*`, without the prefix.",
         ),
         section(
             Thresholds,

@@ -8,14 +8,30 @@ from typing import Annotated
 from pydantic import BeforeValidator
 
 from engine.passes.config import PassConfig
-from engine.selection.thresholds import Thresholds
+from engine.selection.thresholds import Thresholds, moves_labels
 from engine.separators import NetworkConfig
-from engine.settings import NEWER, RUNTIME, config
+from engine.settings import NEWER, RUNTIME, CountOrZero, Fraction, config
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
 from train.student import DistilConfig
 from tune.schedule import resolve_shapes
+
+
+@config
+class LabelConfig:
+    """Labels of a corpus that has none, or weak or wrong ones; the thresholds ``drop_label_below`` and
+    ``add_label_from`` move them in every iteration."""
+
+    precision: Fraction = 0.7
+    """Precision asked of the labels that the tagger gives to clips without labels, measured in the calibration."""
+    num_tentative: CountOrZero = 2
+    """Labels of a clip, at most, that a pass also queries to find out whether they sound; the likeliest ones.
+
+    Their stems become tracks only if ``add_label_from`` accepts the label. A clip without labels has at least one.
+    """
+    presence: str | None = None
+    """Folder of a calibrated presence model; null: one is calibrated on ``clean``."""
 
 
 @config
@@ -71,6 +87,8 @@ class RunConfig:
     tagger: str | None = None
     """Folder of a tagger (built-in, of Hugging Face or a CLAP), or a file that maps labels to its classes; null: one is
     trained on ``clean`` if the schedule needs it."""
+    labels: Annotated[LabelConfig | None, NEWER] = None
+    """Labels that a tagger gives and the evidence of passes moves; null: clips have the labels of the corpus."""
     tagger_training: TaggerConfig = field(default_factory=TaggerConfig)
     """Training of that tagger, if ``tagger`` is null."""
     distil: DistilConfig = field(default_factory=DistilConfig)
@@ -88,6 +106,11 @@ class RunConfig:
             raise ValueError("corpus must be the path of a manifest or folder, got an empty text; set corpus=PATH")
         if self.separator is None and self.clean is None:
             raise ValueError("separator or clean must be set, got neither; give a seed, or clean clips to train one")
+        if self.labels is None and any(map(moves_labels, self.schedule)):
+            raise ValueError(
+                "labels must be set for a schedule with drop_label_below or add_label_from, got null; set "
+                "labels.precision=0.7, or remove those thresholds"
+            )
         patient = any(training.patience is not None for training in (self.distil, self.seed_training))
         if patient and self.training_validation is None:
             raise ValueError("training_validation must be set for patience, got null; set its clips, or patience=null")

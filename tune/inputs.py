@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.corpus.read import read_corpus
@@ -20,6 +20,7 @@ from engine.settings import Tree, deciding, named_in
 from engine.storage.fingerprints import claim
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
+from engine.taggers.presence import Presence, load_presence
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from train.task import require_encoder
 from tune.config import RunConfig
@@ -44,6 +45,8 @@ class Inputs:
     """The given estimator of SI-SDR."""
     tagger: TaggerSource | None
     """The given tagger."""
+    presence: Presence | None
+    """The given presence model."""
     validation: ValidationSet | None
     """Mixtures on which every iteration is measured."""
     training_validation: ValidationSet | None
@@ -72,16 +75,18 @@ def resolve(config: RunConfig) -> Inputs:
             audio_root=_absolute(config.audio_root),
             columns=config.columns,
             allow_outside=config.allow_outside,
+            needs_labels=config.labels is None,
         ),
         clean=_clean(config) if config.clean else None,
         separator=find_separator(config.separator) if config.separator else None,
         estimator=load_estimator(config.estimator) if config.estimator else None,
         tagger=find_tagger(config.tagger) if config.tagger else None,
+        presence=load_presence(config.labels.presence) if config.labels and config.labels.presence else None,
         validation=validated(config.validation) if config.validation else None,
         training_validation=validated(config.training_validation) if config.training_validation else None,
     )
     with named_in("engine", PassConfig):
-        require_clips(inputs.corpus, config.engine)
+        require_clips(inputs.corpus, pass_config(config))
     require_judges(config)
     _require_encoder(config, inputs.separator)
     _require_stem_rate(config, inputs.separator)
@@ -148,9 +153,14 @@ def needs_estimator(config: RunConfig) -> bool:
     return _uses(config, *ESTIMATES.names) or config.distil.mix.estimate_weights is not None
 
 
+def pass_config(config: RunConfig) -> PassConfig:
+    """Settings of a run's passes; clips of one label are separated where labels move."""
+    return config.engine if config.labels is None else replace(config.engine, min_labels=1)
+
+
 def needs_tagger(config: RunConfig) -> bool:
-    """True if a threshold uses the tagger's score."""
-    return _uses(config, "tagger_margin_db")
+    """True if a threshold uses the tagger's score, or the tagger gives labels."""
+    return config.labels is not None or _uses(config, "tagger_margin_db")
 
 
 def _uses(config: RunConfig, *scores: str) -> bool:
@@ -171,8 +181,13 @@ def require_judges(config: RunConfig) -> None:
         )
     if needs_tagger(config) and config.tagger is None and config.clean is None:
         raise ValueError(
-            "tagger or clean must be set for a schedule that uses tagger_margin_db, got neither; "
+            "tagger or clean must be set for labels and for a schedule that uses tagger_margin_db, got neither; "
             "set tagger to the folder of one, or clean to train one"
+        )
+    if config.labels is not None and config.labels.presence is None and config.clean is None:
+        raise ValueError(
+            "labels.presence or clean must be set for labels, got neither; set clean to calibrate a presence model on "
+            "it, or labels.presence to the folder of one"
         )
 
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, NotRequired
 from typing_extensions import TypedDict
 
 from cluster.gpu import call_on_gpu
+from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.run import run_pass
 from engine.passes.shards import PassSummary, read_manifest
 from engine.passes.slices import SliceName
 from engine.passes.speed.ray_metrics import record_kept, record_validation
+from engine.selection.labels.table import AcceptedLabels
+from engine.selection.labels.update import LabelCounts, accepted_labels, counts_of
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import Selection, select_tracks
 from engine.separators import SeparatorSource, find_separator
@@ -32,8 +35,9 @@ from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mix
 from train.task import training_identity
 from tune.artifacts import Artifacts
 from tune.config import RunConfig
-from tune.inputs import Inputs, student_rate_hz
+from tune.inputs import Inputs, pass_config, student_rate_hz
 from tune.judges import Judges
+from tune.labels import corpus_at, move_labels
 
 if TYPE_CHECKING:
     from train.task import TrainingRecord
@@ -58,6 +62,8 @@ class IterationRecord(TypedDict):
     num_stems: int
     num_failed: int
     """Queries without a stem."""
+    labels: NotRequired[LabelCounts]
+    """Labels of the corpus after the iteration, if they may move."""
     audio_h: NotRequired[float]
     num_kept: int
     num_kept_by_floor: NotRequired[int]
@@ -91,6 +97,8 @@ class Work:
     """Fingerprint of the contents of the corpus' files, if the artifacts are shared."""
     judges: Judges = field(default_factory=Judges)
     """Judges of its stems."""
+    labels: Location | None = None
+    """Folder of the labels that the next pass queries; null: those of the corpus."""
     distil: Callable[..., TrainingRecord] = distil
     """Trains its students: :func:`train.distil.distil`, or the same in another process."""
 
@@ -98,6 +106,12 @@ class Work:
     def student_rate_hz(self) -> int:
         """Rate of its students, at which stems are written and separators are measured."""
         return student_rate_hz(self.config, self.seed)
+
+    @property
+    def corpus(self) -> Corpus:
+        """The natural clips with the labels that the next pass queries."""
+        corpus = self.inputs.corpus
+        return corpus if self.labels is None else corpus_at(self.labels, corpus.root)
 
 
 def iterate(
@@ -109,7 +123,8 @@ def iterate(
     """
     started = time.perf_counter()
     stems, summary = separate(work, number, teacher, retry_failed=retry_failed)
-    tracks, selection = _select(work, number, thresholds, stems)
+    labels, accepted = _move_labels(work, number, thresholds, stems)
+    tracks, selection = _select(work, number, thresholds, stems, accepted)
     outcomes = selection["num_kept"] + sum(selection["num_rejected"].values()) + summary["num_failed"]
     if outcomes != summary["num_queries"]:
         raise RuntimeError(
@@ -145,7 +160,21 @@ def iterate(
         "cost_s": summary["wall_s"] + training["wall_s"],
         "wall_s": time.perf_counter() - started,
     }
+    if labels is not None:
+        record["labels"] = labels
     return record, find_separator(separator)
+
+
+def _move_labels(
+    work: Work, number: int, thresholds: Thresholds, stems: Location
+) -> tuple[LabelCounts | None, AcceptedLabels | None]:
+    """Move the labels if the run's may; returns their counts, and those that stems of this pass may have."""
+    before = work.labels
+    if before is None:
+        return None, None
+    made = read_manifest(stems / "stems", "fingerprint")["fingerprint"]
+    work.labels, manifest = move_labels(work, number, thresholds, before, stems, made)
+    return counts_of(manifest), accepted_labels(before, work.labels)
 
 
 def separate(
@@ -157,7 +186,7 @@ def separate(
     slice: SliceName | None = None,
 ) -> tuple[Location, PassSummary]:
     """Separate and score the corpus, or a slice of it; returns the pass's folder and its summary."""
-    corpus, config, tagger = work.inputs.corpus, work.config.engine, work.judges.tagger
+    corpus, config, tagger = work.corpus, pass_config(work.config), work.judges.tagger
     if teacher.sample_rate_hz != work.student_rate_hz:
         config = replace(config, stem_rate_hz=work.student_rate_hz)
     identity = pass_identity(corpus, separator=teacher, tagger=tagger, config=config)
@@ -187,16 +216,19 @@ def separate(
     return folder, summary
 
 
-def _select(work: Work, number: int, thresholds: Thresholds, stems: Location) -> tuple[Location, Selection]:
+def _select(
+    work: Work, number: int, thresholds: Thresholds, stems: Location, accepted: AcceptedLabels | None
+) -> tuple[Location, Selection]:
     """Select the tracks; returns their folder and manifest."""
     estimator = work.judges.estimator
     pass_fingerprint = read_manifest(stems / "stems", "fingerprint")["fingerprint"]
     inputs = [pass_fingerprint, asdict(thresholds), estimator.fingerprint if estimator else None]
+    inputs += [accepted.fingerprint] if accepted else []
     folder = work.artifacts.path_for("tracks", number, inputs) / "tracks"
     with work.artifacts.building(folder.parent):
         if work.artifacts.shared and (folder / "manifest.json").is_file():
             return folder, read_record(folder / "manifest.json", Selection)
-        return folder, select_tracks(stems / "stems", folder, thresholds, estimator=estimator)
+        return folder, select_tracks(stems / "stems", folder, thresholds, estimator=estimator, accepted=accepted)
 
 
 def _distil(work: Work, number: int, teacher: SeparatorSource, tracks: Location) -> tuple[Location, TrainingRecord]:

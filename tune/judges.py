@@ -15,9 +15,11 @@ from engine.separators.batching import BatchedSeparator
 from engine.storage.factories import own_device
 from engine.storage.paths import Location
 from engine.taggers import TaggerSource, find_tagger
+from engine.taggers.presence import Presence, load_presence, save_presence
 from train.data.training_data import TrainingData
 from train.distil import distil
 from train.judges.calibrate import calibrate_on
+from train.judges.presence import PresenceJudge, calibrate_presence
 from train.judges.tagger import train_tagger
 from tune.config import RunConfig
 from tune.inputs import Inputs, needs_estimator, needs_tagger
@@ -28,10 +30,11 @@ _NUM_PARTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Judges:
-    """An estimator and a tagger, each null if the run does not use it."""
+    """An estimator, a tagger and a presence model, each null if the run does not use it."""
 
     estimator: SiSdrEstimator | None = None
     tagger: TaggerSource | None = None
+    presence: Presence | None = None
 
 
 def prepare_judges(config: RunConfig, inputs: Inputs, seed: SeparatorSource, out: Location) -> Judges:
@@ -42,7 +45,16 @@ def prepare_judges(config: RunConfig, inputs: Inputs, seed: SeparatorSource, out
     estimator = None
     if needs_estimator(config):
         estimator = inputs.estimator or _calibrated(config, inputs, out / "estimator")
-    return Judges(estimator=estimator, tagger=tagger)
+    presence = None
+    if config.labels is not None:
+        assert tagger is not None, "needs_tagger"
+        presence = inputs.presence or _presence(config, inputs, tagger, out)
+        if presence.tagger != tagger.fingerprint:
+            raise ValueError(
+                f"labels.presence must be calibrated for the run's tagger {tagger.name}, got one for another; give its "
+                "folder, or leave it out to calibrate one on clean"
+            )
+    return Judges(estimator=estimator, tagger=tagger, presence=presence)
 
 
 def _train_tagger(config: RunConfig, inputs: Inputs, seed: SeparatorSource, folder: Location) -> TaggerSource:
@@ -65,12 +77,26 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
         return load_estimator(folder)
     clean = inputs.clean
     assert clean is not None, "require_judges"
-    held_out: list[tuple[SeparatorSource, SourceClips]] = []
+    held_out = _held_out(config, inputs, clean, folder)
+    tagger = inputs.tagger.with_labels(clean.labels) if inputs.tagger is not None else None
+    estimator = call_on_gpu(_calibrate, held_out, tagger, config)
+    save_estimator(estimator, folder)
+    _LOGGER.info(f"calibration: the root mean square error of the SI-SDR is {estimator.about['rmse_db']:.1f} dB")
+    return estimator
+
+
+def _held_out(
+    config: RunConfig, inputs: Inputs, clean: SourceClips, folder: Location
+) -> list[tuple[SeparatorSource, SourceClips]]:
+    """Separators, each with single-source clips that it has not learned from."""
     if inputs.separator is not None:
-        held_out.append((inputs.separator, clean))
-    for part in range(_NUM_PARTS if inputs.separator is None else 0):
-        _LOGGER.info(f"calibration: training separator {part + 1} of {_NUM_PARTS} for {config.calibration.steps} steps")
+        return [(inputs.separator, clean)]
+    held_out = []
+    for part in range(_NUM_PARTS):
         separator = folder / f"without-{part}"
+        if not (separator / "separator.json").is_file():
+            steps = config.calibration.steps
+            _LOGGER.info(f"calibration: training separator {part + 1} of {_NUM_PARTS} for {steps} steps")
         distil(
             separator,
             data=TrainingData(clean=clean.without(part, _NUM_PARTS)),
@@ -79,11 +105,54 @@ def _calibrated(config: RunConfig, inputs: Inputs, folder: Location) -> SiSdrEst
             text_encoder=config.text_encoder,
         )
         held_out.append((find_separator(separator), clean.part(part, _NUM_PARTS)))
-    tagger = inputs.tagger.with_labels(clean.labels) if inputs.tagger is not None else None
-    estimator = call_on_gpu(_calibrate, held_out, tagger, config)
-    save_estimator(estimator, folder)
-    _LOGGER.info(f"calibration: the root mean square error of the SI-SDR is {estimator.about['rmse_db']:.1f} dB")
-    return estimator
+    return held_out
+
+
+def _presence(config: RunConfig, inputs: Inputs, tagger: TaggerSource, out: Location) -> Presence:
+    """The run's presence model, calibrated on single-source clips that no separator or tagger has learned from.
+
+    A given tagger is assumed not to have learned from them; in place of one that was trained here, two of its kind are
+    trained, each on one half of them.
+    """
+    folder = out / "presence"
+    if (folder / "presence.json").is_file():
+        return load_presence(folder)
+    clean = inputs.clean
+    assert clean is not None, "require_judges"
+    separators = [separator for separator, _ in _held_out(config, inputs, clean, out / "estimator")]
+    given = inputs.tagger.with_labels(clean.labels) if inputs.tagger is not None else None
+    judges: list[tuple[TaggerSource, SeparatorSource, SourceClips]] = []
+    for part in range(_NUM_PARTS):
+        one = given or _half_tagger(config, clean, part, folder / f"without-{part}", tagger.sample_rate_hz)
+        judges.append((one, separators[part % len(separators)], clean.part(part, _NUM_PARTS)))
+    presence = call_on_gpu(_calibrate_presence, judges, tagger.fingerprint, config)
+    save_presence(presence, folder)
+    return presence
+
+
+def _half_tagger(
+    config: RunConfig, clean: SourceClips, part: int, folder: Location, sample_rate_hz: int
+) -> TaggerSource:
+    """A tagger that has not learned from one part of the clips."""
+    others = clean.without(part, _NUM_PARTS)
+    call_on_gpu(train_tagger, folder, clean=others, config=config.tagger_training, sample_rate_hz=sample_rate_hz)
+    return find_tagger(folder)
+
+
+def _calibrate_presence(
+    judges: Sequence[tuple[TaggerSource, SeparatorSource, SourceClips]], tagger: str, config: RunConfig
+) -> Presence:
+    """The presence model, in the process that computes it, on its GPU if there is one."""
+    device = own_device()
+    opened = [
+        PresenceJudge(
+            tagger=one.open(device),
+            separator=BatchedSeparator(separator=separator.open(device), device=device, batch_s=config.engine.batch_s),
+            clean=clips,
+        )
+        for one, separator, clips in judges
+    ]
+    return calibrate_presence(opened, config.calibration, tagger=tagger, about={"clean": config.clean})
 
 
 def _calibrate(

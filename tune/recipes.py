@@ -27,6 +27,10 @@ MIX: Tree = {"clip_fraction": 0.33}
 """Mixtures of a student that learns from such tracks, where they differ from the default (``benchmarks/gain.py``)."""
 
 
+MOVING: Tree = {"drop_label_below": 0.5, "add_label_from": 0.7}
+"""Limits by which the labels of clips move that came without any (``benchmarks/labels/labels.md``)."""
+
+
 def _clearsep() -> Tree:
     """The published baseline: Re-SDR thresholds of 10 and then 15 dB, two iterations, 32 kHz, 10 s clips."""
     network = {"sample_rate_hz": 32000, "num_fft": 2048, "hop_samples": 512}
@@ -38,7 +42,13 @@ def _laptop() -> Tree:
     return {"distil": {"mix": MIX}, "schedule": [FIRST_THRESHOLDS, THRESHOLDS]}
 
 
-RECIPES: Mapping[str, Callable[[], Tree]] = {"clearsep": _clearsep, "laptop": _laptop}
+def _unlabelled() -> Tree:
+    """The same for recordings without labels: a tagger gives them, and every pass moves them."""
+    laptop = _laptop()
+    return laptop | {"labels": {}, "schedule": [thresholds | MOVING for thresholds in laptop["schedule"]]}
+
+
+RECIPES: Mapping[str, Callable[[], Tree]] = {"clearsep": _clearsep, "laptop": _laptop, "unlabelled": _unlabelled}
 """Every recipe by name."""
 
 

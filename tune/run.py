@@ -29,6 +29,7 @@ from tune.config import RunConfig
 from tune.inputs import Inputs, claim_inputs, contents_only, resolve
 from tune.iteration import IterationRecord, Work, iterate, separate, validate
 from tune.judges import prepare_judges
+from tune.labels import TAGS, label_corpus
 from tune.recipes import run_config
 
 _LOGGER = logging.getLogger(__name__)
@@ -79,9 +80,10 @@ def run(
             comparable=functools.partial(_comparable, num_iterations=_num_claimed(out)),
         )
         claim_inputs(inputs, out, what="a run", is_begun=is_begun)
-        for tasks in (out / "iterations").glob("*/corpus/tasks.json") if part == WHOLE else ():
-            folder, min_labels = tasks.parent.parent, config.engine.min_labels
-            claim_files(folder, inputs.corpus, min_labels=min_labels, retry_failed=retry_failed)
+        of_corpus = "*/corpus/tasks.json" if config.labels is None else f"0/{TAGS}/corpus/tasks.json"
+        min_labels = config.engine.min_labels if config.labels is None else 0
+        for tasks in (out / "iterations").glob(of_corpus) if part == WHOLE else ():
+            claim_files(tasks.parent.parent, inputs.corpus, min_labels=min_labels, retry_failed=retry_failed)
         is_finished = (out / "iterations" / str(len(config.schedule)) / "iteration.json").is_file()
         if is_finished and retry_failed:
             raise ValueError(
@@ -131,6 +133,8 @@ def _current(work: Work) -> tuple[int, SeparatorSource]:
     """The first iteration that is not finished, and its teacher."""
     folder = work.artifacts.out / "iterations"
     number = next(number for number in itertools.count(1) if not (folder / str(number) / "iteration.json").is_file())
+    if work.labels is not None:
+        work.labels = folder / str(number - 1) / "labels"
     return number, work.seed if number == 1 else find_separator(folder / str(number - 1) / "separator")
 
 
@@ -160,6 +164,11 @@ def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:
         write_json(folder / "iteration.json", record)
         summarise(out)
     work.judges = prepare_judges(config, inputs, seed, out)
+    if config.labels is not None:
+        work.labels, labels = label_corpus(work, folder)
+        first = read_record(folder / "iteration.json", IterationRecord, needs=["iteration"])
+        write_json(folder / "iteration.json", {**first, "labels": labels})
+        summarise(out)
     return work
 
 

@@ -19,10 +19,11 @@ from engine.corpus.read import read_corpus
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
 from engine.passes.shards import damaged_files
+from engine.selection.labels.update import counts_of, read_labels
 from engine.selection.tracks import Selection, read_tracks
 from engine.separators import read_description, require_fingerprint
 from engine.separators.clap import read_clap
-from engine.storage.files import check_record, read_record
+from engine.storage.files import check_record, read_parquet, read_record
 from engine.storage.paths import Location, Name, location
 from engine.taggers import read_tagger
 from tune.run import RunSummary
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
     from tune.iteration import IterationRecord
 
+_MOST_CHANGES = 40
+
 
 def run_tables(summary: RunSummary) -> list[Table]:
     """All tables of a run; raises ``ValueError`` for a summary without some figure, as others may have left it."""
     check_record(summary, RunSummary, "summary.json", remedy="delete the iteration's iteration.json, and start again")
-    tables = [iterations_table(summary), rules_table(summary), labels_table(summary)]
+    tables = [iterations_table(summary), moves_table(summary), rules_table(summary), labels_table(summary)]
     return [table for table in tables if table.rows]
 
 
@@ -60,6 +63,18 @@ def _iteration_row(record: IterationRecord) -> list[str]:
         db_text(validation["si_sdri_db"] if validation else None),
         f"{record['wall_s']:.0f}",
     ]
+
+
+def moves_table(summary: RunSummary) -> Table:
+    """Labels of the clips in every iteration, if they may move: kept and added ones are those after it."""
+    names = ("before", "kept", "dropped", "relabelled", "added", "after", "tentative", "unlabelled")
+    rows = [
+        [str(record["iteration"]), *(str(record["labels"][f"num_{name}"]) for name in names)]  # type: ignore[literal-required]
+        for record in summary["iterations"]
+        if "labels" in record
+    ]
+    columns = ["", *names[:-1], "clips without"]
+    return Table(title="Labels of the clips", columns=columns, rows=rows)
 
 
 def rules_table(summary: RunSummary) -> Table:
@@ -94,7 +109,7 @@ def _label_cell(validation: Evaluation, label: str) -> str:
 
 
 def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options of read_corpus
-    """Report of a run, a pass, a selection of tracks, a stem shard, a checkpoint (of others too) or a corpus.
+    """Report of a run, a pass, labels, tracks, a stem shard, a checkpoint (of others too) or a corpus.
 
     ``reading`` are the options of :func:`engine.corpus.read.read_corpus`.
 
@@ -109,6 +124,8 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
         return run_tables(summary), {"kind": "run", **summary, **({DAMAGED: damaged} if damaged else {})}
     if (report := _model_report(path)) is not None:
         return report
+    if (path / "changes.parquet").is_file():
+        return _labels_report(path)
     if (path / "kept.parquet").is_file():
         read_tracks(path)  # raises if the selection is unfinished
         selection = read_record(path / "manifest.json", Selection)
@@ -117,6 +134,27 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     if (stems / "pass.json").is_file():
         return pass_report(stems)
     return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
+
+
+def _labels_report(folder: Location) -> Report:
+    """Report of the labels of an iteration: their counts, and the first changes with what decided them."""
+    manifest = read_labels(folder)
+    rows = read_parquet(folder / "changes.parquet").slice(0, _MOST_CHANGES).to_pylist()
+    cells = [
+        [
+            f"{row['path']} {row['start_s'] or 0.0:g} s",
+            row["label"] if row["new_label"] is None else f"{row['label']} to {row['new_label']}",
+            row["change"],
+            f"{row['probability']:.2f}",
+            f"{row['limit']:g}",
+            ", ".join(f"{name} {value:.1f}" for name, value in row["evidence"]),
+        ]
+        for row in rows
+    ]
+    counts, value = values_report("labels", dict(counts_of(manifest)))
+    columns = ["clip", "label", "change", "probability", "limit", "evidence"]
+    title = f"The first {len(cells)} of all changes (changes.parquet has the others)"
+    return [*counts, *([Table(title=title, columns=columns, rows=cells)] if cells else [])], value
 
 
 def _model_report(path: Location) -> Report | None:

@@ -29,7 +29,7 @@ SIGNATURES = {
     " validation: 'ValidationConfig | Mapping[str, Any] | None' = None, text_encoder: 'Name | None' = None)"
     " -> 'TrainingRecord'",
     "evaluate": "(separator: 'Separator | Name', clips: 'SourceClips | Name', *, num_mixtures: 'int' = 300,"
-    " num_sources: 'int' = 2, seed: 'int' = 0) -> 'Evaluation'",
+    " num_sources: 'int' = 2, seed: 'int' = 0, config: 'Mapping[str, Any] | None' = None) -> 'Evaluation'",
     "export_tracks": "(tracks: 'Name', out: 'Name', *, format: 'str', shard_mb: 'float' = 500.0) -> 'ExportManifest'",
     "from_pretrained": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
     "load_separator": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",

@@ -221,6 +221,7 @@ def test_evaluate_reads_a_published_list(cli: Cli, clips: Path, tmp_path: Path, 
             "leave out --folds, --num-mixtures and --num-sources",
         ),
         (["--list", "l.csv", "--audio", ".", "--columns", "path=p"], "--columns and --audio-root"),
+        (["--list", "l.csv", "--audio", ".", "--set", "same_label_fraction=1"], "and --set"),
         (["--list", "nowhere.csv", "--audio", "."], "nowhere.csv"),
     ],
 )
@@ -265,6 +266,17 @@ def test_evaluate_shows_a_table(cli: Cli, clips: Path, write_checkpoint: Write) 
     assert "2 mixtures" in outcome.out
     assert all(
         column in outcome.out for column in ("BSS SDRi dB", "SI-SDRi dB", "absent dB", "all, median", "all, 95 %")
+    )
+
+
+def test_evaluate_takes_settings_of_its_mixtures(cli: Cli, clips: Path, write_checkpoint: Write) -> None:
+    words = ["evaluate", write_checkpoint(LABELS), "--clips", clips, "--num-mixtures", 2, "--set"]
+    report = cli(*words, "same_label_fraction=1", "--json").document()
+    assert (report["num_same_label"], len(report["confidence_95"]["capi_sdri_db"])) == (2, 2)
+    assert "CAPI-SDRi dB" in cli(*words, "same_label_fraction=1").out
+    assert "must say how its clips are mixed, got ['clips']" in cli(*words, "clips=c.csv").error()
+    assert (
+        "there is no setting same_labels; did you mean 'same_label_fraction'?" in cli(*words, "same_labels=1").error()
     )
 
 

@@ -23,6 +23,7 @@ from engine.taggers.label_map import TaggerFile
 from tests.project.sources import files_of, name_of
 from tests.support import ROOT
 from train.api import TrainingConfig
+from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
 from tune.config import RunConfig
 from tune.schedule import resolve_schedule
@@ -48,6 +49,7 @@ CONFIG_OF = {
     "score": Thresholds,
     "distil": TrainingConfig,
     "calibrate": CalibrationConfig,
+    "evaluate": ValidationConfig,
     "tune": SearchConfig,
 }
 

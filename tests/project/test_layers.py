@@ -40,6 +40,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("tune/inputs.py",),
     ("tune/artifacts.py",),
     ("tune/judges.py",),
+    ("tune/labels.py",),
     ("tune/iteration.py",),
     ("tune/run.py",),
     ("tune/demo",),

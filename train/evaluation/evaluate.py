@@ -24,7 +24,8 @@ from engine.scoring.metrics import bss_sdr_db, level_db, si_sdr_db, snr_db
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
 from engine.storage.factories import device_of, in_32_bits
-from train.evaluation.figures import Evaluation, Scored, summarise
+from train.evaluation.class_aware import match_sources
+from train.evaluation.figures import Evaluation, LabelMatch, Scored, summarise
 from train.evaluation.mixtures import EvaluationMixture
 
 _SAMPLES_AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 25}  # of stems, which bounds the memory
@@ -104,7 +105,7 @@ class SeparatorSystem:
 def evaluate(
     system: SeparationSystem, mixtures: Iterable[EvaluationMixture], *, quick: bool = False, seed: int = 0
 ) -> Evaluation:
-    """Figures of a system on mixtures; ``quick`` leaves out BSS-eval SDR and queries for absent sounds.
+    """Figures of a system on mixtures; ``quick`` leaves out BSS-eval SDR, queries for absent sounds, class-aware SDRi.
 
     For each mixture a separator also gets one absent label as a query, drawn with ``seed`` from those that it knows; an
     oracle, which answers from the true sources, gets none. Raises ``ValueError`` if there are no mixtures.
@@ -150,6 +151,7 @@ class _Separated:
     mix_T: Tensor
     reference_ST: Tensor
     stems_ST: Tensor
+    sources_of: tuple[np.ndarray, ...] | None
 
 
 def _groups(
@@ -191,6 +193,7 @@ def _separated(
             mix_T=mix_T,
             reference_ST=sources_ST[: len(mixture.labels)],
             stems_ST=stems,
+            sources_of=mixture.sources_of,
         )
         for (_, mixture), label, mix_T, sources_ST, stems in zip(group, absent, mixes, sources, answers, strict=True)
     ]
@@ -213,11 +216,28 @@ def _scores(separated: Sequence[_Separated], *, quick: bool) -> list[Scored]:
     if stems_GST.shape[1] > num_labels:
         absent_db = level_db(signal=stems_GST[:, num_labels:], reference=mix_GT[:, None])
     values_GV = torch.cat([torch.stack(list(columns.values()), -1).flatten(1), absent_db], 1).tolist()
-    return [
-        Scored(
-            labels=one.labels,
-            stems=tuple(dict(zip(columns, values_V[row * len(columns) :], strict=False)) for row in range(num_labels)),
-            absent=None if one.absent is None else (one.absent, values_V[-1]),
+    scored = []
+    for one, values_V in zip(separated, values_GV, strict=True):
+        stems = [dict(zip(columns, values_V[row * len(columns) :], strict=False)) for row in range(num_labels)]
+        scored.append(
+            Scored(
+                labels=one.labels,
+                stems=tuple(stems),
+                absent=None if one.absent is None else (one.absent, values_V[-1]),
+                class_aware=None if quick else _matches(one, [stem["sdri_db"] for stem in stems]),
+            )
         )
-        for one, values_V in zip(separated, values_GV, strict=True)
-    ]
+    return scored
+
+
+def _matches(one: _Separated, sdri_db: Sequence[float]) -> tuple[LabelMatch, ...] | None:
+    """Sources of each label matched to its stem, and those of the absent label, of which there are none."""
+    if one.sources_of is None:
+        return None
+    names = [*one.labels, *([] if one.absent is None else [one.absent])]
+    sources = [torch.from_numpy(source_PT).to(one.mix_T.device) for source_PT in one.sources_of]
+    sources += [one.mix_T[None][:0]] * (len(names) - len(sources))
+    return tuple(
+        match_sources(name, estimate_ET=stem_T[None], reference_PT=source_PT, mix_T=one.mix_T, sum_sdri_db=gain_db)
+        for name, stem_T, source_PT, gain_db in zip(names, one.stems_ST, sources, [*sdri_db, None], strict=False)
+    )

@@ -4,16 +4,17 @@ Three quantities are called SDR in papers, and each has its name here: ``sdr_db`
 (AudioSep), ``bss_sdr_db`` BSS-eval's with its 512-tap filter (CLAPSep), ``si_sdr_db`` the scale-invariant one (Le Roux
 et al. 2019). ``sdri_db``, ``bss_sdri_db`` and ``si_sdri_db`` are their gains over the unprocessed mixture.
 ``false_extraction_db`` is the level, relative to the mixture, of the stem of a query whose sound is not in the mixture:
-silence is -100 dB, the mixture itself 0 dB.
+silence is -100 dB, the mixture itself 0 dB. ``capi_sdri_db`` is DCASE's class-aware, permutation-invariant SDRi
+(``class_aware.py``), where a mixture may have two sources of one label.
 
 Shape legend: N stems, K figures, M mixtures, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from typing_extensions import TypedDict
@@ -23,11 +24,13 @@ from engine.schema import plain_label
 _RESAMPLES = 1000
 _CONFIDENCE = (2.5, 97.5)  # percentiles
 _DRAWS_AT_ONCE = 2_000_000  # bounds the memory of the bootstrap
+_T = TypeVar("_T")
 
 StemScores = dict[str, float]
 """Scores of one stem in dB, by name."""
 _Row = tuple[int, str, StemScores]  # number of the mixture, label, scores of the stem
 _Absent = tuple[int, str, float]  # number of the mixture, absent label, level of its stem
+_Numbered = tuple[int, float]  # number of the mixture, value
 
 
 class Figures(TypedDict, total=False):
@@ -41,11 +44,21 @@ class Figures(TypedDict, total=False):
     si_sdri_db: float
     false_extraction_db: float | None
     """Mean over queries for absent sounds; None without any."""
+    capi_sdri_db: float | None
+    """Mean over mixtures of the class-aware SDRi; a missed source and a false positive count with 0."""
+    same_label_sdri_db: float | None
+    """``sdri_db`` of the stems whose label has several sources, against the sum of these; None without any."""
     num_stems: int
     median: dict[str, float | None]
     """Median of each figure."""
     confidence_95: dict[str, list[float] | None]
     """Bounds of each mean, by a bootstrap over mixtures; None with fewer than two mixtures."""
+    num_same_label: int
+    """Stems whose label has several sources; this and the next two are there if ``capi_sdri_db`` is."""
+    num_missed_sources: int
+    """Sources without an estimate (false negatives)."""
+    num_false_positives: int
+    """Queries for absent sounds whose stem is not silent."""
 
 
 class Evaluation(Figures, total=False):
@@ -60,6 +73,24 @@ class Evaluation(Figures, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelMatch:
+    """The sources of one label in one mixture, matched to the stems that are estimates of them."""
+
+    label: str
+    sdri_db: tuple[float, ...]
+    """Improvement over the mixture of each source that has an estimate."""
+    num_missed: int
+    """Sources without an estimate."""
+    num_false: int
+    """Estimates without a source."""
+    sum_sdri_db: float | None
+    """SDRi of the label's stem against the sum of its sources; None with fewer than two."""
+
+
+_Match = tuple[int, LabelMatch]  # number of the mixture, match
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored:
     """Scores of one mixture."""
 
@@ -69,6 +100,8 @@ class Scored:
     """Scores of the stem of each query."""
     absent: tuple[str, float] | None
     """A query for a sound that is not in the mixture and the level of its stem in dB; None: there was no such query."""
+    class_aware: tuple[LabelMatch, ...] | None = None
+    """Matches of all queries, the one for an absent sound included; None: not scored class-aware."""
 
 
 def summarise(scored: Sequence[Scored], *, seed: int = 0) -> Evaluation:
@@ -80,19 +113,27 @@ def summarise(scored: Sequence[Scored], *, seed: int = 0) -> Evaluation:
     if not rows:
         raise ValueError("an evaluation must have at least one mixture, got none; give it some")
     absent = [(number, *one.absent) for number, one in enumerate(scored) if one.absent]
-    of_label: dict[str, list[_Row]] = {}
-    for row in rows:
-        of_label.setdefault(row[1], []).append(row)
-    queries: dict[str, list[_Absent]] = {}
-    for query in absent:
-        queries.setdefault(plain_label(query[1]), []).append(query)
-    by_label = {name: _figures(of_label[name], queries.get(plain_label(name), []), seed) for name in sorted(of_label)}
+    matches = [(number, match) for number, one in enumerate(scored) for match in one.class_aware or ()]
+    of_label = _by_label((row[1], row) for row in rows)
+    queries = _by_label((plain_label(query[1]), query) for query in absent)
+    matches_of = _by_label((plain_label(match.label), (number, match)) for number, match in matches)
+
+    def figures(rows: Sequence[_Row], absent: Sequence[_Absent], matches: Sequence[_Match]) -> Figures:
+        further = {"false_extraction_db": [(number, level_db) for number, _, level_db in absent]}
+        if not matches_of:
+            return _figures(rows, further, seed)
+        values, counts = _class_aware(matches)
+        return cast(Figures, {**_figures(rows, further | values, seed), **counts})
+
     return {
         "num_mixtures": len(scored),
-        **_figures(rows, absent, seed),
+        **figures(rows, absent, matches),
         "num_absent_queries": len(absent),
         "sdri_standard_error_db": _standard_error([stem["sdri_db"] for _, _, stem in rows]),
-        "by_label": by_label,
+        "by_label": {
+            name: figures(of_label[name], queries.get(plain_label(name), []), matches_of.get(plain_label(name), []))
+            for name in sorted(of_label)
+        },
     }
 
 
@@ -100,7 +141,33 @@ def _stems_of(one: Scored) -> Iterable[tuple[str, StemScores]]:
     return zip(one.labels, one.stems, strict=True)
 
 
-def _figures(rows: Sequence[_Row], absent: Sequence[_Absent], seed: int) -> Figures:
+def _by_label(named: Iterable[tuple[str, _T]]) -> dict[str, list[_T]]:
+    found: dict[str, list[_T]] = {}
+    for name, one in named:
+        found.setdefault(name, []).append(one)
+    return found
+
+
+def _class_aware(matches: Sequence[_Match]) -> tuple[dict[str, list[_Numbered]], dict[str, int]]:
+    """Values of the class-aware figures, and the counts that are reported with them."""
+    of_mixture: dict[int, list[float]] = {}
+    for number, match in matches:
+        of_mixture.setdefault(number, []).extend([*match.sdri_db, *[0.0] * (match.num_missed + match.num_false)])
+    several = [(number, match.sum_sdri_db) for number, match in matches if match.sum_sdri_db is not None]
+    values = {
+        "capi_sdri_db": [(number, float(np.mean(some))) for number, some in of_mixture.items() if some],
+        "same_label_sdri_db": several,
+    }
+    counts = {
+        "num_same_label": len(several),
+        "num_missed_sources": sum(match.num_missed for _, match in matches),
+        "num_false_positives": sum(match.num_false for _, match in matches),
+    }
+    return values, counts
+
+
+def _figures(rows: Sequence[_Row], further: Mapping[str, Sequence[_Numbered]], seed: int) -> Figures:
+    """Figures of the scores of stems, and of ``further`` values."""
     names = list(rows[0][2])
     values_NK = np.array([[stem[name] for name in names] for _, _, stem in rows])
     bounds_2K = confidence_interval(values_NK, [number for number, _, _ in rows], seed=seed)
@@ -108,11 +175,12 @@ def _figures(rows: Sequence[_Row], absent: Sequence[_Absent], seed: int) -> Figu
     median: dict[str, float | None] = dict(zip(names, np.median(values_NK, axis=0).tolist(), strict=True))
     bounds = [None] * len(names) if bounds_2K is None else bounds_2K.T.tolist()
     confidence: dict[str, list[float] | None] = dict(zip(names, bounds, strict=True))
-    levels_N = np.array([level for *_, level in absent])
-    bounds_2 = confidence_interval(levels_N, [number for number, *_ in absent], seed=seed)
-    means["false_extraction_db"] = float(levels_N.mean()) if absent else None
-    median["false_extraction_db"] = float(np.median(levels_N)) if absent else None
-    confidence["false_extraction_db"] = None if bounds_2 is None else bounds_2.tolist()
+    for name, numbered in further.items():
+        values_N = np.array([value for _, value in numbered])
+        bounds_2 = confidence_interval(values_N, [number for number, _ in numbered], seed=seed)
+        means[name] = float(values_N.mean()) if numbered else None
+        median[name] = float(np.median(values_N)) if numbered else None
+        confidence[name] = None if bounds_2 is None else bounds_2.tolist()
     return cast(Figures, means | {"num_stems": len(rows), "median": median, "confidence_95": confidence})
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -13,7 +14,10 @@ from engine.audio.decoder import shared_decoder
 from engine.audio.levels import active_rms, is_silent
 from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips, read_sources
-from engine.settings import Count, Positive, Seed, config, deciding
+from engine.settings import NEWER, Count, Fraction, Positive, Seed, config, deciding
+
+READING = ("clips", "folds", "columns", "audio_root")
+"""Settings of a validation that say where its clips are; the others say how they are mixed."""
 
 _LEVEL = 0.1  # active RMS of every source, relative to full scale
 
@@ -38,6 +42,8 @@ class ValidationConfig:
     """Only this much of each clip is used, in seconds."""
     seed: Seed = 0
     """Seed of the draw."""
+    same_label_fraction: Annotated[Fraction, NEWER] = 0.0
+    """Fraction of mixtures in which one label has a second source; above 0, class-aware figures are reported too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +58,7 @@ class ValidationSet:
     @functools.cached_property
     def identity(self) -> Mapping[str, Any]:
         """Settings and fingerprint of the clips: equal identities give the same mixtures."""
-        reading = ("clips", "folds", "columns", "audio_root")
-        settings = {name: value for name, value in deciding(self.config).items() if name not in reading}
+        settings = {name: value for name, value in deciding(self.config).items() if name not in READING}
         return settings | {"sources": self.sources.fingerprint}
 
 
@@ -79,6 +84,8 @@ class EvaluationMixture:
     """Files that it was made from."""
     sources_ST: np.ndarray
     """Float32; sources after those of ``labels`` are in the mixture but no query names them."""
+    sources_of: tuple[np.ndarray, ...] | None = None
+    """Sources ``[P, T]`` of each label, which add up to its row of ``sources_ST``; None: no class-aware scores."""
     other_labels: tuple[str, ...] | None = ()
     """Labels of those other sources; None: unknown, so that no label is known to be absent."""
 
@@ -97,10 +104,12 @@ def draw_mixture(
     rng: np.random.Generator,
     max_s: float = 10.0,
     gain_db: float = 0.0,
+    same_label_fraction: float = 0.0,
 ) -> EvaluationMixture:
     """One mixture of clips of different labels, at equal level but for a drawn gain of up to ``gain_db`` up or down.
 
-    Shorter clips are padded at a random position. Raises ``ValueError`` for too few labels and for a silent clip.
+    Shorter clips are padded at a random position. In ``same_label_fraction`` of the mixtures a second clip of one of
+    the labels is added. Raises ``ValueError`` for too few labels or clips, and for a silent clip.
     """
     by_label: dict[str, list[str]] = {}
     for path, label in zip(sources.table["path"].to_pylist(), sources.labels, strict=True):
@@ -115,9 +124,51 @@ def draw_mixture(
     sounds = [_levelled(path, sample_rate_hz, max_s) for path in paths]
     sources_ST = np.zeros((num_sources, max(len(sound_T) for sound_T in sounds)), np.float32)
     for row, sound_T in enumerate(sounds):
-        first = int(rng.integers(sources_ST.shape[1] - len(sound_T) + 1))
-        sources_ST[row, first : first + len(sound_T)] = sound_T * 10.0 ** (rng.uniform(-gain_db, gain_db) / 20.0)
-    return EvaluationMixture(labels=tuple(labels), clips=tuple(paths), sources_ST=sources_ST)
+        _put(sources_ST[row], sound_T, rng, gain_db)
+    mixture = EvaluationMixture(labels=tuple(labels), clips=tuple(paths), sources_ST=sources_ST)
+    if same_label_fraction == 0.0:
+        return mixture
+    if not any(len(set(some)) > 1 for some in by_label.values()):
+        raise ValueError(
+            f"same_label_fraction must be 0 for clips of which no label has two, got {same_label_fraction}; add clips"
+        )
+    second = _draw_second(mixture, by_label, rng) if rng.random() < same_label_fraction else None
+    if second is None:
+        return dataclasses.replace(mixture, sources_of=tuple(source_T[None] for source_T in sources_ST))
+    sound_T = _levelled(second[1], sample_rate_hz, max_s)
+    added_T = np.zeros(max(sources_ST.shape[1], len(sound_T)), np.float32)
+    _put(added_T, sound_T, rng, gain_db)
+    return _with_second(mixture, *second, added_T)
+
+
+def _draw_second(
+    mixture: EvaluationMixture, by_label: Mapping[str, Sequence[str]], rng: np.random.Generator
+) -> tuple[int, str] | None:
+    """The number of a label and another of its clips; None if each label of the mixture has a single clip."""
+    others = [sorted(set(by_label[label]) - {clip}) for label, clip in zip(mixture.labels, mixture.clips, strict=True)]
+    rows = [row for row, paths in enumerate(others) if paths]
+    if not rows:
+        return None
+    row = rows[rng.integers(len(rows))]
+    return row, others[row][rng.integers(len(others[row]))]
+
+
+def _with_second(mixture: EvaluationMixture, row: int, clip: str, added_T: np.ndarray) -> EvaluationMixture:
+    """The mixture with a second source of one label; zeros follow the sources if the second one is longer."""
+    missing = len(added_T) - mixture.sources_ST.shape[1]
+    sources_ST = np.pad(mixture.sources_ST, ((0, 0), (0, missing)))
+    sources_of = [source_T[None].copy() for source_T in sources_ST]
+    sources_of[row] = np.stack([sources_ST[row], added_T])
+    sources_ST[row] += added_T
+    return dataclasses.replace(
+        mixture, clips=(*mixture.clips, clip), sources_ST=sources_ST, sources_of=tuple(sources_of)
+    )
+
+
+def _put(source_T: np.ndarray, sound_T: np.ndarray, rng: np.random.Generator, gain_db: float) -> None:
+    """Write a sound into a source, at a random position and with a random gain."""
+    first = int(rng.integers(len(source_T) - len(sound_T) + 1))
+    source_T[first : first + len(sound_T)] = sound_T * 10.0 ** (rng.uniform(-gain_db, gain_db) / 20.0)
 
 
 def _levelled(path: str, sample_rate_hz: int, max_s: float) -> np.ndarray:
@@ -140,6 +191,7 @@ def draw_mixtures(validation: ValidationSet, *, sample_rate_hz: int) -> list[Eva
             sample_rate_hz=sample_rate_hz,
             rng=np.random.default_rng([settings.seed, number]),
             max_s=settings.max_s,
+            same_label_fraction=settings.same_label_fraction,
         )
         for number in range(settings.num_mixtures)
     ]

@@ -16,7 +16,7 @@ from engine.settings import Tree
 from engine.storage.files import atomic_path, write_bytes
 from train.evaluation.mixtures import draw_mixture
 from tune.demo.sounds import LABELS, write_corpus
-from tune.recipes import FIRST_THRESHOLDS, MIX, THRESHOLDS
+from tune.recipes import FIRST_THRESHOLDS, MIX, MOVING, THRESHOLDS
 
 _LOGGER = logging.getLogger(__name__)
 _PEAK = 0.9
@@ -68,10 +68,11 @@ def _write_truth(folder: Path, labels: Sequence[str], sources_ST: np.ndarray, sa
         soundfile.write(folder / f"{label}.flac", source_T, sample_rate_hz, subtype="PCM_24")
 
 
-def demo_settings(out: str | Path) -> Tree:
+def demo_settings(out: str | Path, *, unlabelled: bool = False) -> Tree:
     """Synthesise the demo's corpus under ``out`` and return the settings of its run.
 
-    The few clips of fold 1 train the seed, those of fold 2 are mixed to natural clips, fold 3 is for validation.
+    The few clips of fold 1 train the seed, those of fold 2 are mixed to natural clips, fold 3 is for validation. With
+    ``unlabelled`` the run gets the natural clips as a folder of files, among them some of one sound.
     """
     folder = Path(out).resolve() / "corpus"
     clips = folder / "clips.csv"
@@ -81,8 +82,11 @@ def demo_settings(out: str | Path) -> Tree:
     natural = write_natural(
         read_sources(clips, folds=[2]), folder, num_clips=[(2, 120), (3, 24)], sample_rate_hz=16000, seed=1
     )
+    if unlabelled:
+        natural = _unlabelled(clips, folder)
     training = {"mix": {"batch_size": 12, "segment_s": 1.5}}
-    return {
+    moving = {"labels": {}} if unlabelled else {}
+    return moving | {
         "corpus": str(natural),
         "clean": str(clips),
         "clean_folds": [1],
@@ -91,9 +95,17 @@ def demo_settings(out: str | Path) -> Tree:
         "distil": {"steps": 250, "mix": training["mix"] | MIX},
         "calibration": {"steps": 100, "num_mixtures": 150},
         "tagger_training": {"steps": 300},
-        "schedule": [FIRST_THRESHOLDS, THRESHOLDS],
+        "schedule": [one | (MOVING if unlabelled else {}) for one in (FIRST_THRESHOLDS, THRESHOLDS)],
         "validation": {"clips": str(clips), "folds": [3], "num_mixtures": 80},
     }
+
+
+def _unlabelled(clips: Path, folder: Path) -> Path:
+    """A folder of natural clips of one to three sounds, whose names say nothing."""
+    out = folder / "unlabelled"
+    counts = [(1, 24), (2, 96), (3, 24)]
+    write_natural(read_sources(clips, folds=[2]), out, num_clips=counts, sample_rate_hz=16000, seed=1)
+    return out / "audio"
 
 
 def write_demo_space(out: str | Path) -> Path:

@@ -173,13 +173,19 @@ def _write(
 
     write_rows(out / "labels.parquet", labels(), LABELS)
     write_rows(out / "changes.parquet", changes, CHANGES)
-    names = [name for name in LabelCounts.__annotations__ if name != "reasons"]
-    counts = {name: counted[name] for name in names} | {"reasons": dict(sorted(reasons.items()))}
-    require_all(cast(LabelCounts, counts), out)
+    counts = cast(LabelCounts, {name: counted[name] for name in LabelCounts.__annotations__})
+    counts["reasons"] = dict(sorted(reasons.items()))
+    require_all(counts, out)
     sha256 = {name: sha256_file(out / name) for name in _FILES}
-    manifest = counts | {"inputs": inputs, "sha256": sha256, "fingerprint": fingerprint(sha256["labels.parquet"])}
+    identity = fingerprint(sha256["labels.parquet"])
+    manifest: LabelManifest = {**counts, "inputs": inputs, "sha256": sha256, "fingerprint": identity}
     write_json(out / "manifest.json", manifest)
-    return cast(LabelManifest, manifest)
+    return manifest
+
+
+def counts_of(manifest: LabelManifest) -> LabelCounts:
+    """The counts in a manifest."""
+    return cast(LabelCounts, {name: manifest[name] for name in LabelCounts.__annotations__})  # type: ignore[literal-required]
 
 
 def require_all(counts: LabelCounts, out: Location) -> None:

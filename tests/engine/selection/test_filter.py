@@ -145,7 +145,13 @@ def test_every_rule_is_min_or_max_of_a_score_column():
     defaults = {"estimate_confidence": 0.5, "rank_by": "estimated_si_sdr_db"}
     for field in fields(Thresholds):
         assert field.default == defaults.get(field.name), field.name
-        if field.name not in {*defaults, "label_floor_fraction", "label_cap_ratio"}:
+        if field.name not in {
+            *defaults,
+            "label_floor_fraction",
+            "label_cap_ratio",
+            "drop_label_below",
+            "add_label_from",
+        }:
             direction, _, column = field.name.partition("_")
             assert direction in ("min", "max") and column in [*SCORES.names, "estimated_si_sdr_db"], field.name
     assert set(RULES) == {name for name in asdict(Thresholds()) if name[:4] in ("min_", "max_")}

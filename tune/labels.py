@@ -1,0 +1,84 @@
+"""Labels of a run's corpus: those before the first pass, and those that every pass moves."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING
+
+from engine.corpus.table import Corpus
+from engine.selection.labels.moves import LabelRules
+from engine.selection.labels.table import corpus_of, read_label_rows
+from engine.selection.labels.update import (
+    LabelCounts,
+    LabelManifest,
+    counts_of,
+    first_labels,
+    read_labels,
+    update_labels,
+)
+from engine.selection.thresholds import Thresholds
+from engine.storage.fingerprints import fingerprint
+from engine.storage.paths import Location
+from tune.inputs import pass_config
+
+if TYPE_CHECKING:
+    from tune.iteration import Work
+
+TAGS = "tags"
+"""Folder of the corpus' tags in that of iteration 0."""
+_LOGGER = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=2)
+def corpus_at(labels: Location, root: str) -> Corpus:
+    """The corpus that queries the labels in a folder."""
+    return corpus_of(read_label_rows(labels / "labels.parquet"), root)
+
+
+def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
+    """Tag the corpus of a run and write the labels of its first pass; returns their folder and counts."""
+    settings, presence, tagger = work.config.labels, work.judges.presence, work.judges.tagger
+    assert settings is not None and presence is not None and tagger is not None, "prepare_judges"
+    tags, labels = folder / TAGS, folder / "labels"
+    made = tag_corpus(work.inputs.corpus, tags, tagger=tagger, config=pass_config(work.config))["fingerprint"]
+    inputs = fingerprint([made, presence.fingerprint, settings.precision, settings.num_tentative])
+    if not (labels / "manifest.json").is_file() or read_labels(labels)["inputs"] != inputs:
+        manifest = first_labels(
+            read_tags(tags),
+            labels,
+            presence=presence,
+            precision=settings.precision,
+            num_tentative=settings.num_tentative,
+            inputs=inputs,
+        )
+        _LOGGER.info(
+            f"iteration 0: {manifest['num_added']} labels for {manifest['num_clips']} clips, "
+            f"{manifest['num_unlabelled']} without any"
+        )
+    return labels, counts_of(read_labels(labels))
+
+
+def move_labels(
+    work: Work, number: int, thresholds: Thresholds, before: Location, stems: Location, pass_fingerprint: str
+) -> tuple[Location, LabelManifest]:
+    """Move the labels of an iteration by the evidence of its pass; returns their folder and manifest."""
+    settings, presence = work.config.labels, work.judges.presence
+    assert settings is not None and presence is not None, "prepare_judges"
+    rules = LabelRules(
+        drop_below=thresholds.drop_label_below or 0.0,
+        add_from=2.0 if thresholds.add_label_from is None else thresholds.add_label_from,
+        num_tentative=settings.num_tentative,
+    )
+    before_fingerprint = read_labels(before)["fingerprint"]
+    inputs = fingerprint([before_fingerprint, pass_fingerprint, presence.fingerprint, *vars(rules).values()])
+    folder = work.artifacts.path_for("labels", number, inputs) / "labels"
+    with work.artifacts.building(folder.parent):
+        if (folder / "manifest.json").is_file() and (manifest := read_labels(folder))["inputs"] == inputs:
+            return folder, manifest
+        manifest = update_labels(before, stems / "stems", folder, presence=presence, rules=rules, inputs=inputs)
+    _LOGGER.info(
+        f"iteration {number}: {manifest['num_kept']} labels kept, {manifest['num_dropped']} dropped, "
+        f"{manifest['num_relabelled']} relabelled, {manifest['num_added']} added"
+    )
+    return folder, manifest
