@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from engine.separators.exports.hub import save_pretrained as save_pretrained
     from train.api import distil as distil
     from train.api import evaluate as evaluate
+    from train.judges.label import label_corpus as label_corpus
     from tune.run import run as run
     from tune.search.run import search as search
 
@@ -74,6 +75,7 @@ _PUBLIC = {
     "evaluate": "train.api:evaluate",
     "export_tracks": "engine.selection.export.export:export_tracks",
     "from_pretrained": "engine.separators:load_separator",
+    "label_corpus": "train.judges.label:label_corpus",
     "load_separator": "engine.separators:load_separator",
     "metrics": "engine.scoring.metrics",
     "read_corpus": "engine.corpus.read:read_corpus",

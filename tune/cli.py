@@ -1,4 +1,4 @@
-"""Commands of whole runs: ``demo``, ``run``, ``tune``, ``inspect`` and ``settings``."""
+"""Commands of whole runs and around them: ``demo``, ``run``, ``label``, ``tune``, ``inspect`` and ``settings``."""
 
 from __future__ import annotations
 
@@ -80,6 +80,68 @@ def run(
     with connected(address):
         summary = run_all(config, out, retry_failed=retry_failed, slice=slice_)
     print_result(lambda: run_tables(summary), summary, as_json)
+
+
+def label(
+    corpus: Annotated[str, typer.Argument(help="Folder of audio files, or a manifest that needs no labels.")],
+    tagger: Annotated[str, typer.Option(help="Folder of a tagger, or a file that maps labels to its classes.")],
+    out: Annotated[
+        str,
+        typer.Option("-o", "--out", help="File or s3:// address, OUT.parquet; the tags go into OUT.tags next to it."),
+    ],
+    known: Annotated[
+        str | None,
+        typer.Option(help="Single-source clips (CSV path,label or folder) that the tagger did not learn from."),
+    ] = None,
+    presence: Annotated[
+        str | None,
+        typer.Option(help="Folder of an earlier calibration, such as OUT.tags/presence, instead of --known."),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(help="Fraction of the clips with a label in which it shall sound, for every label.")
+    ] = 0.8,
+    ontology: Annotated[
+        str | None,
+        typer.Option(help="AudioSet's ontology.json or a file like 'bark: [dog]'; keeps lowest labels only."),
+    ] = None,
+    class_map: ClassMap = None,
+    audio_root: AudioRoot = None,
+    columns: Columns = None,
+    allow_outside: AllowOutside = False,
+    retry_failed: RetryFailed = False,
+    set_: Set = None,
+    as_json: Json = False,
+    address: Address = None,
+) -> None:
+    """Label recordings without labels: a tagger detects the sounds, clips of known labels calibrate it.
+
+    Example: `clearsep label recordings --tagger DIR --known clips.csv -o labelled.parquet`
+
+    Another --precision opens no audio again. `clearsep failures OUT.tags` lists the clips that failed.
+    """
+    from engine.cli.tables import label_tables
+    from engine.corpus.read import read_corpus
+    from engine.passes.config import PassConfig
+    from engine.settings import build, override
+    from engine.taggers import find_tagger
+    from train.judges.label import label_corpus
+
+    config, source = build(PassConfig, override({}, set_ or [])), find_tagger(tagger)
+    reading = {"class_map": class_map, "audio_root": audio_root, "columns": columns}
+    clips = read_corpus(corpus, **reading, allow_outside=allow_outside, needs_labels=False)
+    with connected(address):
+        summary = label_corpus(
+            clips,
+            out,
+            tagger=source,
+            known=known,
+            presence=presence,
+            precision=precision,
+            ontology=ontology,
+            config=config,
+            retry_failed=retry_failed,
+        )
+    print_result(lambda: label_tables(summary), summary, as_json)
 
 
 def tune_(
@@ -194,6 +256,7 @@ def register(app: typer.Typer) -> None:
     """Add this package's commands to the command line."""
     app.command()(demo)
     app.command()(run)
+    app.command()(label)
     app.command("tune")(tune_)
     app.command()(inspect)
     app.command()(settings)

@@ -14,10 +14,11 @@ from engine.cli.reports import (
     shard_report,
     values_report,
 )
-from engine.cli.tables import FLOOR, Report, Table, db_text, limit_text, tracks_table
+from engine.cli.tables import FLOOR, Report, Table, db_text, label_tables, limit_text, tracks_table
 from engine.corpus.read import read_corpus
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
+from engine.passes.labels.label import read_label_summary
 from engine.passes.shards import damaged_files
 from engine.selection.labels.update import counts_of, read_labels
 from engine.selection.tracks import Selection, read_tracks
@@ -133,6 +134,8 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     stems = path / "stems" if (path / "stems").is_dir() else path
     if (stems / "pass.json").is_file():
         return pass_report(stems)
+    if (labels := read_label_summary(path)) is not None:
+        return label_tables(labels), {"kind": "labelled corpus", **labels}
     return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
 
 

@@ -11,6 +11,7 @@ from engine.cli.display import markdown
 if TYPE_CHECKING:
     from engine.files.score import StemVerdict
     from engine.files.separate import FileStem
+    from engine.passes.labels.label import LabelSummary
     from engine.passes.shards import PassSummary
     from engine.passes.speed.plan import PassPlan
     from engine.scoring.estimator import SiSdrEstimator
@@ -107,6 +108,32 @@ def pass_table(summary: PassSummary) -> Table:
         for step, fraction in summary["step_fraction"].items()
     ]
     return Table(title="Engine pass", columns=["", ""], rows=rows)
+
+
+def label_tables(summary: LabelSummary) -> list[Table]:
+    """How a corpus was labelled: its clips by outcome, then its labels with their thresholds."""
+    rows = [
+        ["clips", str(summary["num_clips"])],
+        ["clips with labels", str(summary["num_labelled"])],
+        ["clips without label", str(summary["num_unlabelled"])],
+        ["clips that failed", str(summary["num_failed"])],
+        ["tags", summary["tags"]],
+    ]
+    if summary["audio_root"] is not None:
+        rows.append(["read it with", f"--audio-root {summary['audio_root']}"])
+    labels = [
+        [
+            row["label"],
+            str(row["num_clips"]),
+            f"{row['probability']:.2f}",
+            f"{summary['precision']:.2f}",
+            f"{row['precision']:.2f}",
+            f"{row['recall']:.2f}",
+        ]
+        for row in summary["labels"]
+    ]
+    columns = ["label", "clips", "accepted from", "precision wanted", "precision measured", "recall measured"]
+    return [Table(title="Labels", columns=["", ""], rows=rows), Table(title="By label", columns=columns, rows=labels)]
 
 
 def estimator_report(estimator: SiSdrEstimator) -> Report:

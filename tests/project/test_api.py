@@ -16,6 +16,7 @@ import torch
 
 import clearsep as cs
 from engine.separators import QuerySeparator, save
+from engine.taggers import ShareTagger, TagNetworkConfig, save_tagger
 from tests.conftest import RATE_HZ, TINY
 from tests.support import ROOT
 from tests.support.wav import write_wav
@@ -32,9 +33,14 @@ SIGNATURES = {
     " num_sources: 'int' = 2, seed: 'int' = 0, config: 'Mapping[str, Any] | None' = None) -> 'Evaluation'",
     "export_tracks": "(tracks: 'Name', out: 'Name', *, format: 'str', shard_mb: 'float' = 500.0) -> 'ExportManifest'",
     "from_pretrained": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
+    "label_corpus": "(corpus: 'Corpus | Name', out: 'Name', *, tagger: 'TaggerSource | Name',"
+    " known: 'SourceClips | Name | None' = None, presence: 'Presence | Name | None' = None, precision: 'float' = 0.8,"
+    " ontology: 'Name | None' = None, config: 'PassConfig | Mapping[str, Any] | None' = None,"
+    " retry_failed: 'bool' = False) -> 'LabelSummary'",
     "load_separator": "(name: 'SeparatorFactory | Name', device: 'str' = 'cpu') -> 'Separator'",
     "read_corpus": "(source: 'Name', *, class_map: 'Name | None' = None, audio_root: 'Name | None' = None,"
-    " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'Corpus'",
+    " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False,"
+    " needs_labels: 'bool' = True) -> 'Corpus'",
     "read_sources": "(path: 'Name', *, folds: 'Collection[int] | None' = None, audio_root: 'Name | None' = None,"
     " columns: 'Mapping[str, str] | str | None' = None, allow_outside: 'bool' = False) -> 'SourceClips'",
     "run": "(config: 'RunConfig | Mapping[str, Any] | Name', out: 'Name', *, retry_failed: 'bool' = False,"
@@ -59,6 +65,7 @@ SIGNATURES = {
 OTHERS = {"AudioExample", "Query", "QueryPart", "Separator", "Thresholds", "metrics"}
 WITH_RAY = (
     "connect",
+    "label_corpus",
     "run_pass",
     "select_tracks",
     "export_tracks",
@@ -92,6 +99,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_wav(out / "mixture.wav", sounds["bell"][0] + sounds["dog"][0], sample_rate_hz=RATE_HZ)
     torch.manual_seed(0)
     save(QuerySeparator(TINY, ["bell", "dog"]), out / "separator")
+    network = TagNetworkConfig(sample_rate_hz=RATE_HZ, num_fft=256, channels=16, num_bands=16)
+    save_tagger(ShareTagger(network, ["bell", "dog"]), out / "tagger")
+    (out / "mixed").mkdir()
+    (out / "mixed" / "0.wav").write_bytes((out / "mixture.wav").read_bytes())
     (out / "run.yaml").write_text(
         "corpus: natural.csv\nclean: clips.csv\nseparator: separator\n"
         "validation: {clips: clips.csv, num_mixtures: 2}\n"

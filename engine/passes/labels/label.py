@@ -224,8 +224,7 @@ def read_label_summary(path: Location) -> LabelSummary | None:
     if path.suffix != ".parquet" or not path.is_file():
         return None
     with parquet_file(path) as file:
-        metadata = file.schema_arrow.metadata or file.metadata.metadata or {}
-        found = metadata.get(_METADATA, (file.metadata.metadata or {}).get(_METADATA))
+        found = (file.metadata.metadata or {}).get(_METADATA)
     return cast(LabelSummary, json.loads(found)) if found else None
 
 
@@ -293,7 +292,7 @@ def _judge(manifest: PassManifest, presence: Presence, precision: float, ontolog
 def _label_counts(judge: _Judge, counts: Counter[str]) -> list[LabelCount]:
     names = [judge.labels[place] for place in judge.places]
     return [
-        LabelCount(label=name, num_clips=counts[name], **limit)  # type: ignore[typeddict-item]
+        LabelCount(label=name, num_clips=counts[name], **limit)
         for name, limit in zip(names, judge.thresholds, strict=True)
     ]
 
@@ -302,5 +301,5 @@ def _nothing(judge: _Judge, num_rows: int, precision: float) -> ValueError:
     nearest = ", ".join(text for _, text in sorted(judge.missed, reverse=True)) or "none above 0.05"
     return ValueError(
         f"thresholds must accept a label of some clip, got none of {num_rows} tagged clips (the strongest "
-        f"probabilities: {shown(nearest)}); lower the precision ({precision:g}), or give a tagger that knows these sounds"
+        f"probabilities: {shown(nearest)}); lower the precision ({precision:g})"
     )
