@@ -30,7 +30,7 @@ from tune.run import RunSummary
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
-    from tune.iteration import IterationRecord
+    from tune.steps.iteration import IterationRecord
 
 _MOST_CHANGES = 40
 

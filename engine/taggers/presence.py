@@ -208,7 +208,7 @@ def _taken(pairs: Pairs, rows: np.ndarray) -> Pairs:
 
 
 def _at(probability_N: np.ndarray, present_N: np.ndarray, threshold: float) -> LabelThreshold:
-    """What a threshold does; the precision of nothing accepted is 0."""
+    """Precision and recall of a threshold; the precision of nothing accepted is 0."""
     accepted_N = probability_N >= threshold
     num_right = int((accepted_N & present_N).sum())
     return {

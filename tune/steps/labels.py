@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from typing import TYPE_CHECKING
 
-from engine.corpus.table import Corpus
 from engine.selection.labels.moves import LabelRules
-from engine.selection.labels.table import corpus_of, read_label_rows
 from engine.selection.labels.update import (
     LabelCounts,
     LabelManifest,
@@ -21,19 +17,11 @@ from engine.selection.thresholds import Thresholds
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from tune.inputs import pass_config
-
-if TYPE_CHECKING:
-    from tune.iteration import Work
+from tune.steps.work import Work
 
 TAGS = "tags"
 """Folder of the corpus' tags in that of iteration 0."""
 _LOGGER = logging.getLogger(__name__)
-
-
-@functools.lru_cache(maxsize=2)
-def corpus_at(labels: Location, root: str) -> Corpus:
-    """The corpus that queries the labels in a folder."""
-    return corpus_of(read_label_rows(labels / "labels.parquet"), root)
 
 
 def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
