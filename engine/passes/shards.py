@@ -13,7 +13,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NotRequired, cast, get_origin, get_type_hints
+from typing import Any, NamedTuple, NotRequired, Protocol, cast, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -50,9 +50,6 @@ from engine.storage.files import (
 from engine.storage.fingerprints import fingerprint, read_sealed
 from engine.storage.paths import Location
 
-if TYPE_CHECKING:
-    from engine.separators import SeparatorSource
-
 _LOGGER = logging.getLogger(__name__)
 _NOT_IN_SUMMARY = ("shards", "footer_sha256", "separator_terms", "tagger_labels")  # but in the manifest
 _MANY = 100  # shards of which a second and more is needed to compare checksums
@@ -81,6 +78,7 @@ class PassSummary(TypedDict):
     """Time of all workers by step."""
     step_fraction: dict[str, float]
     separator_fingerprint: str
+    """Of the tagger in a pass that only tags."""
     config_fingerprint: str
     fingerprint: str
     """Of the separator and all stems."""
@@ -98,6 +96,18 @@ class PassStart(NamedTuple):
     """Audio in the shards that it made."""
     limit: PassLimit | None
     """What limited it; null if it made no shard, or was one of several slices, which share machines."""
+
+
+class Fingerprinted(Protocol):
+    """The model that made the shards of a pass, such as a separator."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models with equal outputs."""
+
+    @property
+    def terms(self) -> Sequence[str]:
+        """Licences of the released weights that it is or learned from."""
 
 
 class PassManifest(PassSummary):
@@ -138,7 +148,7 @@ def pass_manifest(
     corpus: Corpus,
     config: PassConfig,
     *,
-    separator: SeparatorSource,
+    separator: Fingerprinted,
     counts: TaskCounts,
     start: PassStart,
 ) -> PassManifest:

@@ -17,7 +17,6 @@ import pyarrow as pa
 
 from engine.passes.records import ShardRecord
 from engine.schema import DecodedClip, FailureRow
-from engine.scoring.stored import ScoredClip
 
 Counts = dict[str, float]
 """Counts and times of a shard so far, by their names in :class:`ShardRecord`; every step adds its own."""
@@ -51,8 +50,11 @@ class SeparatedShard:
     """A shard after separation."""
 
     name: str
-    clips: Iterable[ScoredClip]
-    """On a CPU they are scored one after the other when they are taken, so that few are in memory."""
+    clips: Iterable[Any]
+    """:class:`engine.scoring.stored.ScoredClip`, or what a pass that does not separate makes of a clip.
+
+    On a CPU they are scored one after the other when they are taken, so that few are in memory.
+    """
     failures: list[FailureRow]
     """Complete when all clips are taken."""
     counts: Counts

@@ -12,6 +12,7 @@ import torch
 
 from engine.schema import plain_label
 from engine.separators.clap import open_clap, read_clap
+from engine.separators.clap.htsat import SAMPLE_RATE_HZ
 from engine.separators.queries import Embeddings, QueryEmbedder
 from engine.storage.factories import ModelSource, described, find_factory, is_dotted_name
 from engine.storage.files import damaged, read_json
@@ -31,6 +32,8 @@ _CHECKPOINT = Checkpoint(kind="tagger", architecture=ARCHITECTURE, config=TagNet
 class TaggerSource(ModelSource[Tagger]):
     """A tagger that any process can open: described, checked and picklable."""
 
+    sample_rate_hz: int
+    """Rate of the audio that it takes."""
     labels: tuple[str, ...] = ()
     """Labels that the tagger knows; none yet for one that reads text."""
 
@@ -117,7 +120,13 @@ def find_tagger(name: TaggerSource | Name) -> TaggerSource:
         factory = functools.partial(_open_folder, full_name)
     members = ("sample_rate_hz", "labels", "tag")
     _, own_fingerprint, tagger = described(factory, full_name, kind="Tagger", members=members)
-    return TaggerSource(name=full_name, fingerprint=own_fingerprint, factory=factory, labels=tuple(tagger.labels))
+    return TaggerSource(
+        name=full_name,
+        fingerprint=own_fingerprint,
+        factory=factory,
+        sample_rate_hz=tagger.sample_rate_hz,
+        labels=tuple(tagger.labels),
+    )
 
 
 def _find_mapped(path: Path) -> TaggerSource:
@@ -135,6 +144,7 @@ def _find_mapped(path: Path) -> TaggerSource:
         name=str(path),
         fingerprint=fingerprint([model.fingerprint, choice]),
         factory=functools.partial(_open_mapped, model.factory, label_map),
+        sample_rate_hz=model.sample_rate_hz,
         labels=tuple(label_map),
         model=model,
         label_map=label_map,
@@ -153,6 +163,7 @@ def _find_clap(folder: str) -> TaggerSource:
         name=folder,
         fingerprint=fingerprint([_TEMPLATE, encoder]),
         factory=functools.partial(_open_clap, folder, encoder, None),
+        sample_rate_hz=SAMPLE_RATE_HZ,
         encoder=encoder,
     )
 
