@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from engine.passes.labels.label import read_tags, tag_corpus
+from engine.passes.shards import read_manifest
 from engine.selection.labels.moves import LabelRules
 from engine.selection.labels.update import (
     LabelCounts,
@@ -29,11 +31,18 @@ def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
     settings, presence, tagger = work.config.labels, work.judges.presence, work.judges.tagger
     assert settings is not None and presence is not None and tagger is not None, "prepare_judges"
     tags, labels = folder / TAGS, folder / "labels"
-    made = tag_corpus(work.inputs.corpus, tags, tagger=tagger, config=pass_config(work.config))["fingerprint"]
-    inputs = fingerprint([made, presence.fingerprint, settings.precision, settings.num_tentative])
+    sought = work.inputs.clean.labels if work.inputs.clean is not None else tagger.labels
+    config = pass_config(work.config)
+    tag_corpus(work.inputs.corpus, tags, tagger=tagger, labels=sorted(set(sought)), config=config)
+    made = read_manifest(tags / "stems", "fingerprint", "tagger_labels")
+    names = made["tagger_labels"]
+    inputs = fingerprint([made["fingerprint"], presence.fingerprint, settings.precision, settings.num_tentative])
     if not (labels / "manifest.json").is_file() or read_labels(labels)["inputs"] != inputs:
         manifest = first_labels(
-            read_tags(tags),
+            (
+                (clip, dict(zip(names, windows.strongest().tolist(), strict=True)))
+                for clip, windows in read_tags(tags, len(names))
+            ),
             labels,
             presence=presence,
             precision=settings.precision,
