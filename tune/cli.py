@@ -31,7 +31,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 def demo(
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Folder for the results; default: runs/demo.")] = None,
+    out: Out = "runs/demo",
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="The clips have no labels: a tagger gives them.")
     ] = False,
@@ -47,12 +47,11 @@ def demo(
     from tune.run import run
     from tune.tables import run_tables
 
-    out = out or ("runs/demo-unlabelled" if unlabelled else "runs/demo")
     if is_s3(out):
         raise ValueError(f"-o must be a local folder, got {out} (the demo synthesises its sounds there); give one")
     config = build(RunConfig, override(demo_settings(out, unlabelled=unlabelled), set_ or []))
     with connected(address):
-        summary = run(config, f"{out}/run")
+        summary = run(config, f"{out}/{'unlabelled' if unlabelled else 'run'}")
     print_result(lambda: run_tables(summary), summary, as_json)
 
 

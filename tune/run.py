@@ -24,13 +24,14 @@ from engine.storage.lock import lock
 from engine.storage.paths import Location, Name, location
 from train.data.training_data import TrainingData
 from train.distil import distil
-from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import Inputs, claim_inputs, contents_only, resolve
-from tune.iteration import IterationRecord, Work, iterate, separate, validate
-from tune.judges import prepare_judges
-from tune.labels import TAGS, label_corpus
 from tune.recipes import run_config
+from tune.steps.artifacts import Artifacts
+from tune.steps.iteration import IterationRecord, iterate, separate, validate
+from tune.steps.judges import prepare_judges
+from tune.steps.labels import TAGS, label_corpus
+from tune.steps.work import Work
 
 _LOGGER = logging.getLogger(__name__)
 

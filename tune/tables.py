@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from engine.cli.reports import (
@@ -31,7 +32,7 @@ from tune.run import RunSummary
 
 if TYPE_CHECKING:
     from train.evaluation.figures import Evaluation
-    from tune.iteration import IterationRecord
+    from tune.steps.iteration import IterationRecord
 
 _MOST_CHANGES = 40
 
@@ -174,10 +175,16 @@ def _model_report(path: Location) -> Report | None:
 def _damaged_in_run(run: Location) -> list[str]:
     """Files of a run's passes, selections and separators that are missing or damaged."""
     found = []
-    for stems in run.glob("iterations/*/stems/pass.json"):
-        name = stems.parent.parent.name
-        found += [f"iterations/{name}/{file}" for file in damaged_files(stems.parent.parent)]
-    for kind, check in (("separator/separator.json", require_fingerprint), ("tracks/manifest.json", read_tracks)):
+    for stems in [*run.glob("iterations/*/stems/pass.json"), *run.glob("iterations/0/tags/stems/pass.json")]:
+        folder = stems.parent.parent
+        name = folder.name if folder.name != "tags" else "0/tags"
+        found += [f"iterations/{name}/{file}" for file in damaged_files(folder)]
+    checks: dict[str, Callable[[Location], object]] = {
+        "separator/separator.json": require_fingerprint,
+        "labels/manifest.json": read_labels,
+        "tracks/manifest.json": read_tracks,
+    }
+    for kind, check in checks.items():
         for file in run.glob(f"iterations/*/{kind}"):
             try:
                 check(file.parent)

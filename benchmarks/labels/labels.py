@@ -37,12 +37,12 @@ from train.evaluation.mixtures import draw_mixtures, resolve_validation
 from train.judges.calibrate import CalibrationConfig
 from train.judges.presence import PresenceJudge, calibrate_presence
 from train.judges.tagger import TaggerConfig, train_tagger
-from tune.artifacts import Artifacts
 from tune.config import LabelConfig, RunConfig
 from tune.inputs import resolve
-from tune.iteration import iterate
 from tune.recipes import MOVING
 from tune.run import begin
+from tune.steps.artifacts import Artifacts
+from tune.steps.iteration import iterate
 
 _PAGE = Path(__file__).with_name("labels.md")
 _ITERATIONS = 2

@@ -53,6 +53,8 @@ def failures_report(path: Name) -> Report:
     passes = {"": path}
     if (path / "iterations").is_dir():
         passes = {file.parent.parent.name: file.parent.parent for file in path.glob("iterations/*/stems/pass.json")}
+        if (path / "iterations" / "0" / "tags").is_dir():
+            passes["0"] = path / "iterations" / "0" / "tags"  # the pass that tagged the corpus
     elif not (path / "stems" / "pass.json").is_file():
         raise ValueError(f"{path} must be a run or a pass, got a path without iterations/ and stems/; give its folder")
     reasons: list[dict[str, Any]] = []

@@ -85,7 +85,7 @@ class Presence:
     """By kind of evidence; one of clips is always there."""
     measured: dict[str, list[LabelThreshold]]
     """Precision and recall of the clips' probabilities at rising thresholds, on held-out clips of the calibration, by
-    label; under the empty label those of all labels together, for labels that the calibration did not have."""
+    label in plain spelling."""
     about: dict[str, str | int | float | None] = field(default_factory=dict)
     """How it was calibrated; for information only."""
 
@@ -101,8 +101,7 @@ class Presence:
     def thresholds(self, precision: float) -> dict[str, LabelThreshold]:
         """The lowest threshold of each label, in plain spelling, whose precision is at least the given one.
 
-        A label that never reaches it gets the threshold of its highest precision. That of the empty label is for labels
-        that the calibration did not have.
+        A label that never reaches it gets the threshold of its highest precision.
         """
         chosen = {}
         for label, measured in self.measured.items():
@@ -195,7 +194,7 @@ def _measured(pairs: Pairs) -> dict[str, list[LabelThreshold]]:
             model = _fit(EVIDENCE[CLIP], inside[1])
             probability_N[fold_N == fold] = model.probabilities(inside[0].labels, np.array(inside[0].values))
     plain = np.array([plain_label(label) for label in pairs.labels])
-    rows = {"": np.ones(len(plain), bool)} | {label: plain == label for label in sorted(set(plain.tolist()))}
+    rows = {label: plain == label for label in sorted(set(plain.tolist()))}
     return {
         label: [_at(probability_N[of_label], present_N[of_label], at) for at in _GRID]
         for label, of_label in rows.items()
@@ -208,7 +207,7 @@ def _taken(pairs: Pairs, rows: np.ndarray) -> Pairs:
 
 
 def _at(probability_N: np.ndarray, present_N: np.ndarray, threshold: float) -> LabelThreshold:
-    """What a threshold does; the precision of nothing accepted is 0."""
+    """Precision and recall of a threshold; the precision of nothing accepted is 0."""
     accepted_N = probability_N >= threshold
     num_right = int((accepted_N & present_N).sum())
     return {

@@ -6,7 +6,7 @@ import joblib
 import pytest
 import torch
 
-import tune.iteration
+import tune.steps.iteration
 from cluster.gpu import call_on_gpu
 from cluster.session import connect
 from engine.selection.thresholds import Thresholds
@@ -17,11 +17,12 @@ from tests.support.wav import write_wav
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
-from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import resolve
-from tune.iteration import Work, validate
-from tune.judges import prepare_judges
+from tune.steps.artifacts import Artifacts
+from tune.steps.iteration import validate
+from tune.steps.judges import prepare_judges
+from tune.steps.work import Work
 
 RATE_HZ = 8000
 
@@ -94,7 +95,7 @@ def test_a_task_of_the_cluster_gives_the_same_figures_and_judges(work, folder, m
     with pytest.raises(ValueError, match=r"^a name must be given, got none; give one$") as caught:
         call_on_gpu(process_of, None)
     assert type(caught.value) is ValueError
-    monkeypatch.setattr(tune.iteration, "evaluate", None)  # of this process
+    monkeypatch.setattr(tune.steps.iteration, "evaluate", None)  # of this process
     assert validated(work, folder) == figures
     there = prepare_judges(work.config, work.inputs, work.seed, folder / "there")
     assert there.estimator.fingerprint == judges.estimator.fingerprint

@@ -22,11 +22,12 @@ from train.data.training_data import TrainingData
 from train.evaluation.mixtures import ValidationConfig
 from train.student import DistilConfig
 from train.task import training_identity
-from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import claim_inputs, contents_only, resolve
-from tune.iteration import Work, iterate
 from tune.run import run
+from tune.steps.artifacts import Artifacts
+from tune.steps.iteration import iterate
+from tune.steps.work import Work
 
 LISTS = ("clean", "validation", "training_validation")
 
@@ -172,7 +173,7 @@ def test_the_folder_of_a_shared_pass_is_that_of_its_contents(
     def run_pass(corpus: Any, folder: Path, **_: Any) -> None:
         raise StoppedError(folder.name)
 
-    monkeypatch.setattr("tune.iteration.run_pass", run_pass)
+    monkeypatch.setattr("tune.steps.iteration.run_pass", run_pass)
     inputs, artifacts = resolve(config(one)), Artifacts(out=tmp_path / "out", shared=shared)
     assert inputs.separator is not None
     work = Work(config=config(one), inputs=inputs, artifacts=artifacts, seed=inputs.separator)

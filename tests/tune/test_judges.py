@@ -18,7 +18,7 @@ from train.judges.tagger import TaggerConfig
 from train.student import DistilConfig
 from tune.config import RunConfig
 from tune.inputs import require_judges, resolve
-from tune.judges import Judges, prepare_judges
+from tune.steps.judges import Judges, prepare_judges
 
 ESTIMATED = (Thresholds(min_estimated_si_sdr_db=5.0),)
 TAGGED = (Thresholds(min_tagger_margin_db=0.0),)

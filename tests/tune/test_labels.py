@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster.session import connect
+from engine.cli.reports import failures_report
 from engine.corpus.sources import read_sources
 from engine.selection.labels.table import read_label_rows
 from engine.selection.labels.update import read_labels
@@ -75,6 +76,8 @@ def test_every_label_of_every_iteration_is_accounted_for(finished: tuple[Path, R
     out, summary = finished
     counts = [record["labels"] for record in summary["iterations"]]
     assert [one["num_clips"] for one in counts] == [10, 10, 10]
+    _, failed = failures_report(out)
+    assert [(row["iteration"], row["path"], row["step"]) for row in failed["failures"]] == [(0, "broken.wav", "decode")]
     assert counts[0]["num_added"] > 0 and sum(one["num_dropped"] + one["num_added"] for one in counts[1:]) > 0
     for number, one in enumerate(counts):
         assert one["num_before"] == one["num_kept"] + one["num_dropped"] + one["num_relabelled"]

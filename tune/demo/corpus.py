@@ -85,7 +85,7 @@ def demo_settings(out: str | Path, *, unlabelled: bool = False) -> Tree:
     if unlabelled:
         natural = _unlabelled(clips, folder)
     training = {"mix": {"batch_size": 12, "segment_s": 1.5}}
-    moving = {"labels": {}} if unlabelled else {}
+    moving: Tree = {"labels": {}} if unlabelled else {}
     return moving | {
         "corpus": str(natural),
         "clean": str(clips),

@@ -19,7 +19,6 @@ from engine.storage.fingerprints import claim
 from engine.storage.lock import lock
 from engine.storage.paths import Name, location
 from train.evaluation.mixtures import ValidationSet, resolve_validation
-from tune.artifacts import Artifacts
 from tune.config import RunConfig
 from tune.inputs import Inputs, claim_inputs, contents_only, require_known_labels, resolve
 from tune.recipes import recipe_settings
@@ -33,6 +32,7 @@ from tune.search.space import RandomChooser, Space
 from tune.search.stages import Stages, num_concurrent
 from tune.search.trial import TrialTask
 from tune.search.verdict import Candidate, TrialRow
+from tune.steps.artifacts import Artifacts
 
 
 def search(

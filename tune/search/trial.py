@@ -16,11 +16,12 @@ from engine.selection.thresholds import Thresholds
 from engine.storage.paths import Location, location
 from train.distil import distil
 from train.evaluation.mixtures import ValidationSet
-from tune.artifacts import Artifacts
-from tune.iteration import IterationRecord, Work, iterate, validate
 from tune.schedule import resolve_schedule
 from tune.search.space import FixedChooser, Space
 from tune.search.verdict import TrialReport
+from tune.steps.artifacts import Artifacts
+from tune.steps.iteration import IterationRecord, iterate, validate
+from tune.steps.work import Work
 
 if TYPE_CHECKING:
     from train.task import TrainingRecord

@@ -187,7 +187,8 @@ def write_labels(
     is_inside = not relative_name(location(root), folder=out.parent).startswith(("..", "/", "s3:"))
     base = out.parent if is_inside else location(root)
     rows = (
-        {**_placed(clip, root, base), **judge.row(clip, windows)} for clip, windows in _tagged(tags, len(judge.labels))
+        {**_placed(clip, root, base), **judge.row(clip, windows)}
+        for clip, windows in read_tags(tags, len(judge.labels))
     )
     with atomic_path(out) as aside, pq.ParquetWriter(aside, LABELLED, write_page_checksum=True) as writer:
         for some in chunks(rows, _ROWS_AT_ONCE):
@@ -236,7 +237,7 @@ def tags_folder(out: Name) -> tuple[Location, Location]:
     return location(name), location(name.removesuffix(".parquet") + ".tags")
 
 
-def _tagged(tags: Location, num_labels: int) -> Iterator[tuple[ClipRow, WindowTags]]:
+def read_tags(tags: Location, num_labels: int) -> Iterator[tuple[ClipRow, WindowTags]]:
     """Every tagged clip, one shard in memory at a time."""
     names = ["window_start_s", "window_end_s", "is_active", "tags_db"]
     for shard in stem_shards(tags / "stems"):
@@ -269,7 +270,7 @@ def _judge(manifest: PassManifest, presence: Presence, precision: float, ontolog
             f"{presence.tagger}; give --known, with which it is calibrated"
         )
     labels, limits = manifest["tagger_labels"], presence.thresholds(precision)
-    places = sorted({place for label in limits if label and (place := find_label(label, labels)) is not None})
+    places = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
     names = [labels[place] for place in places]
     if not places:
         raise ValueError(

@@ -60,15 +60,16 @@ class Moved:
     row: LabelRow
     changes: list[ChangeRow]
     probability_L: np.ndarray
-    """Of every label of the tagger."""
+    """Of every label of the tagger; 0 for one that the presence model does not know."""
 
 
 class LabelJudge:
-    """Moves the labels of one clip after another."""
+    """Moves the labels of one clip after another; labels that the presence model does not know stay."""
 
     def __init__(self, presence: Presence, tagger_labels: Sequence[str], rules: LabelRules) -> None:
         self.presence, self.labels, self.rules = presence, list(tagger_labels), rules
-        self._places = {plain_label(label): place for place, label in enumerate(self.labels)}
+        places = {plain_label(label): place for place, label in enumerate(self.labels)}
+        self._places = {label: place for label, place in places.items() if label in presence.measured}
 
     def move(self, before: LabelRow, evidence: ClipEvidence) -> Moved:
         """Move the labels of a clip whose stems are there; a label without a stem, or without a tag, stays."""
@@ -101,7 +102,9 @@ class LabelJudge:
                 tentative=self.tentative(labels, {one.label: one.probability for one in judged.values()}),
             ),
             changes=changes,
-            probability_L=np.array([judged[plain_label(label)].probability for label in self.labels]),
+            probability_L=np.array(
+                [judged[name].probability if (name := plain_label(label)) in judged else 0.0 for label in self.labels]
+            ),
         )
 
     def tentative(self, labels: Sequence[str], probability: Mapping[str, float]) -> list[str]:
@@ -109,7 +112,7 @@ class LabelJudge:
         return tentative_labels(labels, probability, most=self.rules.num_tentative)
 
     def _judged(self, evidence: ClipEvidence) -> dict[str, _Judged]:
-        """Every label of the tagger, in plain spelling, by its stem if it has one, else by the residual."""
+        """Every label that is known, in plain spelling, by its stem if it has one, else by the residual."""
         found: dict[str, tuple[str, Sequence[float]]] = {}
         for number, label in enumerate(evidence.stem_labels):
             if (place := self._places.get(plain_label(label))) is not None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
+import numpy as np
 from typing_extensions import TypedDict
 
 from engine.errors import DamagedError
@@ -84,13 +85,13 @@ def first_labels(
     limits = presence.thresholds(precision)
 
     def first(clip: ClipRow, tags_db: Mapping[str, float]) -> LabelRow:
-        names = list(tags_db)
-        values = [[tags_db[name]] for name in names]
-        probability = dict(zip(names, presence.model(CLIP).probabilities(names, values).tolist(), strict=True))
+        names = [name for name in tags_db if plain_label(name) in limits]
+        values_NF = np.array([[tags_db[name]] for name in names]).reshape(-1, 1)
+        probability = dict(zip(names, presence.model(CLIP).probabilities(names, values_NF).tolist(), strict=True))
         labels = list(clip["labels"]) or [
             name
             for name in sorted(names, key=lambda name: -probability[name])
-            if probability[name] >= limits.get(plain_label(name), limits[""])["probability"]
+            if probability[name] >= limits[plain_label(name)]["probability"]
         ]
         tentative = tentative_labels(labels, probability, most=num_tentative)
         return label_row(clip["path"], clip["start_s"], clip["end_s"], labels=labels, tentative=tentative)

@@ -29,7 +29,7 @@ PRESENCE = Presence(
         STEM: logistic(STEM, margin_db=1.0, stem_level_db=0.1),
         REST: logistic(REST, residual_tag_db=1.0),
     },
-    measured={},
+    measured={"rain": [], "siren": [], "bell": []},
 )
 
 

@@ -28,7 +28,7 @@ PRESENCE = Presence(
         CLIP: LogisticModel(names=("clip_tag_db",), mean=(0.0,), deviation=(1.0,), weight=(1.0,), bias=0.0, offsets={})
     },
     measured={
-        "": [{"probability": 0.5, "precision": 0.8, "recall": 0.7}],
+        "siren": [{"probability": 0.5, "precision": 0.8, "recall": 0.5}],
         "rain": [
             {"probability": 0.5, "precision": 0.6, "recall": 0.9},
             {"probability": 0.9, "precision": 0.8, "recall": 0.4},

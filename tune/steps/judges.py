@@ -48,7 +48,7 @@ def prepare_judges(config: RunConfig, inputs: Inputs, seed: SeparatorSource, out
     presence = None
     if config.labels is not None:
         assert tagger is not None, "needs_tagger"
-        presence = inputs.presence or _presence(config, inputs, tagger, out)
+        presence = inputs.presence or _presence(config, inputs, seed, tagger, out)
         if presence.tagger != tagger.fingerprint:
             raise ValueError(
                 f"labels.presence must be calibrated for the run's tagger {tagger.name}, got one for another; give its "
@@ -108,7 +108,9 @@ def _held_out(
     return held_out
 
 
-def _presence(config: RunConfig, inputs: Inputs, tagger: TaggerSource, out: Location) -> Presence:
+def _presence(
+    config: RunConfig, inputs: Inputs, seed: SeparatorSource, tagger: TaggerSource, out: Location
+) -> Presence:
     """The run's presence model, calibrated on single-source clips that no separator or tagger has learned from.
 
     A given tagger is assumed not to have learned from them; in place of one that was trained here, two of its kind are
@@ -123,7 +125,7 @@ def _presence(config: RunConfig, inputs: Inputs, tagger: TaggerSource, out: Loca
     given = inputs.tagger.with_labels(clean.labels) if inputs.tagger is not None else None
     judges: list[tuple[TaggerSource, SeparatorSource, SourceClips]] = []
     for part in range(_NUM_PARTS):
-        one = given or _half_tagger(config, clean, part, folder / f"without-{part}", tagger.sample_rate_hz)
+        one = given or _half_tagger(config, clean, part, folder / f"without-{part}", seed.sample_rate_hz)
         judges.append((one, separators[part % len(separators)], clean.part(part, _NUM_PARTS)))
     presence = call_on_gpu(_calibrate_presence, judges, tagger.fingerprint, config)
     save_presence(presence, folder)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from cluster.gpu import call_on_gpu
-from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig, pass_identity
 from engine.passes.run import run_pass
 from engine.passes.shards import PassSummary, read_manifest
@@ -28,16 +26,13 @@ from engine.storage.files import read_record, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from train.data.training_data import TrainingData
-from train.distil import distil
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.figures import Evaluation
 from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mixtures
 from train.task import training_identity
-from tune.artifacts import Artifacts
-from tune.config import RunConfig
-from tune.inputs import Inputs, pass_config, student_rate_hz
-from tune.judges import Judges
-from tune.labels import corpus_at, move_labels
+from tune.inputs import pass_config
+from tune.steps.labels import move_labels
+from tune.steps.work import Work
 
 if TYPE_CHECKING:
     from train.task import TrainingRecord
@@ -79,39 +74,6 @@ class IterationRecord(TypedDict):
     """Wall time of the pass and the training, whichever run built them."""
     wall_s: float
     """Wall time of the iteration in this run."""
-
-
-@dataclass(kw_only=True)
-class Work:
-    """A run in progress."""
-
-    config: RunConfig
-    """Its settings."""
-    inputs: Inputs
-    """Everything that the settings name."""
-    artifacts: Artifacts
-    """Folders of what the run builds."""
-    seed: SeparatorSource
-    """The teacher of iteration 1."""
-    contents: str | None = None
-    """Fingerprint of the contents of the corpus' files, if the artifacts are shared."""
-    judges: Judges = field(default_factory=Judges)
-    """Judges of its stems."""
-    labels: Location | None = None
-    """Folder of the labels that the next pass queries; null: those of the corpus."""
-    distil: Callable[..., TrainingRecord] = distil
-    """Trains its students: :func:`train.distil.distil`, or the same in another process."""
-
-    @property
-    def student_rate_hz(self) -> int:
-        """Rate of its students, at which stems are written and separators are measured."""
-        return student_rate_hz(self.config, self.seed)
-
-    @property
-    def corpus(self) -> Corpus:
-        """The natural clips with the labels that the next pass queries."""
-        corpus = self.inputs.corpus
-        return corpus if self.labels is None else corpus_at(self.labels, corpus.root)
 
 
 def iterate(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from typing import TYPE_CHECKING
 
-from engine.corpus.table import Corpus
+from engine.passes.labels.label import read_tags, tag_corpus
+from engine.passes.shards import read_manifest
 from engine.selection.labels.moves import LabelRules
-from engine.selection.labels.table import corpus_of, read_label_rows
 from engine.selection.labels.update import (
     LabelCounts,
     LabelManifest,
@@ -21,19 +19,11 @@ from engine.selection.thresholds import Thresholds
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from tune.inputs import pass_config
-
-if TYPE_CHECKING:
-    from tune.iteration import Work
+from tune.steps.work import Work
 
 TAGS = "tags"
 """Folder of the corpus' tags in that of iteration 0."""
 _LOGGER = logging.getLogger(__name__)
-
-
-@functools.lru_cache(maxsize=2)
-def corpus_at(labels: Location, root: str) -> Corpus:
-    """The corpus that queries the labels in a folder."""
-    return corpus_of(read_label_rows(labels / "labels.parquet"), root)
 
 
 def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
@@ -41,11 +31,18 @@ def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
     settings, presence, tagger = work.config.labels, work.judges.presence, work.judges.tagger
     assert settings is not None and presence is not None and tagger is not None, "prepare_judges"
     tags, labels = folder / TAGS, folder / "labels"
-    made = tag_corpus(work.inputs.corpus, tags, tagger=tagger, config=pass_config(work.config))["fingerprint"]
-    inputs = fingerprint([made, presence.fingerprint, settings.precision, settings.num_tentative])
+    sought = work.inputs.clean.labels if work.inputs.clean is not None else tagger.labels
+    config = pass_config(work.config)
+    tag_corpus(work.inputs.corpus, tags, tagger=tagger, labels=sorted(set(sought)), config=config)
+    made = read_manifest(tags / "stems", "fingerprint", "tagger_labels")
+    names = made["tagger_labels"]
+    inputs = fingerprint([made["fingerprint"], presence.fingerprint, settings.precision, settings.num_tentative])
     if not (labels / "manifest.json").is_file() or read_labels(labels)["inputs"] != inputs:
         manifest = first_labels(
-            read_tags(tags),
+            (
+                (clip, dict(zip(names, windows.strongest().tolist(), strict=True)))
+                for clip, windows in read_tags(tags, len(names))
+            ),
             labels,
             presence=presence,
             precision=settings.precision,

@@ -16,7 +16,7 @@ from engine.storage.fingerprints import fingerprint
 from engine.storage.lock import lock
 from engine.storage.paths import Location
 
-Kind = Literal["passes", "tracks", "separators"]
+Kind = Literal["passes", "labels", "tracks", "separators"]
 
 
 @dataclass(kw_only=True)

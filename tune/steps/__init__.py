@@ -1,0 +1,1 @@
+"""Steps of a run: its artifacts, judges, labels and iterations."""
