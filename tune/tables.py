@@ -17,7 +17,6 @@ from engine.cli.reports import (
 )
 from engine.cli.tables import FLOOR, Report, Table, db_text, label_tables, limit_text, tracks_table
 from engine.corpus.read import read_corpus
-from engine.corpus.table import Corpus
 from engine.errors import DamagedError
 from engine.passes.labels.label import read_label_summary
 from engine.passes.shards import damaged_files
@@ -135,9 +134,7 @@ def inspect(path: Name, **reading: Any) -> Report:  # noqa: ANN401 - the options
     stems = path / "stems" if (path / "stems").is_dir() else path
     if (stems / "pass.json").is_file():
         return pass_report(stems)
-    if (labels := read_label_summary(path)) is not None:
-        return label_tables(labels), {"kind": "labelled corpus", **labels}
-    return shard_report(path) if is_shard(path) else _corpus_report(read_corpus(path, **reading))
+    return shard_report(path) if is_shard(path) else _corpus_report(path, **reading)
 
 
 def _labels_report(folder: Location) -> Report:
@@ -193,7 +190,11 @@ def _damaged_in_run(run: Location) -> list[str]:
     return sorted(found)
 
 
-def _corpus_report(corpus: Corpus) -> Report:
+def _corpus_report(path: Location, **reading: Any) -> Report:  # noqa: ANN401 - the options of read_corpus
+    """Report of a corpus; of one that ``clearsep label`` wrote, how it was labelled."""
+    if (summary := read_label_summary(path)) is not None:
+        return label_tables(summary), {"kind": "labelled corpus", **summary}
+    corpus = read_corpus(path, **reading)
     labels = Counter(label for row in corpus.sorted_clips() for label in row["labels"])
     counts = {"num_rows": corpus.num_clips, "num_failed": corpus.num_failures, "labels": dict(sorted(labels.items()))}
     return values_report("corpus", counts)

@@ -90,12 +90,17 @@ def tracks_table(selection: Selection) -> Table:
 
 def pass_table(summary: PassSummary) -> Table:
     """Result of a pass, and its time by step."""
-    rows = [
-        ["clips", str(summary["num_clips"])],
-        ["clips set aside (too few labels)", str(summary["num_set_aside"])],
+    outcomes = [
         ["stems", str(summary["num_stems"])],
         ["queries", str(summary["num_queries"])],
         ["queries that failed", str(summary["num_failed"])],
+    ]
+    if "num_tagged" in summary:
+        outcomes = [["clips tagged", str(summary["num_tagged"])], ["clips that failed", str(summary["num_failed"])]]
+    rows = [
+        ["clips", str(summary["num_clips"])],
+        ["clips set aside (too few labels)", str(summary["num_set_aside"])],
+        *outcomes,
         ["audio", f"{summary['audio_h']:.3f} h"],
         ["throughput", f"{summary['audio_s_per_s']:.1f} s of audio per second"],
     ]

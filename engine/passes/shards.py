@@ -69,6 +69,8 @@ class PassSummary(TypedDict):
     num_stems: int
     num_failed: int
     """Failed queries."""
+    num_tagged: NotRequired[int]
+    """Of a pass that only tags: clips with tags. Each clip is one of its queries."""
     audio_h: float
     wall_s: float
     """Time of the start that finished the pass."""

@@ -111,6 +111,8 @@ def select_tracks(
     if isinstance(estimator, (str, os.PathLike)):
         estimator = load_estimator(estimator)
     shards, pass_manifest = stem_shards(stems), read_manifest(stems)
+    if "num_tagged" in pass_manifest:
+        raise ValueError(f"{stems.parent} must be a pass that separates, got one that tags; give a pass of a separator")
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} must not be the folder of a pass, got one; give another folder for the tracks")
     (out / "manifest.json").unlink(missing_ok=True)

@@ -32,6 +32,7 @@ LABELS = ("bell", "dog", "rain")
 PROMISES = {
     "demo": "Synthesise a corpus, train a seed on little of it, run two iterations and report the gain",
     "run": "Take a corpus through all iterations: separate, score, filter, distil, evaluate",
+    "label": "Label recordings without labels",
     "tune": "Search for the schedule of thresholds that gives the best separator",
     "separate": "Separate any audio files: one file for each input and query",
     "separate-corpus": "Run one engine pass: separate and score every clip",

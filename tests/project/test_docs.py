@@ -45,6 +45,7 @@ CONFIG_OF = {
     "demo": RunConfig,
     "separate-corpus": PassConfig,
     "plan": PassConfig,
+    "label": PassConfig,
     "filter": Thresholds,
     "score": Thresholds,
     "distil": TrainingConfig,

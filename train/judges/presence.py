@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torchaudio
-from engine.taggers.windows import tag_windows
 from torch import Tensor
 
 from engine.audio.loading import loaded
@@ -24,6 +23,7 @@ from engine.separators.batching import BatchedSeparator
 from engine.storage.factories import in_32_bits
 from engine.taggers import Tagger, find_label
 from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, Pairs, Presence, fit_presence, stem_values
+from engine.taggers.windows import tag_windows
 from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 from train.judges.calibrate import CalibrationConfig
 

@@ -211,6 +211,7 @@ class Tagging:
             **made,
             "num_queries": totals.num_queries + corpus.num_failures,
             "num_failed": totals.num_failed + corpus.num_failures,
+            "num_tagged": totals.num_stems,
             "tagger_labels": list(self.tagger.labels),
         }
 
