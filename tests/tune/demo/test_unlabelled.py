@@ -38,7 +38,7 @@ def test_a_folder_without_labels_becomes_a_student_with_one_command(tmp_path: Pa
         *limits,
         "--json",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *settings, *limits], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     first, last = json.loads(done.stdout)["iterations"]
     assert first["labels"]["num_clips"] == last["labels"]["num_clips"] == 144
