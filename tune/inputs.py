@@ -11,6 +11,7 @@ from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig
+from engine.passes.labels.tag import tagging_config
 from engine.passes.tasks import require_clips
 from engine.schema import ESTIMATES, plain_label
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
@@ -86,7 +87,7 @@ def resolve(config: RunConfig) -> Inputs:
         training_validation=validated(config.training_validation) if config.training_validation else None,
     )
     with named_in("engine", PassConfig):
-        require_clips(inputs.corpus, pass_config(config))
+        require_clips(inputs.corpus, config.engine if config.labels is None else tagging_config(config.engine))
     require_judges(config)
     _require_encoder(config, inputs.separator)
     _require_stem_rate(config, inputs.separator)

@@ -42,9 +42,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A folder of ten good recordings of one to three sounds, a broken one and a silent one."""
     folder = tmp_path_factory.mktemp("corpus")
     clips = synth.write_corpus(folder, num_per_label={1: 4, 2: 3}, seed=0, duration_s=2.0)
-    write_natural(
-        read_sources(clips, folds=[2]), folder, num_clips=[(1, 2), (2, 6), (3, 2)], sample_rate_hz=16000, seed=0
-    )
+    folder = tmp_path_factory.mktemp("natural")
+    counts = [(1, 2), (2, 6), (3, 2)]
+    write_natural(read_sources(clips, folds=[2]), folder, num_clips=counts, sample_rate_hz=16000, seed=0)
     (folder / "audio" / "broken.wav").write_text("not audio")
     training = DistilConfig(
         steps=20, mix=MixConfig(batch_size=4, segment_s=0.5), validate_every_steps=10, num_workers=0
