@@ -116,7 +116,7 @@ def pass_table(summary: PassSummary) -> Table:
 
 
 def label_tables(summary: LabelSummary) -> list[Table]:
-    """How a corpus was labelled: its clips by outcome, then its labels with their thresholds."""
+    """Clips of a labelled corpus by outcome, then its labels with their thresholds."""
     rows = [
         ["clips", str(summary["num_clips"])],
         ["clips with labels", str(summary["num_labelled"])],

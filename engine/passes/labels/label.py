@@ -67,7 +67,7 @@ LABELLED = pa.schema(
 
 
 class LabelCount(TypedDict):
-    """How often a label was accepted, and by which threshold."""
+    """A label with its clips, and the threshold by which it was accepted."""
 
     label: str
     num_clips: int
@@ -79,7 +79,7 @@ class LabelCount(TypedDict):
 
 
 class LabelSummary(TypedDict):
-    """How a corpus was labelled; it is in the labelled corpus itself."""
+    """Record of how a corpus was labelled; it is in the labelled corpus itself."""
 
     num_clips: int
     """Clips after cutting, each labelled, without label or failed, with the rows of the list that are no clips."""
@@ -88,7 +88,7 @@ class LabelSummary(TypedDict):
     num_failed: int
     """Listed by ``clearsep failures`` for the folder of the tags."""
     precision: float
-    """Precision that was asked of every label."""
+    """Precision that every label should have."""
     tagger_fingerprint: str
     presence_fingerprint: str
     tags: str
@@ -221,7 +221,7 @@ def write_labels(
 
 
 def read_label_summary(path: Location) -> LabelSummary | None:
-    """How a labelled corpus was made; null for any other file."""
+    """The record in a labelled corpus; null for any other file."""
     if path.suffix != ".parquet" or not path.is_file():
         return None
     with parquet_file(path) as file:
@@ -256,7 +256,7 @@ def read_tags(tags: Location, num_labels: int) -> Iterator[tuple[ClipRow, Window
 
 
 def _placed(clip: ClipRow, root: str, base: Location) -> dict[str, object]:
-    """Where a clip is, as a manifest in the folder ``base`` names it."""
+    """The place of a clip, as a manifest in the folder ``base`` names it."""
     path = relative_name(location(resolve(Root(root, is_confined=False), clip["path"])), folder=base)
     return {"path": path, "start_s": clip["start_s"], "end_s": clip["end_s"]}
 
