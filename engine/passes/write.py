@@ -39,8 +39,8 @@ class PassWork(Protocol):
     doing: str
     """What is done to the clips, for the progress."""
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
-        """Holds the models; made of what opens them, the settings, true for a GPU and the work in hand.
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
+        """The class that holds the models; made of what opens them, the settings, true for a GPU and the work in hand.
 
         On a CPU it also ``writes``, and is made of :meth:`writer`, what opens the models and the settings.
         """
@@ -78,7 +78,7 @@ class Separation:
     what = "a pass"
     doing = "separating clips"
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
         """See :class:`PassWork`."""
         return SeparateAndWrite if writes else Separate
 

@@ -180,7 +180,7 @@ class Tagging:
         """See :class:`~engine.passes.write.PassWork`."""
         return (self.tagger,)
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
         """See :class:`~engine.passes.write.PassWork`."""
         return TagAndWrite if writes else Tag
 
