@@ -26,7 +26,7 @@ from engine.corpus.table import Corpus, chunks
 from engine.passes.config import PassConfig
 from engine.passes.labels.tag import Tagging, tagging_config
 from engine.passes.run import run_work
-from engine.passes.shards import PassManifest, read_columns, read_manifest, stem_shards
+from engine.passes.shards import read_columns, read_manifest, stem_shards
 from engine.schema import ClipRow, clip_columns, plain_label
 from engine.storage.files import atomic_path, parquet_file
 from engine.storage.paths import Location, Name, location, relative_name
@@ -99,7 +99,7 @@ class LabelSummary(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judge:
+class LabelJudge:
     """Decides which labels of a clip are accepted."""
 
     presence: Presence
@@ -121,7 +121,7 @@ class _Judge:
         accepted, found = [], []
         for number in np.argsort(-probability_K, kind="stable").tolist():
             name, probability, limit = names[number], float(probability_K[number]), self.thresholds[number]
-            if probability < min(_CANDIDATE, limit["probability"]):
+            if probability < _CANDIDATE:
                 break
             spans: list[dict[str, float]] = []
             if probability >= limit["probability"]:
@@ -181,7 +181,19 @@ def write_labels(
     clip is accepted, and for a presence model or an ontology of other labels or another tagger.
     """
     manifest = read_manifest(tags / "stems", "tagger_labels", "shards", "num_clips", "num_failed")
-    judge = _judge(manifest, presence, precision, ontology)
+    judge = judge_of(
+        presence,
+        tagger=manifest["separator_fingerprint"],
+        labels=manifest["tagger_labels"],
+        precision=precision,
+        ontology=ontology,
+    )
+    names = [judge.labels[place] for place in judge.places]
+    if poor := [name for name, limit in zip(names, judge.thresholds, strict=True) if limit["precision"] < precision]:
+        _LOGGER.warning(
+            f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
+            f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
+        )
     counts: Counter[str] = Counter()
     num_rows = num_labelled = 0
     is_inside = not relative_name(location(root), folder=out.parent).startswith(("..", "/", "s3:"))
@@ -261,15 +273,18 @@ def _placed(clip: ClipRow, root: str, base: Location) -> dict[str, object]:
     return {"path": path, "start_s": clip["start_s"], "end_s": clip["end_s"]}
 
 
-def _judge(manifest: PassManifest, presence: Presence, precision: float, ontology: Ontology | None) -> _Judge:
+def judge_of(
+    presence: Presence, *, tagger: str, labels: Sequence[str], precision: float, ontology: Ontology | None
+) -> LabelJudge:
+    """Decides on labels of the tagger with a fingerprint; ``ValueError`` for inputs that do not fit each other."""
     if not 0.0 < precision <= 1.0:
         raise ValueError(f"precision must be above 0 and at most 1, got {precision:g}; give one such as 0.8")
-    if presence.tagger != manifest["separator_fingerprint"]:
+    if presence.tagger != tagger:
         raise ValueError(
-            f"a presence model must be calibrated with the tagger {manifest['separator_fingerprint']}, got one of "
-            f"{presence.tagger}; give --known, with which it is calibrated"
+            f"a presence model must be calibrated with the tagger {tagger}, got one of {presence.tagger}; give --known, "
+            "with which it is calibrated"
         )
-    labels, limits = manifest["tagger_labels"], presence.thresholds(precision)
+    limits = presence.thresholds(precision)
     places = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
     names = [labels[place] for place in places]
     if not places:
@@ -282,15 +297,10 @@ def _judge(manifest: PassManifest, presence: Presence, precision: float, ontolog
             f"an ontology must have labels of the tagger, got none of {names[:_MOST_NAMED]}; give one of its labels"
         )
     thresholds = [limits[plain_label(name)] for name in names]
-    if poor := [name for name, limit in zip(names, thresholds, strict=True) if limit["precision"] < precision]:
-        _LOGGER.warning(
-            f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
-            f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
-        )
-    return _Judge(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
+    return LabelJudge(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
 
 
-def _label_counts(judge: _Judge, counts: Counter[str]) -> list[LabelCount]:
+def _label_counts(judge: LabelJudge, counts: Counter[str]) -> list[LabelCount]:
     names = [judge.labels[place] for place in judge.places]
     return [
         LabelCount(label=name, num_clips=counts[name], **limit)
@@ -298,7 +308,7 @@ def _label_counts(judge: _Judge, counts: Counter[str]) -> list[LabelCount]:
     ]
 
 
-def _nothing(judge: _Judge, num_rows: int, precision: float) -> ValueError:
+def _nothing(judge: LabelJudge, num_rows: int, precision: float) -> ValueError:
     nearest = ", ".join(text for _, text in sorted(judge.missed, reverse=True)) or "none above 0.05"
     return ValueError(
         f"thresholds must accept a label of some clip, got none of {num_rows} tagged clips (the strongest "
