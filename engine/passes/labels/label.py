@@ -281,8 +281,8 @@ def judge_of(
         raise ValueError(f"precision must be above 0 and at most 1, got {precision:g}; give one such as 0.8")
     if presence.tagger != tagger:
         raise ValueError(
-            f"a presence model must be calibrated with the tagger {tagger}, got one of {presence.tagger}; give --known, "
-            "with which it is calibrated"
+            f"a presence model must be calibrated with the tagger {tagger}, got one of {presence.tagger}; give "
+            "--known, with which it is calibrated"
         )
     limits = presence.thresholds(precision)
     places = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
