@@ -31,6 +31,11 @@ class PassConfig:
     """Clips with fewer labels are set aside and counted: there is nothing to separate their sound from."""
     reseparate: bool = False
     """Also compute the scores of re-separation, which take two more forward passes for each stem."""
+    label_evidence: Annotated[bool, NEWER] = False
+    """Also store the tagger's tags of every stem, of the clip and of its residual, by which labels may move.
+
+    It needs a tagger. A run sets it if it has ``labels``.
+    """
     rows_per_task: Count = 64
     """Rows of the manifest that one decoding task owns."""
     shard_s: Positive = 320.0

@@ -23,7 +23,6 @@ from engine.passes.config import PassConfig
 from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
 from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
 from engine.scoring.model_scores import Scorer
-from engine.scoring.scores import Scores
 from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
 from engine.separators.batching import FIRST_S, BatchedSeparator, SeparationRequest
@@ -257,7 +256,9 @@ class Separate(ShardWorker):
             autocast=config.autocast and on_gpu,
         )
         tagger = self._guarded_model(open_tagger) if open_tagger is not None else None
-        self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
+        self.scorer = Scorer(
+            batched=batched, tagger=tagger, reseparate=config.reseparate, keeps_tags=config.label_evidence
+        )
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard with their scores."""
@@ -303,17 +304,17 @@ class Separate(ShardWorker):
         return separated
 
     def _assess(self, items: list[SeparatedClip], failures: list[FailureRow]) -> list[SeparatedClip]:
-        """The clips with the scores that need a separator or a tagger; those where that fails are failures."""
+        """The clips with the scores and tags that need a model; those where that fails are failures."""
         if not self.scorer.needs_models:
             return items
         assessed: list[SeparatedClip] = []
         for part in self.hand.parts("assess", [_piece(item.clip) for item in items]):
-            scores = self._model_scores(items, part.positions) if part.error is None else [part.error]
-            for position, rows in zip(part.positions, scores, strict=True):
-                if isinstance(rows, Exception):
-                    failures.append(_score_failure(items[position], rows))
+            results = self._assessed(items, part.positions) if part.error is None else [part.error]
+            for position, result in zip(part.positions, results, strict=True):
+                if isinstance(result, Exception):
+                    failures.append(_score_failure(items[position], result))
                 else:
-                    assessed.append(replace(items[position], extra=rows))
+                    assessed.append(result)
         return assessed
 
     def _score(self, items: list[SeparatedClip], failures: list[FailureRow]) -> Iterator[ScoredBatch]:
@@ -353,15 +354,15 @@ class Separate(ShardWorker):
             for item in batch:
                 yield from self._scored(score, [item])
 
-    def _model_scores(self, items: list[SeparatedClip], positions: Sequence[int]) -> list[list[Scores] | Exception]:
-        """The scores of the clips at some positions; if that fails, of each alone, or the exception."""
+    def _assessed(self, items: list[SeparatedClip], positions: Sequence[int]) -> list[SeparatedClip | Exception]:
+        """The clips at some positions with these scores; if that fails, each alone, or the exception."""
         try:
-            return [*self.scorer.model_scores(items, positions)]
+            return [*self.scorer.assess(items, positions)]
         except BaseException as error:  # noqa: BLE001 - whatever a tagger raises costs this clip
             if len(positions) == 1:
                 return [as_exception(error)]
             as_exception(error)
-        return [self._model_scores(items, [position])[0] for position in positions]
+        return [self._assessed(items, [position])[0] for position in positions]
 
     def fill_fraction(self, clips: Sequence[DecodedClip]) -> float:
         """See :class:`ShardWorker`."""

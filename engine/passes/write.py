@@ -109,7 +109,10 @@ class Separation:
         self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
     ) -> PassManifest:
         """See :class:`PassWork`."""
-        return pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
+        made = pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
+        if self.tagger is not None and config.label_evidence:
+            made["tagger_labels"] = list(self.tagger.labels)
+        return made
 
 
 class Write:
@@ -213,9 +216,16 @@ class _Stems:
             "num_samples": [num_samples] * num_stems,
             "audio_flac": [data for data, _ in stems],
             "audio_exponent": [exponent for _, exponent in stems],
-            "mixture_flac": [mixture[0], *[None] * (num_stems - 1)],
-            "mixture_exponent": [mixture[1], *[None] * (num_stems - 1)],
+            "tags_db": [None] * num_stems if clip.tags is None else [*clip.tags.stems_SL],
         }
+        once: dict[str, object] = {
+            "mixture_flac": mixture[0],
+            "mixture_exponent": mixture[1],
+            "residual_level_db": clip.residual_level_db,
+            "clip_tags_db": clip.tags and clip.tags.clip_L,
+            "residual_tags_db": clip.tags and clip.tags.residual_L,
+        }
+        values |= {name: [value, *[None] * (num_stems - 1)] for name, value in once.items()}
         for name, added in values.items():
             self._columns[name] += added
 

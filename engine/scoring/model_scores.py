@@ -1,21 +1,35 @@
-"""The scores of stems that need a separator or a tagger, and all scores together."""
+"""The scores of stems that need a separator or a tagger, all scores together, and the tags of clips.
+
+Shape suffixes: B rows of a batch, S stems of a clip, T samples, L labels of a tagger.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
+from typing import TypedDict
 
+import numpy as np
 import torch
 import torchaudio
 from torch import Tensor
 
-from engine.schema import SeparatedClip
+from engine.schema import ClipTags, SeparatedClip
 from engine.scoring.energies import norm
+from engine.scoring.metrics import level_db
 from engine.scoring.reseparate import reseparate
 from engine.scoring.scores import Scores, score_clip
 from engine.separators.batching import BatchedSeparator, pack
-from engine.taggers import Tagger, find_label, margin_db, rivals_of
+from engine.taggers import Tagger, find_label, margin_db, require_finite, rivals_of
+from engine.taggers.windows import tag_windows
+
+_NOTHING_DB = -60.0
+
+
+class _Sizes(TypedDict):
+    sample_rate_hz: int
+    batch_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +40,8 @@ class Scorer:
     """The separator; its rate is that of the clips and stems."""
     tagger: Tagger | None = None
     """Scores ``tagger_margin_db``; None leaves that score out."""
+    keeps_tags: bool = False
+    """:meth:`assess` also gives the tags of clips, stems and residuals."""
     reseparate: bool = True
     """Separate stems again (``cycle_si_sdr_db`` and ``rival_leak_db``), which takes two separations per stem."""
     seed: int = 0
@@ -41,6 +57,16 @@ class Scorer:
         """True if :meth:`model_scores` has any."""
         return self.reseparate or self.tagger is not None
 
+    def assess(self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None) -> list[SeparatedClip]:
+        """The clips with the scores of :meth:`model_scores`, and with their tags if they are kept."""
+        positions = range(len(clips)) if positions is None else positions
+        some = [clips[number] for number in positions]
+        stem_tags, found = self._stem_tags(some), [None] * len(some)
+        if self.tagger is not None and self.keeps_tags:
+            found = clip_tags(some, stem_tags, self.tagger, **self._sizes)  # type: ignore[assignment]
+        rows = self._model_scores(clips, positions, stem_tags)
+        return [replace(item, extra=row, tags=tags) for item, row, tags in zip(some, rows, found, strict=True)]
+
     def model_scores(
         self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None
     ) -> list[list[Scores]]:
@@ -49,12 +75,23 @@ class Scorer:
         With ``positions`` only for the clips there; the others are what their stems may be remixed with.
         """
         positions = range(len(clips)) if positions is None else positions
+        return self._model_scores(clips, positions, self._stem_tags([clips[number] for number in positions]))
+
+    @property
+    def _sizes(self) -> _Sizes:
+        return {"sample_rate_hz": self.sample_rate_hz, "batch_s": self.batched.size_s}
+
+    def _stem_tags(self, clips: Sequence[SeparatedClip]) -> list[np.ndarray]:
+        return stem_tags(clips, self.tagger, **self._sizes) if self.tagger is not None else []
+
+    def _model_scores(
+        self, clips: Sequence[SeparatedClip], positions: Sequence[int], tags: Sequence[np.ndarray]
+    ) -> list[list[Scores]]:
         some = [clips[number] for number in positions]
         rows: list[list[Scores]] = [[{} for _ in item.labels] for item in some]
         parts = [reseparate(clips, self.batched, seed=self.seed, positions=positions)] if self.reseparate else []
         if self.tagger is not None:
-            rate, batch_s = self.sample_rate_hz, self.batched.size_s
-            parts.append(tagger_margins(some, self.tagger, sample_rate_hz=rate, batch_s=batch_s))
+            parts.append(_margins(some, tags, self.tagger.labels))
         for part in parts:
             for row, scores in zip(chain(*rows), chain(*part), strict=True):
                 row.update(scores)
@@ -78,24 +115,71 @@ def tagger_margins(
 
     None for labels that the tagger does not know and for stems that are not finite.
     """
+    tags = stem_tags(clips, tagger, sample_rate_hz=sample_rate_hz, batch_s=batch_s)
+    return _margins(clips, tags, tagger.labels)
+
+
+def _margins(clips: Sequence[SeparatedClip], tags: Sequence[np.ndarray], labels: Sequence[str]) -> list[list[Scores]]:
     rows: list[list[Scores]] = [[{"tagger_margin_db": None} for _ in item.labels] for item in clips]
-    stems: list[tuple[int, int, int, list[int]]] = []  # clip, stem, and positions of its label and its rivals
-    is_finite = iter(torch.cat([norm(item.stems_ST) for item in clips]).isfinite().tolist() if clips else [])
-    for number, item in enumerate(clips):
-        for stem, label in enumerate(item.labels):
-            own, rivals = find_label(label, tagger.labels), rivals_of(label, item.clip.row["labels"], tagger.labels)
-            if next(is_finite) and own is not None and rivals:
-                stems.append((number, stem, own, rivals))
-    sizes = [clips[number].stems_ST.shape[1] for number, *_ in stems]
+    compared: list[tuple[Scores, np.ndarray, int, list[int]]] = []  # with tags, position of the label and its rivals
+    for row, item, tags_SL in zip(rows, clips, tags, strict=True):
+        for scores, label, tags_L in zip(row, item.labels, tags_SL, strict=True):
+            own, rivals = find_label(label, labels), rivals_of(label, item.clip.row["labels"], labels)
+            if own is not None and rivals and np.isfinite(tags_L).all():
+                compared.append((scores, tags_L, own, rivals))
+    if compared:
+        all_scores, all_tags, owns, all_rivals = zip(*compared, strict=True)
+        margins = margin_db(torch.from_numpy(np.stack(all_tags)), owns, all_rivals)
+        for scores, margin in zip(all_scores, margins.tolist(), strict=True):
+            scores["tagger_margin_db"] = margin
+    return rows
+
+
+def stem_tags(
+    clips: Sequence[SeparatedClip], tagger: Tagger, *, sample_rate_hz: int, batch_s: float
+) -> list[np.ndarray]:
+    """Tags ``[S, L]`` (float32, dB) of the stems of every clip; NaN for a stem that is not finite.
+
+    Raises ``ValueError`` for a tagger whose tags are not finite.
+    """
+    tags = [np.full((len(item.labels), len(tagger.labels)), np.nan, np.float32) for item in clips]
+    is_finite = torch.cat([norm(item.stems_ST) for item in clips]).isfinite().tolist() if clips else []
+    stems = [(number, stem) for number, item in enumerate(clips) for stem in range(len(item.labels))]
+    stems = [place for place, finite in zip(stems, is_finite, strict=True) if finite]
+    sizes = [clips[number].stems_ST.shape[1] for number, _ in stems]
     for positions in pack(sizes, batch_samples=max(1, int(batch_s * sample_rate_hz))):
         batch = [stems[i] for i in positions]
-        by_length = groupby((clips[number].stems_ST[stem] for number, stem, *_ in batch), key=len)
+        by_length = groupby((clips[number].stems_ST[stem] for number, stem in batch), key=len)
         audio: list[Tensor] = []
         for _, signals in by_length:
             audio += torchaudio.functional.resample(torch.stack([*signals]), sample_rate_hz, tagger.sample_rate_hz)
         padded_BT = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
         tags_BL = tagger.tag(padded_BT, lengths=[len(one) for one in audio]).cpu()
-        margins = margin_db(tags_BL, [own for _, _, own, _ in batch], [rivals for *_, rivals in batch])
-        for (number, stem, *_), margin in zip(batch, margins.tolist(), strict=True):
-            rows[number][stem]["tagger_margin_db"] = margin
-    return rows
+        require_finite(tags_BL)
+        for (number, stem), tags_L in zip(batch, tags_BL.numpy(), strict=True):
+            tags[number][stem] = tags_L
+    return tags
+
+
+def clip_tags(
+    clips: Sequence[SeparatedClip], tags: Sequence[np.ndarray], tagger: Tagger, *, sample_rate_hz: int, batch_s: float
+) -> list[ClipTags | None]:
+    """The tags of every clip whose stems have ``tags``, with those of its windows and of what its stems leave over.
+
+    A residual more than 60 dB below its clip is what rounding leaves of nothing: it has the tags of silence. None for a
+    clip with a stem that is not finite.
+    """
+    numbers = [number for number, tags_SL in enumerate(tags) if np.isfinite(tags_SL).all()]
+    mixtures = [clips[number].mixture_T for number in numbers]
+    residuals = [_residual(clips[number]) for number in numbers]
+    windows = tag_windows(tagger, [*mixtures, *residuals], sample_rate_hz=sample_rate_hz, batch_s=batch_s)
+    found: list[ClipTags | None] = [None] * len(clips)
+    for number, mixture, residual in zip(numbers, windows, windows[len(mixtures) :], strict=False):
+        found[number] = ClipTags(stems_SL=tags[number], clip_L=mixture.strongest(), residual_L=residual.strongest())
+    return found
+
+
+def _residual(item: SeparatedClip) -> Tensor:
+    residual_T = item.mixture_T - item.stems_ST.sum(0)
+    is_nothing = level_db(signal=residual_T, reference=item.mixture_T) < _NOTHING_DB
+    return torch.where(is_nothing, 0.0, residual_T)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from engine.audio.flac import flac24_steps
-from engine.schema import ClipRow, SeparatedClip
+from engine.schema import ClipRow, ClipTags, SeparatedClip
 from engine.scoring.energies import is_on_cpu
+from engine.scoring.metrics import level_db
 from engine.scoring.scores import SAMPLES_AT_ONCE_ON_GPU, Scores, score_rows, score_values
 
 
@@ -30,6 +31,10 @@ class ScoredClip:
     """Of each signal; None if the signals are written at another rate than that of the separator."""
     scores: list[Scores]
     """Of each stem."""
+    residual_level_db: float
+    """Level of the clip minus its stems, relative to the clip."""
+    tags: ClipTags | None = None
+    """None without a tagger."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +45,26 @@ class ScoredBatch:
     signals_BST: Tensor
     exponents_BS: Tensor | None
     values_BSN: Tensor
+    residual_db_B: Tensor
 
     def clips(self) -> Iterator[ScoredClip | Exception]:
         """Each clip as it is stored, or its error."""
         exponents = [None] * len(self.items) if self.exponents_BS is None else self.exponents_BS.tolist()
-        columns = (self.items, self.signals_BST.numpy(), exponents, self.values_BSN.tolist())
-        for item, signals_ST, exponents_S, values_SN in zip(*columns, strict=True):
+        values, residuals_db = self.values_BSN.tolist(), self.residual_db_B.tolist()
+        columns = (self.items, self.signals_BST.numpy(), exponents, values, residuals_db)
+        for item, signals_ST, exponents_S, values_SN, residual_db in zip(*columns, strict=True):
             if not (rows := score_rows(values_SN)):
                 yield ValueError("every sample of a stem must be finite, got NaN or infinity; correct the separator")
                 continue
             scores = [{**row, **more} for row, more in zip(rows, item.extra or [{}] * len(rows), strict=True)]
             yield ScoredClip(
-                row=item.clip.row, labels=item.labels, signals_ST=signals_ST, exponents=exponents_S, scores=scores
+                row=item.clip.row,
+                labels=item.labels,
+                signals_ST=signals_ST,
+                exponents=exponents_S,
+                scores=scores,
+                residual_level_db=residual_db,
+                tags=item.tags,
             )
 
 
@@ -81,6 +94,7 @@ def score_together(items: Sequence[SeparatedClip], *, sample_rate_hz: int, as_in
         signals_BST=_fetched(steps.integers if as_integers else signals_BST),
         exponents_BS=_fetched(steps.exponents) if as_integers else None,
         values_BSN=_fetched(values_BSN),
+        residual_db_B=_fetched(level_db(signal=mixtures_BT - stored_BST.sum(1), reference=mixtures_BT).float()),
     )
 
 

@@ -70,8 +70,7 @@ def margin_db(tags_BL: Tensor, own_B: Sequence[int] | Tensor, rivals: Sequence[S
             f"tags must have a row for each label and its rivals, got shape {tuple(tags_BL.shape)} for {len(own)} "
             f"labels and {len(rivals)} lists of rivals; give one of each per row"
         )
-    if not torch.isfinite(tags_BL).all():
-        raise ValueError("tags must be finite, got NaN or infinity; repair the tagger or drop the stem")
+    require_finite(tags_BL)
     for row, (label, others) in enumerate(zip(own, rivals, strict=True)):
         if not others or label in others or not all(0 <= i < tags_BL.shape[1] for i in (label, *others)):
             raise ValueError(
@@ -81,6 +80,12 @@ def margin_db(tags_BL: Tensor, own_B: Sequence[int] | Tensor, rivals: Sequence[S
     strongest = [tags_BL[row, list(others)].max() for row, others in enumerate(rivals)]
     margins = [tags_BL[row, label] - rival for row, (label, rival) in enumerate(zip(own, strongest, strict=True))]
     return torch.stack(margins).clamp(-MAX_MARGIN_DB, MAX_MARGIN_DB) if margins else tags_BL.new_zeros(0)
+
+
+def require_finite(tags_BL: Tensor) -> None:
+    """Raise ``ValueError`` for tags that are not finite."""
+    if not torch.isfinite(tags_BL).all():
+        raise ValueError("tags must be finite, got NaN or infinity; repair the tagger or drop the stem")
 
 
 def normalized(audio_BT: Tensor, lengths: Sequence[int] | None) -> Tensor:

@@ -54,7 +54,14 @@ def test_one_shard_of_several_in_a_table_arrives_as_it_was():
 def test_a_separated_shard_arrives_as_it_was():
     signals_ST = np.arange(12, dtype=np.int32).reshape(3, 4)
     row = decoded(mixture(80)).row
-    clip = ScoredClip(row=row, labels=["a", "b"], signals_ST=signals_ST, exponents=[0, 1, 2], scores=[{"x": 1.0}, {}])
+    clip = ScoredClip(
+        row=row,
+        labels=["a", "b"],
+        signals_ST=signals_ST,
+        exponents=[0, 1, 2],
+        scores=[{"x": 1.0}, {}],
+        residual_level_db=-3.0,
+    )
     shard = SeparatedShard(name="shard", clips=[clip], failures=[], counts={"score_s": 1.0}, use=USE)
     got = unpack(pack(shard))
     (got_clip,) = got.clips
