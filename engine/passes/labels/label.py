@@ -99,7 +99,7 @@ class LabelSummary(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelJudge:
+class ClipLabeller:
     """Decides which labels of a clip are accepted."""
 
     presence: Presence
@@ -181,15 +181,15 @@ def write_labels(
     clip is accepted, and for a presence model or an ontology of other labels or another tagger.
     """
     manifest = read_manifest(tags / "stems", "tagger_labels", "shards", "num_clips", "num_failed")
-    judge = judge_of(
+    labeller = labeller_of(
         presence,
         tagger=manifest["separator_fingerprint"],
         labels=manifest["tagger_labels"],
         precision=precision,
         ontology=ontology,
     )
-    names = [judge.labels[place] for place in judge.places]
-    if poor := [name for name, limit in zip(names, judge.thresholds, strict=True) if limit["precision"] < precision]:
+    names = [labeller.labels[place] for place in labeller.places]
+    if poor := [name for name, limit in zip(names, labeller.thresholds, strict=True) if limit["precision"] < precision]:
         _LOGGER.warning(
             f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
             f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
@@ -199,8 +199,8 @@ def write_labels(
     is_inside = not relative_name(location(root), folder=out.parent).startswith(("..", "/", "s3:"))
     base = out.parent if is_inside else location(root)
     rows = (
-        {**_placed(clip, root, base), **judge.row(clip, windows)}
-        for clip, windows in read_tags(tags, len(judge.labels))
+        {**_placed(clip, root, base), **labeller.row(clip, windows)}
+        for clip, windows in read_tags(tags, len(labeller.labels))
     )
     with atomic_path(out) as aside, pq.ParquetWriter(aside, LABELLED, write_page_checksum=True) as writer:
         for some in chunks(rows, _ROWS_AT_ONCE):
@@ -210,7 +210,7 @@ def write_labels(
             for of_clip in labels:
                 counts.update(of_clip)
         if not num_labelled:
-            raise _nothing(judge, num_rows, precision)
+            raise _nothing(labeller, num_rows, precision)
         summary = LabelSummary(
             num_clips=manifest["num_clips"],
             num_labelled=num_labelled,
@@ -221,7 +221,7 @@ def write_labels(
             presence_fingerprint=presence.fingerprint,
             tags=relative_name(tags, folder=out.parent),
             audio_root=None if is_inside else str(root),
-            labels=_label_counts(judge, counts),
+            labels=_label_counts(labeller, counts),
         )
         if num_rows + summary["num_failed"] != summary["num_clips"]:
             raise RuntimeError(
@@ -273,9 +273,9 @@ def _placed(clip: ClipRow, root: str, base: Location) -> dict[str, object]:
     return {"path": path, "start_s": clip["start_s"], "end_s": clip["end_s"]}
 
 
-def judge_of(
+def labeller_of(
     presence: Presence, *, tagger: str, labels: Sequence[str], precision: float, ontology: Ontology | None
-) -> LabelJudge:
+) -> ClipLabeller:
     """Decides on labels of the tagger with a fingerprint; ``ValueError`` for inputs that do not fit each other."""
     if not 0.0 < precision <= 1.0:
         raise ValueError(f"precision must be above 0 and at most 1, got {precision:g}; give one such as 0.8")
@@ -297,19 +297,19 @@ def judge_of(
             f"an ontology must have labels of the tagger, got none of {names[:_MOST_NAMED]}; give one of its labels"
         )
     thresholds = [limits[plain_label(name)] for name in names]
-    return LabelJudge(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
+    return ClipLabeller(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
 
 
-def _label_counts(judge: LabelJudge, counts: Counter[str]) -> list[LabelCount]:
-    names = [judge.labels[place] for place in judge.places]
+def _label_counts(labeller: ClipLabeller, counts: Counter[str]) -> list[LabelCount]:
+    names = [labeller.labels[place] for place in labeller.places]
     return [
         LabelCount(label=name, num_clips=counts[name], **limit)
-        for name, limit in zip(names, judge.thresholds, strict=True)
+        for name, limit in zip(names, labeller.thresholds, strict=True)
     ]
 
 
-def _nothing(judge: LabelJudge, num_rows: int, precision: float) -> ValueError:
-    nearest = ", ".join(text for _, text in sorted(judge.missed, reverse=True)) or "none above 0.05"
+def _nothing(labeller: ClipLabeller, num_rows: int, precision: float) -> ValueError:
+    nearest = ", ".join(text for _, text in sorted(labeller.missed, reverse=True)) or "none above 0.05"
     return ValueError(
         f"thresholds must accept a label of some clip, got none of {num_rows} tagged clips (the strongest "
         f"probabilities: {shown(nearest)}); lower the precision ({precision:g})"
