@@ -120,12 +120,17 @@ def label(
     """
     from engine.cli.tables import label_tables
     from engine.corpus.read import read_corpus
+    from engine.corpus.sources import read_sources
     from engine.passes.config import PassConfig
+    from engine.passes.labels.label import tags_folder
     from engine.settings import build, override
     from engine.taggers import find_tagger
+    from engine.taggers.presence import load_presence
     from train.judges.label import label_corpus
 
     config, source = build(PassConfig, override({}, set_ or [])), find_tagger(tagger)
+    tags_folder(out)  # before Ray starts
+    clean, model = read_sources(known) if known else None, load_presence(presence) if presence else None
     reading = {"class_map": class_map, "audio_root": audio_root, "columns": columns}
     clips = read_corpus(corpus, **reading, allow_outside=allow_outside, needs_labels=False)
     with connected(address):
@@ -133,8 +138,8 @@ def label(
             clips,
             out,
             tagger=source,
-            known=known,
-            presence=presence,
+            known=clean,
+            presence=model,
             precision=precision,
             ontology=ontology,
             config=config,

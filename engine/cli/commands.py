@@ -76,8 +76,10 @@ def separate_corpus(
 
 def plan(
     manifest: Manifest,
-    separator: Annotated[str, typer.Option(help=SEPARATOR_HELP)],
-    tagger: Annotated[str | None, typer.Option(help="Folder of a tagger, if the pass will use one.")] = None,
+    separator: Annotated[str | None, typer.Option(help=SEPARATOR_HELP)] = None,
+    tagger: Annotated[
+        str | None, typer.Option(help="Folder of a tagger, if the pass will use one; alone, for `clearsep label`.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows of the manifest to draw and measure.")] = 40,
     cpus: Annotated[float | None, typer.Option(help="CPUs of the cluster; default: this machine's.")] = None,
     gpus: Annotated[float | None, typer.Option(help="GPUs of the cluster; default: this machine's.")] = None,
@@ -98,9 +100,17 @@ def plan(
     from engine.taggers import find_tagger
 
     config = build(PassConfig, override({}, set_ or []))
+    corpus = read_corpus(
+        manifest,
+        class_map=class_map,
+        audio_root=audio_root,
+        columns=columns,
+        allow_outside=allow_outside,
+        needs_labels=separator is not None,
+    )
     cost = plan_pass(
-        read_corpus(manifest, class_map=class_map, audio_root=audio_root, columns=columns, allow_outside=allow_outside),
-        separator=find_separator(separator),
+        corpus,
+        separator=find_separator(separator) if separator else None,
         tagger=find_tagger(tagger) if tagger else None,
         config=config,
         num_rows=rows,

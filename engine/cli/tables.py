@@ -60,14 +60,14 @@ def plan_table(plan: PassPlan) -> Table:
         ["rows in the manifest", str(plan["num_rows"])],
         ["rows set aside (too few labels)", str(plan["num_set_aside"])],
         ["clips", str(plan["num_clips"])],
-        ["queries, each a stem or a failure", str(plan["num_queries"])],
+        ["queries, each a stem (or tagged clip) or a failure", str(plan["num_queries"])],
         ["audio", f"{plan['audio_h']:.2f} h"],
         ["failures expected", f"{plan['num_failed']} ({low:.1%} to {high:.1%} of the queries, with 95 % confidence)"],
         ["CPU time", f"{plan['core_h']:.2f} core hours"],
         ["GPU time", f"{plan['gpu_h']:.2f} h" if plan["num_gpus"] else "none: measured without a GPU"],
         ["wall time", f"{plan['wall_h']:.2f} h on {machines}"],
         [f"limit: {plan['limit']['limit']}", plan["limit"]["advice"]],
-        ["stems on disk", f"{plan['stem_gib']:.2f} GiB in {plan['num_shards']} shards"],
+        ["result on disk", f"{plan['stem_gib']:.2f} GiB in {plan['num_shards']} shards"],
     ]
     rows += [[f"time in {step}", f"{hours:.2f} h"] for step, hours in plan["step_h"].items()]
     title = f"Plan, from {plan['sample_rows']} rows ({plan['sample_audio_s']:.0f} s of audio) on {plan['measured_on']}"
@@ -116,7 +116,7 @@ def pass_table(summary: PassSummary) -> Table:
 
 
 def label_tables(summary: LabelSummary) -> list[Table]:
-    """How a corpus was labelled: its clips by outcome, then its labels with their thresholds."""
+    """Clips of a labelled corpus by outcome, then its labels with their thresholds."""
     rows = [
         ["clips", str(summary["num_clips"])],
         ["clips with labels", str(summary["num_labelled"])],

@@ -57,7 +57,7 @@ from engine.passes.speed.progress import PassProgress
 from engine.passes.speed.ray_metrics import num_ended_for_memory
 from engine.passes.tasks import WHOLE, Slice, Tasks, require_clips
 from engine.passes.transport import unpack
-from engine.passes.write import Separation, Work, Write
+from engine.passes.write import PassWork, Separation, Write
 from engine.separators import SeparatorFactory, SeparatorSource, find_separator
 from engine.settings import build
 from engine.storage.factories import Model, ModelSource
@@ -117,7 +117,7 @@ def run_pass(
 def run_work(
     corpus: Corpus,
     out: Location,
-    work: Work,
+    work: PassWork,
     config: PassConfig,
     *,
     retry_failed: bool = False,
@@ -151,7 +151,7 @@ def run_work(
 def _run_missing_tasks(
     corpus: Corpus,
     out: Location,
-    work: Work,
+    work: PassWork,
     config: PassConfig,
     done: list[str],
     part: Slice,
@@ -252,7 +252,7 @@ class _Steps(NamedTuple):
     decode: Decode
     models: tuple[Any, ...]
     """What opens each model of the work on a device, or None."""
-    work: Work
+    work: PassWork
     write: Write
     hand: InHand
     part: Slice

@@ -31,16 +31,16 @@ from engine.storage.retry import retried
 from engine.taggers import TaggerSource
 
 
-class Work(Protocol):
-    """What a pass makes of the clips of its corpus: stems with their scores, or tags."""
+class PassWork(Protocol):
+    """The work of a pass on the clips of its corpus: it makes stems with their scores, or tags."""
 
     what: str
     """The pass with its article, such as "a pass"."""
     doing: str
     """What is done to the clips, for the progress."""
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
-        """Holds the models; made of what opens them, the settings, true for a GPU and the work in hand.
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
+        """The class that holds the models; made of what opens them, the settings, true for a GPU and the work in hand.
 
         On a CPU it also ``writes``, and is made of :meth:`writer`, what opens the models and the settings.
         """
@@ -56,11 +56,11 @@ class Work(Protocol):
     def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
         """Everything that decides what the pass writes, models and corpus by their fingerprints."""
 
-    def ready(self, labels: Sequence[str], out: Location) -> Work:
+    def ready(self, labels: Sequence[str], out: Location) -> PassWork:
         """The same work with models that are ready for labels; what they need for that is kept in ``out``."""
 
     def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
-        """What writes the shards of a pass."""
+        """The step that writes the shards."""
 
     def manifest(
         self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
@@ -78,37 +78,37 @@ class Separation:
     what = "a pass"
     doing = "separating clips"
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
-        """See :class:`Work`."""
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
+        """See :class:`PassWork`."""
         return SeparateAndWrite if writes else Separate
 
     @property
     def sample_rate_hz(self) -> int:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         return self.separator.sample_rate_hz
 
     @property
     def models(self) -> Sequence[ModelSource[Any] | None]:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         return (self.separator, self.tagger)
 
     def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         return pass_identity(corpus, separator=self.separator, tagger=self.tagger, config=config)
 
     def ready(self, labels: Sequence[str], out: Location) -> Separation:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         tagger = self.tagger.with_labels(labels, out / "tagger") if self.tagger is not None else None
         return Separation(separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
 
     def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         return Write(str(out), self.sample_rate_hz, hand, written_hz=config.stem_rate_hz)
 
     def manifest(
         self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
     ) -> PassManifest:
-        """See :class:`Work`."""
+        """See :class:`PassWork`."""
         made = pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
         if self.tagger is not None and config.label_evidence:
             made["tagger_labels"] = list(self.tagger.labels)

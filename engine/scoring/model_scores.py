@@ -21,7 +21,7 @@ from engine.scoring.metrics import level_db
 from engine.scoring.reseparate import reseparate
 from engine.scoring.scores import Scores, score_clip
 from engine.separators.batching import BatchedSeparator, pack
-from engine.taggers import Tagger, find_label, margin_db, require_finite, rivals_of
+from engine.taggers import Tagger, find_label, margin_db, rivals_of, tags_of
 from engine.taggers.windows import tag_windows
 
 _NOTHING_DB = -60.0
@@ -140,7 +140,7 @@ def stem_tags(
 ) -> list[np.ndarray]:
     """Tags ``[S, L]`` (float32, dB) of the stems of every clip; NaN for a stem that is not finite.
 
-    Raises ``ValueError`` for a tagger whose tags are not finite.
+    Raises ``ValueError`` for a tagger whose tags are not finite or of another shape.
     """
     tags = [np.full((len(item.labels), len(tagger.labels)), np.nan, np.float32) for item in clips]
     is_finite = torch.cat([norm(item.stems_ST) for item in clips]).isfinite().tolist() if clips else []
@@ -153,10 +153,7 @@ def stem_tags(
         audio: list[Tensor] = []
         for _, signals in by_length:
             audio += torchaudio.functional.resample(torch.stack([*signals]), sample_rate_hz, tagger.sample_rate_hz)
-        padded_BT = torch.nn.utils.rnn.pad_sequence(audio, batch_first=True)
-        tags_BL = tagger.tag(padded_BT, lengths=[len(one) for one in audio]).cpu()
-        require_finite(tags_BL)
-        for (number, stem), tags_L in zip(batch, tags_BL.numpy(), strict=True):
+        for (number, stem), tags_L in zip(batch, tags_of(tagger, audio).numpy(), strict=True):
             tags[number][stem] = tags_L
     return tags
 

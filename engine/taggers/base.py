@@ -88,6 +88,22 @@ def require_finite(tags_BL: Tensor) -> None:
         raise ValueError("tags must be finite, got NaN or infinity; repair the tagger or drop the stem")
 
 
+def tags_of(tagger: Tagger, signals: Sequence[Tensor]) -> Tensor:
+    """Tags ``[B, L]`` (float32, dB, on the CPU) of signals ``[T]`` at the tagger's rate, which are padded.
+
+    Raises ``ValueError`` if the tagger returns anything but finite tags of this shape.
+    """
+    padded_BT = torch.nn.utils.rnn.pad_sequence([*signals], batch_first=True)
+    tags_BL = tagger.tag(padded_BT, lengths=[len(signal_T) for signal_T in signals])
+    shape = (len(signals), len(tagger.labels))
+    if not isinstance(tags_BL, Tensor) or tuple(tags_BL.shape) != shape:
+        got = tuple(tags_BL.shape) if isinstance(tags_BL, Tensor) else type(tags_BL).__name__
+        raise ValueError(f"tags of a tagger must have shape [B, L] = {shape}, got {got}; correct the tagger")
+    tags_BL = tags_BL.float().cpu()
+    require_finite(tags_BL)
+    return tags_BL
+
+
 def normalized(audio_BT: Tensor, lengths: Sequence[int] | None) -> Tensor:
     """Signals to tag as float32, each with a peak of 1 (silence stays silent), zero after their lengths.
 

@@ -69,27 +69,26 @@ def read_ontology(path: Name) -> Ontology:
         content = parse_json(data) if file.suffix == ".json" else parse_yaml(data)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {path} as an ontology ({error}); {_EXAMPLE}") from None
+    return Ontology(_audioset(content, path) if isinstance(content, list) else _mapping(content, path))
+
+
+def _audioset(entries: list[Any], path: Name) -> dict[str, list[str]]:
     try:
-        return Ontology(_audioset(content) if isinstance(content, list) else _mapping(content))
+        names = {entry["id"]: str(entry["name"]) for entry in entries}
+        below = [(names[entry["id"]], names[child]) for entry in entries for child in entry["child_ids"]]
     except (KeyError, TypeError) as error:
-        cause = f"an entry without {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(f"cannot read {path} as an ontology ({cause}); {_EXAMPLE}") from None
-
-
-def _audioset(entries: list[Any]) -> dict[str, list[str]]:
-    names = {entry["id"]: str(entry["name"]) for entry in entries}
+        raise ValueError(f"cannot read {path} as an ontology (an entry lacks {error}); {_EXAMPLE}") from None
     parents: dict[str, list[str]] = {name: [] for name in names.values()}
-    for entry in entries:
-        for child in entry["child_ids"]:
-            parents[names[child]].append(names[entry["id"]])
+    for parent, child in below:
+        parents[child].append(parent)
     return parents
 
 
-def _mapping(content: object) -> dict[str, list[str]]:
+def _mapping(content: object, path: Name) -> dict[str, list[str]]:
     if not isinstance(content, dict):
-        raise TypeError(f"it is a {type(content).__name__}")
-    parents = {str(label): [above] if isinstance(above, str) else above or [] for label, above in content.items()}
+        raise ValueError(f"{path} must be a mapping of labels, got a {type(content).__name__}; {_EXAMPLE}")
+    parents = {str(label): [above] if isinstance(above, str) else above for label, above in content.items()}
     for label, above in parents.items():
         if not isinstance(above, list) or not all(isinstance(one, str) for one in above):
-            raise TypeError(f"{label} has no list of labels")
+            raise ValueError(f"a label in {path} must have a list of labels, got {above!r} for {label!r}; {_EXAMPLE}")
     return parents

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.separators.batching import FIRST_S, pack
-from engine.taggers.base import Tagger
+from engine.taggers.base import Tagger, tags_of
 
 WINDOW_S, HOP_S = 1.0, 0.5
 """Length of a window and the time from the start of one to the next."""
@@ -48,7 +48,7 @@ def tag_windows(
     """Tags of every window of signals ``[T]``; ``batch_s`` is the most audio in one call of the tagger, in seconds.
 
     Windows of 1 s start every 0.5 s; the last ends with the signal, and a shorter signal is one window. Raises
-    ``ValueError`` for a signal without samples, and as the tagger does for samples that are not finite.
+    ``ValueError`` for a signal without samples, and for samples and tags that are not finite.
     """
     for number, signal_T in enumerate(signals):
         if signal_T.ndim != 1 or not len(signal_T):
@@ -62,7 +62,9 @@ def tag_windows(
         cuts = [_cut(torch.stack([*group]), sample_rate_hz, tagger.sample_rate_hz) for _, group in by_length]
         rows = [row_T for windows_SWT, _ in cuts for row_T in windows_SWT.flatten(0, 1)]
         num_in_call = max(1, int(batch_s / WINDOW_S))
-        tags_NL = np.concatenate([_tag(tagger, rows[i : i + num_in_call]) for i in range(0, len(rows), num_in_call)])
+        tags_NL = np.concatenate(
+            [tags_of(tagger, rows[i : i + num_in_call]).numpy() for i in range(0, len(rows), num_in_call)]
+        )
         timed = [(start_s_W, windows_WT) for windows_SWT, start_s_W in cuts for windows_WT in windows_SWT]
         ends = np.cumsum([len(start_s_W) for start_s_W, _ in timed])[:-1]
         for position, (start_s_W, windows_WT), tags_WL in zip(positions, timed, np.split(tags_NL, ends), strict=True):
@@ -83,13 +85,6 @@ def _cut(signals_ST: Tensor, sample_rate_hz: int, rate_hz: int) -> tuple[Tensor,
     starts = [min(number * hop, last) for number in range(1 + math.ceil(last / hop))]
     windows_SWT = torch.stack([audio_ST[:, start : start + length] for start in starts], dim=1)
     return windows_SWT, np.array(starts) / rate_hz
-
-
-def _tag(tagger: Tagger, rows: Sequence[Tensor]) -> NDArray[np.float32]:
-    """Tags ``[N, L]`` of windows."""
-    padded_NT = torch.nn.utils.rnn.pad_sequence([*rows], batch_first=True)
-    tags_NL: NDArray[np.float32] = tagger.tag(padded_NT, lengths=[len(row_T) for row_T in rows]).float().cpu().numpy()
-    return tags_NL
 
 
 def _is_active(windows_WT: Tensor) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from engine.corpus.read import read_corpus
 from engine.corpus.sources import SourceClips, read_sources
 from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig
-from engine.passes.labels.label import LabelSummary, tag_corpus, tags_folder, write_labels
+from engine.passes.labels.label import LabelSummary, labeller_of, tag_corpus, tags_folder, write_labels
 from engine.settings import build, deciding
 from engine.storage.factories import own_device
 from engine.storage.fingerprints import fingerprint
@@ -61,6 +61,9 @@ def label_corpus(
     else:
         model = presence if isinstance(presence, Presence) else load_presence(str(presence))
     labels = [label for label in model.measured if label]
+    labeller_of(  # before hours of work
+        model, tagger=tagger.fingerprint, labels=tagger.labels or labels, precision=precision, ontology=ways
+    )
     tag_corpus(
         corpus, tags, tagger=tagger, labels=labels, config=build(PassConfig, config or {}), retry_failed=retry_failed
     )

@@ -26,7 +26,7 @@ from engine.corpus.table import Corpus, chunks
 from engine.passes.config import PassConfig
 from engine.passes.labels.tag import Tagging, tagging_config
 from engine.passes.run import run_work
-from engine.passes.shards import PassManifest, read_columns, read_manifest, stem_shards
+from engine.passes.shards import read_columns, read_manifest, stem_shards
 from engine.schema import ClipRow, clip_columns, plain_label
 from engine.storage.files import atomic_path, parquet_file
 from engine.storage.paths import Location, Name, location, relative_name
@@ -67,7 +67,7 @@ LABELLED = pa.schema(
 
 
 class LabelCount(TypedDict):
-    """How often a label was accepted, and by which threshold."""
+    """A label with its clips, and the threshold by which it was accepted."""
 
     label: str
     num_clips: int
@@ -79,7 +79,7 @@ class LabelCount(TypedDict):
 
 
 class LabelSummary(TypedDict):
-    """How a corpus was labelled; it is in the labelled corpus itself."""
+    """Record of how a corpus was labelled; it is in the labelled corpus itself."""
 
     num_clips: int
     """Clips after cutting, each labelled, without label or failed, with the rows of the list that are no clips."""
@@ -88,7 +88,7 @@ class LabelSummary(TypedDict):
     num_failed: int
     """Listed by ``clearsep failures`` for the folder of the tags."""
     precision: float
-    """Precision that was asked of every label."""
+    """Precision that every label should have."""
     tagger_fingerprint: str
     presence_fingerprint: str
     tags: str
@@ -99,7 +99,7 @@ class LabelSummary(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judge:
+class ClipLabeller:
     """Decides which labels of a clip are accepted."""
 
     presence: Presence
@@ -121,7 +121,7 @@ class _Judge:
         accepted, found = [], []
         for number in np.argsort(-probability_K, kind="stable").tolist():
             name, probability, limit = names[number], float(probability_K[number]), self.thresholds[number]
-            if probability < min(_CANDIDATE, limit["probability"]):
+            if probability < _CANDIDATE:
                 break
             spans: list[dict[str, float]] = []
             if probability >= limit["probability"]:
@@ -181,14 +181,26 @@ def write_labels(
     clip is accepted, and for a presence model or an ontology of other labels or another tagger.
     """
     manifest = read_manifest(tags / "stems", "tagger_labels", "shards", "num_clips", "num_failed")
-    judge = _judge(manifest, presence, precision, ontology)
+    labeller = labeller_of(
+        presence,
+        tagger=manifest["separator_fingerprint"],
+        labels=manifest["tagger_labels"],
+        precision=precision,
+        ontology=ontology,
+    )
+    names = [labeller.labels[place] for place in labeller.places]
+    if poor := [name for name, limit in zip(names, labeller.thresholds, strict=True) if limit["precision"] < precision]:
+        _LOGGER.warning(
+            f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
+            f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
+        )
     counts: Counter[str] = Counter()
     num_rows = num_labelled = 0
     is_inside = not relative_name(location(root), folder=out.parent).startswith(("..", "/", "s3:"))
     base = out.parent if is_inside else location(root)
     rows = (
-        {**_placed(clip, root, base), **judge.row(clip, windows)}
-        for clip, windows in read_tags(tags, len(judge.labels))
+        {**_placed(clip, root, base), **labeller.row(clip, windows)}
+        for clip, windows in read_tags(tags, len(labeller.labels))
     )
     with atomic_path(out) as aside, pq.ParquetWriter(aside, LABELLED, write_page_checksum=True) as writer:
         for some in chunks(rows, _ROWS_AT_ONCE):
@@ -198,7 +210,7 @@ def write_labels(
             for of_clip in labels:
                 counts.update(of_clip)
         if not num_labelled:
-            raise _nothing(judge, num_rows, precision)
+            raise _nothing(labeller, num_rows, precision)
         summary = LabelSummary(
             num_clips=manifest["num_clips"],
             num_labelled=num_labelled,
@@ -209,7 +221,7 @@ def write_labels(
             presence_fingerprint=presence.fingerprint,
             tags=relative_name(tags, folder=out.parent),
             audio_root=None if is_inside else str(root),
-            labels=_label_counts(judge, counts),
+            labels=_label_counts(labeller, counts),
         )
         if num_rows + summary["num_failed"] != summary["num_clips"]:
             raise RuntimeError(
@@ -221,7 +233,7 @@ def write_labels(
 
 
 def read_label_summary(path: Location) -> LabelSummary | None:
-    """How a labelled corpus was made; null for any other file."""
+    """The record in a labelled corpus; null for any other file."""
     if path.suffix != ".parquet" or not path.is_file():
         return None
     with parquet_file(path) as file:
@@ -256,20 +268,23 @@ def read_tags(tags: Location, num_labels: int) -> Iterator[tuple[ClipRow, Window
 
 
 def _placed(clip: ClipRow, root: str, base: Location) -> dict[str, object]:
-    """Where a clip is, as a manifest in the folder ``base`` names it."""
+    """The place of a clip, as a manifest in the folder ``base`` names it."""
     path = relative_name(location(resolve(Root(root, is_confined=False), clip["path"])), folder=base)
     return {"path": path, "start_s": clip["start_s"], "end_s": clip["end_s"]}
 
 
-def _judge(manifest: PassManifest, presence: Presence, precision: float, ontology: Ontology | None) -> _Judge:
+def labeller_of(
+    presence: Presence, *, tagger: str, labels: Sequence[str], precision: float, ontology: Ontology | None
+) -> ClipLabeller:
+    """Decides on labels of the tagger with a fingerprint; ``ValueError`` for inputs that do not fit each other."""
     if not 0.0 < precision <= 1.0:
         raise ValueError(f"precision must be above 0 and at most 1, got {precision:g}; give one such as 0.8")
-    if presence.tagger != manifest["separator_fingerprint"]:
+    if presence.tagger != tagger:
         raise ValueError(
-            f"a presence model must be calibrated with the tagger {manifest['separator_fingerprint']}, got one of "
-            f"{presence.tagger}; give --known, with which it is calibrated"
+            f"a presence model must be calibrated with the tagger {tagger}, got one of {presence.tagger}; give "
+            "--known, with which it is calibrated"
         )
-    labels, limits = manifest["tagger_labels"], presence.thresholds(precision)
+    limits = presence.thresholds(precision)
     places = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
     names = [labels[place] for place in places]
     if not places:
@@ -282,24 +297,19 @@ def _judge(manifest: PassManifest, presence: Presence, precision: float, ontolog
             f"an ontology must have labels of the tagger, got none of {names[:_MOST_NAMED]}; give one of its labels"
         )
     thresholds = [limits[plain_label(name)] for name in names]
-    if poor := [name for name, limit in zip(names, thresholds, strict=True) if limit["precision"] < precision]:
-        _LOGGER.warning(
-            f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
-            f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
-        )
-    return _Judge(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
+    return ClipLabeller(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
 
 
-def _label_counts(judge: _Judge, counts: Counter[str]) -> list[LabelCount]:
-    names = [judge.labels[place] for place in judge.places]
+def _label_counts(labeller: ClipLabeller, counts: Counter[str]) -> list[LabelCount]:
+    names = [labeller.labels[place] for place in labeller.places]
     return [
         LabelCount(label=name, num_clips=counts[name], **limit)
-        for name, limit in zip(names, judge.thresholds, strict=True)
+        for name, limit in zip(names, labeller.thresholds, strict=True)
     ]
 
 
-def _nothing(judge: _Judge, num_rows: int, precision: float) -> ValueError:
-    nearest = ", ".join(text for _, text in sorted(judge.missed, reverse=True)) or "none above 0.05"
+def _nothing(labeller: ClipLabeller, num_rows: int, precision: float) -> ValueError:
+    nearest = ", ".join(text for _, text in sorted(labeller.missed, reverse=True)) or "none above 0.05"
     return ValueError(
         f"thresholds must accept a label of some clip, got none of {num_rows} tagged clips (the strongest "
         f"probabilities: {shown(nearest)}); lower the precision ({precision:g})"

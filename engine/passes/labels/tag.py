@@ -177,15 +177,15 @@ class Tagging:
 
     @property
     def models(self) -> Sequence[ModelSource[Any]]:
-        """See :class:`~engine.passes.write.Work`."""
+        """See :class:`~engine.passes.write.PassWork`."""
         return (self.tagger,)
 
-    def actor(self, *, writes: bool) -> type[ShardWorker]:
-        """See :class:`~engine.passes.write.Work`."""
+    def actor(self, *, writes: bool) -> Callable[..., ShardWorker]:
+        """See :class:`~engine.passes.write.PassWork`."""
         return TagAndWrite if writes else Tag
 
     def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
-        """See :class:`~engine.passes.write.Work`."""
+        """See :class:`~engine.passes.write.PassWork`."""
         return {
             "windows": [WINDOW_S, HOP_S],
             "settings": deciding(config),
@@ -195,17 +195,17 @@ class Tagging:
         }
 
     def ready(self, labels: Sequence[str], out: Location) -> Tagging:
-        """See :class:`~engine.passes.write.Work`; the labels of the corpus say nothing here."""
+        """See :class:`~engine.passes.write.PassWork`; the labels of the corpus say nothing here."""
         return replace(self, tagger=self.tagger.with_labels(self.labels, out / "tagger"))
 
     def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
-        """See :class:`~engine.passes.write.Work`."""
+        """See :class:`~engine.passes.write.PassWork`."""
         return WriteTags(str(out), self.sample_rate_hz, hand)
 
     def manifest(
         self, totals: Totals, *, corpus: Corpus, config: PassConfig, counts: TaskCounts, start: PassStart
     ) -> PassManifest:
-        """See :class:`~engine.passes.write.Work`; a row of the list that is no clip counts as one that failed."""
+        """See :class:`~engine.passes.write.PassWork`; a row of the list that is no clip counts as one that failed."""
         made = pass_manifest(totals, corpus, config, separator=self, counts=counts, start=start)
         return {
             **made,

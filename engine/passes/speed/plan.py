@@ -16,16 +16,19 @@ import torch
 from engine.corpus.table import Corpus
 from engine.passes.config import PassConfig
 from engine.passes.decode import Decode
+from engine.passes.labels.tag import Tagging, tagging_config
 from engine.passes.records import STEPS, ShardRecord, shard_records
-from engine.passes.separate import Separate
 from engine.passes.speed.limits import PassLimit, PassTimes, limit_of
 from engine.passes.tasks import Tasks, require_clips
-from engine.passes.write import Write
+from engine.passes.write import PassWork, Separation
 from engine.schema import ClipRow
 from engine.separators import SeparatorSource
 from engine.separators.batching import FIRST_S
 from engine.storage.files import folder_for_block
+from engine.storage.in_hand import InHand
 from engine.taggers import TaggerSource
+
+_ANY_LABELS = ("speech", "music")  # for a tagger that reads text: the time does not depend on them
 
 
 class ExpectedFailures(TypedDict):
@@ -91,7 +94,7 @@ class _Sample:
 def plan_pass(
     corpus: Corpus,
     *,
-    separator: SeparatorSource,
+    separator: SeparatorSource | None,
     tagger: TaggerSource | None = None,
     config: PassConfig | None = None,
     num_rows: int = 40,
@@ -101,13 +104,15 @@ def plan_pass(
 ) -> PassPlan:
     """Measure ``num_rows`` random rows of a corpus and estimate the time, bytes and failures of a pass over all.
 
+    Without a separator it is a pass that tags, of which a clip is a query.
     ``num_cpus`` and ``num_gpus`` are those of the cluster to be used; null: this machine's. Raises ``ValueError`` if no
     row of the sample could be separated.
     """
     config, on_gpu = config or PassConfig(), torch.cuda.is_available()
+    work, config = _work(separator, tagger, config)
     require_clips(corpus, config)
     rows, num_eligible = _draw(corpus, config.min_labels, num_rows, seed)
-    sample = _measure(rows, num_eligible, corpus.root, config, separator, tagger, on_gpu)
+    sample = _measure(rows, num_eligible, corpus.root, config, work, on_gpu)
     if not sample.total("audio_s"):
         raise ValueError(
             f"at least one sampled row must be separated, got none of {len(rows)}; `clearsep separate-corpus` and "
@@ -150,6 +155,17 @@ def plan_pass(
     }
 
 
+def _work(
+    separator: SeparatorSource | None, tagger: TaggerSource | None, config: PassConfig
+) -> tuple[PassWork, PassConfig]:
+    """The work of the pass, with its settings."""
+    if separator is not None:
+        return Separation(separator=separator, tagger=tagger), config
+    if tagger is None:
+        raise ValueError("there is no model; give --separator, or --tagger alone for a pass that tags")
+    return Tagging(tagger=tagger, labels=tagger.labels or _ANY_LABELS), tagging_config(config)
+
+
 def _failures(sample: _Sample, corpus: Corpus) -> ExpectedFailures:
     """Failures of the pass; every row of the manifest that is no clip is one too."""
     num_separated = sample.total("num_queries") * sample.scale
@@ -179,8 +195,7 @@ def _measure(
     num_eligible: int,
     root: str,
     config: PassConfig,
-    separator: SeparatorSource,
-    tagger: TaggerSource | None,
+    work: PassWork,
     on_gpu: bool,
 ) -> _Sample:
     """Take rows through the steps of a pass, in small shards and in a temporary folder."""
@@ -188,13 +203,12 @@ def _measure(
     with folder_for_block("clearsep-plan-") as out:
         try:
             Tasks(out / "corpus").write_rows(rows, rows_per_task=len(rows))
-            decode = Decode(config, root=root, out=str(out), sample_rate_hz=separator.sample_rate_hz)
-            labels = [label for row in rows for label in row["labels"]]
-            separator, tagger = separator.with_labels(labels, out / "queries"), tagger and tagger.with_labels(labels)
-            separate = Separate(separator.open, tagger.open if tagger else None, config, on_gpu)
-            write = Write(str(out), separator.sample_rate_hz, written_hz=config.stem_rate_hz)
+            decode = Decode(config, root=root, out=str(out), sample_rate_hz=work.sample_rate_hz)
+            work = work.ready([label for row in rows for label in row["labels"]], out)
+            models = [model and model.open for model in work.models]
+            actor, write = work.actor(writes=False)(*models, config, on_gpu), work.writer(out, config, InHand())
             for shard in decode.decode(task=0):
-                write.write(separate.separate(shard))
+                write.write(actor.separate(shard))
         finally:
             torch.set_num_threads(threads)
         return _Sample(

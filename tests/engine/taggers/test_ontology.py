@@ -38,11 +38,11 @@ def test_audiosets_file_and_a_mapping_are_read(tmp_path):
         ("a.yaml", "dog: [bark]\nbark: [dog]\n", "an ontology must have no loop, got .*dog.*bark.*; remove"),
         ("a.yaml", "dog: [Dog]\n", "an ontology must have no loop, got dog > dog"),
         ("a.json", "{bark", "cannot read .*a.json as an ontology .*; write it like"),
-        ("a.yaml", "- dog\n", "cannot read .*a.yaml as an ontology"),
-        ("a.yaml", "dog: [1]\n", "dog has no list of labels"),
-        ("a.json", '[{"id": "x", "name": "Dog"}]', "an entry without 'child_ids'"),
-        ("a.json", '[{"id": "x", "name": "Dog", "child_ids": ["y"]}]', "an entry without 'y'"),
-        ("a.json", "7", "it is a int"),
+        ("a.yaml", "- dog\n", r"a.yaml must be a mapping of labels|cannot read .*a.yaml as an ontology"),
+        ("a.yaml", "dog: [1]\n", r"must have a list of labels, got \[1\] for 'dog'; write"),
+        ("a.json", '[{"id": "x", "name": "Dog"}]', "an entry lacks 'child_ids'"),
+        ("a.json", '[{"id": "x", "name": "Dog", "child_ids": ["y"]}]', "an entry lacks 'y'"),
+        ("a.json", "7", "must be a mapping of labels, got a int"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path, name, content, message):

@@ -94,7 +94,7 @@ def session(folder: Path, s3_proxy: Proxy) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(s3_proxy).items():
             patch.setenv(name, value)
-        with connect(num_cpus=2):
+        with connect(num_cpus=2, num_gpus=1):  # a GPU that does not exist
             yield
 
 
@@ -170,6 +170,11 @@ def test_a_killed_command_resumes_to_the_same_bytes(folder: Path, first: Any, tm
     assert [row["tags"] for row in rows] == [row["tags"] for row in undisturbed]
 
 
+def test_actors_with_a_gpu_make_the_same_bytes(folder: Path, first: Any, tmp_path: Path) -> None:
+    labelled(tmp_path / "gpu.parquet", config=SETTINGS | {"num_gpus_per_actor": 1.0})
+    assert files(tmp_path / "gpu.tags") == files(folder / "labelled.tags")
+
+
 def test_failed_clips_are_tried_again_and_nothing_else(folder: Path, tmp_path: Path) -> None:
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -203,6 +208,9 @@ def test_inputs_that_do_not_fit_are_refused(folder: Path, first: Any, tmp_path: 
     (folder / "whales.csv").write_text("path,label\nlow0.wav,whale\n")
     with pytest.raises(ValueError, match=r"a tagger must know the labels of the clips, got .* none of 'whale'"):
         labelled(tmp_path / "a.parquet", known="whales.csv")
+    with pytest.raises(ValueError, match=r"precision must be above 0 and at most 1, got 80"):
+        labelled(tmp_path / "a.parquet", presence=folder / "labelled.tags" / "presence", known=None, precision=80.0)
+    assert not (tmp_path / "a.tags" / "stems").exists()
     with pytest.raises(ValueError, match=r"must hold a pass that tags with these settings, got .* another settings"):
         labelled(folder / "labelled.parquet", config=SETTINGS | {"clip_s": 1.0})
     assert find_tagger("own_bands:make").sample_rate_hz == RATE_HZ

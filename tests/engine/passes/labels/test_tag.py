@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
 
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
@@ -93,6 +94,16 @@ class Moody(BandTagger):
         if audio_BT.abs().max() < 0.01:
             raise ValueError("a clip must be loud; turn it up")
         return super().tag(audio_BT, lengths=lengths)
+
+
+@pytest.mark.parametrize("outcome", [lambda _: None, lambda x: x[:, :1], lambda x: x * torch.nan], ids=str)
+def test_whatever_a_tagger_returns_costs_the_clips_alone(folder, tmp_path, outcome):
+    tagger = BandTagger()
+    tag = tagger.tag
+    tagger.tag = lambda *args, **more: outcome(tag(*args, **more))
+    tagged(folder, tmp_path / "out", tagger)
+    errors = {(row["step"], row["error_class"]) for row in read_failures(tmp_path / "out").to_pylist()}
+    assert ("tag", "ValueError") in errors and read_totals(tmp_path / "out").num_failed == 6
 
 
 def test_a_tagger_that_fails_costs_the_clips_that_it_fails_with(folder, tmp_path):

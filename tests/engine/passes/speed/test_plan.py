@@ -13,8 +13,18 @@ from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
 from engine.passes.records import done_names, read_totals
 from engine.passes.speed.plan import plan_pass
+from engine.taggers import TaggerSource
 from tests.support.command import call_here
-from tests.support.signals import RATE_HZ, BandSeparator, FixedSource, mixture, run_stages, tiny_checkpoint, write_clips
+from tests.support.signals import (
+    RATE_HZ,
+    BandSeparator,
+    BandTagger,
+    FixedSource,
+    mixture,
+    run_stages,
+    tiny_checkpoint,
+    write_clips,
+)
 
 CONFIG = PassConfig(clip_s=2.0, min_clip_s=0.5, shard_s=4.0, batch_s=8.0, rows_per_task=4)
 
@@ -205,3 +215,21 @@ def test_long_recordings_are_planned_by_their_clips(write):
     cost = costs(write({"long.wav": mixture(round(recording_s * RATE_HZ), seed=1)}), num_rows=1)
     assert cost["num_clips"] == 15 and cost["num_queries"] == 30
     assert cost["num_shards"] == 8 and cost["audio_h"] == pytest.approx(recording_s / 3600)
+
+
+def test_a_tagger_alone_is_planned_for_the_pass_that_tags_all_clips(tmp_path):
+    folder = tmp_path / "recordings"
+    write_clips(folder, clips(6), labels={f"{number:02d}.wav": ("low",) for number in range(6)})
+    corpus = read_corpus(folder, needs_labels=False)
+    tagger = TaggerSource(
+        name="bands",
+        fingerprint=BandTagger.fingerprint,
+        factory=lambda _: BandTagger(),
+        sample_rate_hz=RATE_HZ,
+        labels=BandTagger.labels,
+    )
+    cost = plan_pass(corpus, separator=None, tagger=tagger, config=CONFIG)
+    assert (cost["num_clips"], cost["num_queries"], cost["num_failed"], cost["num_set_aside"]) == (6, 6, 0, 0)
+    assert 0 < cost["stem_gib"] * 2**30 < 6 * 16384 and cost["step_h"]["separate"] > 0
+    with pytest.raises(ValueError, match="there is no model; give --separator, or --tagger alone"):
+        plan_pass(corpus, separator=None)
