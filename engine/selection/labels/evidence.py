@@ -19,12 +19,12 @@ from engine.storage.paths import Location
 _SCORES = ("stem_level_db", "active_fraction", "tagger_margin_db")
 _FIRST = ("clip_tags_db", "residual_tags_db", "residual_level_db")  # with the first stem of a clip only
 _COLUMNS = [*CLIPS.names, "label", "sample_rate_hz", "num_samples", *_SCORES, "tags_db", *_FIRST]
-_REMEDY = "make the pass again with a tagger (`--tagger DIR`)"
+_REMEDY = "make the pass again with a tagger and label_evidence (`--tagger DIR --set label_evidence=true`)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipEvidence:
-    """What a pass found out about a clip; tags are in dB, in the order of :func:`tagger_labels`."""
+    """Findings of a pass about a clip; tags are in dB, in the order of :func:`tagger_labels`."""
 
     row: ClipRow
     """The clip as the pass had it."""
@@ -55,7 +55,9 @@ def tagger_labels(stems: Location) -> list[str]:
     """The labels of the tags that a closed pass stored; ``ValueError`` if it stored none."""
     labels = read_manifest(stems).get("tagger_labels")
     if not labels:
-        raise ValueError(f"cannot find the tags of the pass in {stems} (it had no tagger, or is too old); {_REMEDY}")
+        raise ValueError(
+            f"cannot find the tags of the pass in {stems} (it had no tagger or no label_evidence, or is too old); {_REMEDY}"
+        )
     return labels
 
 
