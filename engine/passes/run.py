@@ -107,11 +107,14 @@ def run_pass(
     >>> summary["num_queries"], summary["num_stems"], summary["num_failed"]
     (4, 4, 0)
     """
+    config = build(PassConfig, config or {})
+    if config.label_evidence and tagger is None:
+        raise ValueError(
+            "a tagger must be given for label_evidence, got none; give --tagger DIR, or set label_evidence=false"
+        )
     tagging = find_tagger(tagger) if tagger is not None else None
     work = Separation(separator=find_separator(separator), tagger=tagging)
-    return run_work(
-        corpus, location(out), work, build(PassConfig, config or {}), retry_failed=retry_failed, slice=slice
-    )
+    return run_work(corpus, location(out), work, config, retry_failed=retry_failed, slice=slice)
 
 
 def run_work(

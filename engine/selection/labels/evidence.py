@@ -55,9 +55,8 @@ def tagger_labels(stems: Location) -> list[str]:
     """The labels of the tags that a closed pass stored; ``ValueError`` if it stored none."""
     labels = read_manifest(stems).get("tagger_labels")
     if not labels:
-        raise ValueError(
-            f"cannot find the tags of the pass in {stems} (it had no tagger or no label_evidence, or is too old); {_REMEDY}"
-        )
+        cause = "it had no tagger or no label_evidence, or is too old"
+        raise ValueError(f"cannot find the tags of the pass in {stems} ({cause}); {_REMEDY}")
     return labels
 
 

@@ -1,0 +1,70 @@
+"""The evidence of a pass without Ray: exact stems, and a tagger that measures the energy of bands."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.corpus.read import read_corpus
+from engine.passes.config import PassConfig
+from engine.passes.run import run_pass
+from engine.selection.labels.evidence import read_evidence, tagger_labels
+from engine.storage.files import read_json
+from engine.storage.fingerprints import write_sealed
+from tests.support.signals import RATE_HZ, BandTagger, close_pass, run_stages, two_bands, write_clips
+
+CONFIG = PassConfig(min_clip_s=0.5, min_labels=1, label_evidence=True)
+
+
+def evidence(folder, labels, *, config=CONFIG, tagger=True):
+    """The evidence of a clip of both bands that is queried for some labels."""
+    low_T, high_T = two_bands(RATE_HZ)
+    files = {"clip.wav": (low_T + 0.1 * high_T).astype(np.float32)}
+    corpus = read_corpus(write_clips(folder / "corpus", files))
+    rows = [{**row, "labels": list(labels)} for row in corpus.clips.to_pylist()]
+    out = folder / "pass"
+    run_stages(rows, corpus.root, out, config=config, open_tagger=(lambda device: BandTagger()) if tagger else None)
+    close_pass(out)
+    manifest = read_json(out / "stems" / "manifest.json")
+    if tagger and config.label_evidence:
+        manifest["tagger_labels"] = list(BandTagger().labels)
+    manifest.pop("checksum", None)
+    write_sealed(out / "stems" / "manifest.json", manifest)
+    return out / "stems"
+
+
+def test_what_is_not_queried_is_in_the_residual(tmp_path):
+    stems = evidence(tmp_path, ["low"])
+    names = tagger_labels(stems)
+    low, high = names.index("low"), names.index("high")
+    (clip,) = read_evidence(stems)
+    assert clip.stem_labels == ["low"] and clip.row["labels"] == ["low"]
+    assert clip.stem_tags_SL.shape == (1, len(names))
+    assert clip.stem_tags_SL[0, low] - clip.stem_tags_SL[0, high] > 40
+    assert clip.clip_tags_L[low] - clip.clip_tags_L[high] == pytest.approx(20.0, abs=1.5)
+    assert clip.residual_tags_L[high] - clip.residual_tags_L[low] > 20
+    assert clip.residual_level_db == pytest.approx(-20.0, abs=1.0)
+    assert clip.stem_level_db_S[0] == pytest.approx(0.0, abs=0.5)
+
+
+def test_nothing_is_left_of_a_clip_whose_stems_add_up_to_it(tmp_path):
+    (clip,) = read_evidence(evidence(tmp_path, ["low", "high"]))
+    assert clip.residual_level_db < -60
+    assert np.ptp(clip.residual_tags_L) == 0, "the tags of silence"
+    assert clip.stem_level_db_S == pytest.approx([0.0, -20.0], abs=1.0)
+
+
+@pytest.mark.parametrize(("settings", "tagger"), [({"label_evidence": False}, True), ({}, False)])
+def test_a_pass_that_kept_no_tags_is_an_error(tmp_path, settings, tagger):
+    config = PassConfig(min_clip_s=0.5, min_labels=1, **({"label_evidence": True} | settings))
+    stems = evidence(tmp_path, ["low"], config=config, tagger=tagger)
+    with pytest.raises(ValueError, match=r"cannot find the tags of the pass in .*; make the pass again with a tagger"):
+        list(read_evidence(stems))
+    (shard,) = stems.glob("shard-*.parquet")
+    assert pq.read_table(shard)["clip_tags_db"].to_pylist() == [None]
+    assert pq.read_table(shard)["residual_level_db"].to_pylist() == [pytest.approx(-20.0, abs=1.0)]
+
+
+def test_evidence_needs_a_tagger(tmp_path):
+    corpus = read_corpus(write_clips(tmp_path, {"clip.wav": np.ones(RATE_HZ, np.float32)}))
+    with pytest.raises(ValueError, match=r"a tagger must be given for label_evidence, got none; give --tagger DIR"):
+        run_pass(corpus, tmp_path / "pass", separator="seed", config={"label_evidence": True})
