@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from engine.separators.exports.hub import save_pretrained as save_pretrained
     from train.api import distil as distil
     from train.api import evaluate as evaluate
-    from train.judges.label import label_corpus as label_corpus
     from tune.run import run as run
     from tune.search.run import search as search
+    from tune.steps.label_corpus import label_corpus as label_corpus
 
 _PUBLIC = {
     "AudioExample": "engine.separators:AudioExample",
@@ -75,7 +75,7 @@ _PUBLIC = {
     "evaluate": "train.api:evaluate",
     "export_tracks": "engine.selection.export.export:export_tracks",
     "from_pretrained": "engine.separators:load_separator",
-    "label_corpus": "train.judges.label:label_corpus",
+    "label_corpus": "tune.steps.label_corpus:label_corpus",
     "load_separator": "engine.separators:load_separator",
     "metrics": "engine.scoring.metrics",
     "read_corpus": "engine.corpus.read:read_corpus",

@@ -126,7 +126,7 @@ def label(
     from engine.settings import build, override
     from engine.taggers import find_tagger
     from engine.taggers.presence import load_presence
-    from train.judges.label import label_corpus
+    from tune.steps.label_corpus import label_corpus
 
     config, source = build(PassConfig, override({}, set_ or [])), find_tagger(tagger)
     tags_folder(out)  # before Ray starts

@@ -39,7 +39,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("tune/recipes.py",),
     ("tune/inputs.py",),
     ("tune/steps/artifacts.py", "tune/steps/__init__.py"),
-    ("tune/steps/judges.py",),
+    ("tune/steps/judges.py", "tune/steps/label_corpus.py"),
     ("tune/steps/work.py",),
     ("tune/steps/labels.py",),
     ("tune/steps/iteration.py",),

@@ -17,14 +17,14 @@ import pytest
 import ray
 import soundfile
 
-import train.judges.label
+import tune.steps.label_corpus
 from cluster.session import connect
 from engine.corpus.read import read_corpus
 from engine.passes.records import done_names
 from engine.storage.files import read_json
 from engine.taggers import find_tagger
 from tests.support.signals import RATE_HZ, band_noise, read_failures
-from train.judges.label import label_corpus
+from tune.steps.label_corpus import label_corpus
 
 if TYPE_CHECKING:
     from tests.support.s3_server import S3, Proxy  # pytest imports it itself, as a plug-in
@@ -138,7 +138,7 @@ def test_another_precision_opens_no_audio_and_calibrates_nothing(
     folder: Path, first: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in (folder / "labelled.tags" / "stems").iterdir()}
-    monkeypatch.setattr(train.judges.label, "calibrate_presence", None)
+    monkeypatch.setattr(tune.steps.label_corpus, "calibrate_presence", None)
     monkeypatch.setattr("engine.passes.run._stream", None)
     again = labelled(folder / "labelled.parquet", precision=0.95)
     assert again["precision"] == 0.95 and again["num_clips"] == first["num_clips"]
