@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 
 from engine.passes.shards import read_manifest
-from engine.selection.tracks import Selection, read_tracks
+from engine.selection.tracks import Selection, read_events, read_tracks
 from engine.separators import (
     Embeddings,
     NetworkConfig,
@@ -226,10 +226,14 @@ def task_identity(task: TrainingTask) -> str:
 
 
 def _tracks_fingerprint(tracks: Name, mix: MixConfig) -> str:
-    """Fingerprint of the tracks, whatever rules kept them; raises ``ValueError`` if the selection is not complete."""
+    """Fingerprint of the tracks and events, whatever rules chose them; ``ValueError`` for an incomplete selection."""
     read_tracks(tracks)
     manifest = read_record(location(tracks) / "manifest.json", Selection, needs=["fingerprint", "kept_fingerprint"])
-    return str(manifest["fingerprint" if learns_absence(mix) else "kept_fingerprint"])
+    kept = str(manifest["fingerprint" if learns_absence(mix) else "kept_fingerprint"])
+    if mix.max_events_ratio == 0.0 or not manifest.get("num_events"):
+        return kept
+    read_events(tracks)
+    return fingerprint([kept, manifest["events_fingerprint"]])
 
 
 def data_record(data: TrainingData) -> DataRecord:

@@ -1,7 +1,8 @@
 """Selections: the stems of a pass that pass the thresholds, as references to rows of its shards.
 
 A selection's folder has ``kept.parquet`` (the tracks), ``rejected.parquet`` (the other stems, with rule, value and
-limit) and ``manifest.json``, which is written last. No audio is read or copied (see benchmarks/speed/tracks.md).
+limit), ``events.parquet`` if single events were mined, and ``manifest.json``, which is written last. No audio is read
+or copied (see benchmarks/speed/tracks.md).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NotRequired, Protocol, cast
 
@@ -24,12 +25,14 @@ from engine.schema import ESTIMATES
 from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
 from engine.selection.index import INDEX, KEPT, REJECTED, IndexWriter, read_index
+from engine.selection.labels.events import EVENTS, EventRow, write_events
 from engine.selection.labels.table import AcceptedLabels
 from engine.selection.thresholds import Thresholds, required_columns
 from engine.storage.files import atomic_path, read_parquet, read_record, sha256_file, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location, Name, location, relative_name, resolve_name
 
+_FILES, _EVENTS = ("kept.parquet", "rejected.parquet"), "events.parquet"
 _MAX_TABLES = 256  # shards whose scores are combined into one table at a time
 _ABSENT_RULE = "min_stem_level_db"  # rejects stems whose label is probably absent
 
@@ -77,6 +80,11 @@ class Selection(SelectionCounts):
     """None if there was no estimator."""
     labels_fingerprint: NotRequired[str | None]
     """None if all stems have a label of their clip."""
+    num_events: NotRequired[int]
+    """Single events; this and the next two are absent if none were mined."""
+    events_by_label: NotRequired[dict[str, int]]
+    events_fingerprint: NotRequired[str]
+    """Equal for equal clips, labels and purities."""
     thresholds: dict[str, Any]
     """Fields of the :class:`Thresholds`."""
     sha256: dict[str, str]
@@ -94,13 +102,15 @@ def select_tracks(
     *,
     estimator: Estimator | str | os.PathLike[str] | None = None,
     accepted: AcceptedLabels | None = None,
+    events: Iterable[EventRow] | None = None,
 ) -> Selection:
     """Select the stems of a pass that pass the thresholds into the folder ``out``; returns its manifest.
 
     ``stems`` is the folder of the pass, or the folder of its stem shards, ``PASS/stems``; ``estimator`` a folder such
-    as ``RUN/estimator``. Stems of labels that ``accepted`` does not have are rejected as ``no_label``. The scores that
-    the thresholds need are in memory for all stems at once, other columns for one shard at a time. Raises
-    ``ValueError`` if the thresholds need a score that no stem has, or if the pass is not finished.
+    as ``RUN/estimator``. Stems of labels that ``accepted`` does not have are rejected as ``no_label``; ``events`` are
+    clips in which one label sounds alone. The scores that the thresholds need are in memory for all stems at once,
+    other columns for one shard at a time. Raises ``ValueError`` if the thresholds need a score that no stem has, or if
+    the pass is not finished.
 
     >>> selection = cs.select_tracks("pass", "tracks", cs.Thresholds(min_re_sdr_db=-100))
     >>> selection["num_stems"], selection["num_kept"], selection["num_rejected"]
@@ -115,7 +125,9 @@ def select_tracks(
         raise ValueError(f"{stems.parent} must be a pass that separates, got one that tags; give a pass of a separator")
     if (out / "pass.json").is_file():
         raise ValueError(f"{out} must not be the folder of a pass, got one; give another folder for the tracks")
-    (out / "manifest.json").unlink(missing_ok=True)
+    for name in ("manifest.json", _EVENTS):
+        (out / name).unlink(missing_ok=True)
+    found: Mapping[str, object] = dict(write_events(out / _EVENTS, events)) if events is not None else {}
     verdicts = _judge_pass(shards, thresholds, estimator, accepted)
     counts = _write_selection(out, read_index(shards), verdicts)
     _require_all(out, counts, len(verdicts), pass_manifest)
@@ -130,7 +142,8 @@ def select_tracks(
         "labels_fingerprint": accepted.fingerprint if accepted is not None else None,
         "thresholds": asdict(thresholds),
         **counts,
-        "sha256": {name: sha256_file(out / name) for name in ("kept.parquet", "rejected.parquet")},
+        **found,
+        "sha256": {name: sha256_file(out / name) for name in (*_FILES, *([_EVENTS] if found else []))},
         "kept_fingerprint": fingerprint(kept),
     }
     selection["fingerprint"] = fingerprint(selection)
@@ -255,7 +268,13 @@ def read_absent(tracks: Name) -> tuple[pa.Table, Location]:
     return table.filter(pc.equal(table["rejected_by"], _ABSENT_RULE)), stems
 
 
-def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
+def read_events(tracks: Name) -> tuple[pa.Table, Location]:
+    """The single events of a selection (columns of ``EVENTS``), maybe none, and the folder of their shards."""
+    return _read_selection(location(tracks), _EVENTS, empty=EVENTS.empty_table())
+
+
+def _read_selection(tracks: Location, name: str, *, empty: pa.Table | None = None) -> tuple[pa.Table, Location]:
+    """A file of a selection and the folder of the stems; a file that the selection never had is ``empty``."""
     if not (tracks / "manifest.json").is_file():
         raise ValueError(f"cannot find {tracks / 'manifest.json'} (no finished selection); run `clearsep filter` first")
     manifest = read_record(tracks / "manifest.json", Selection, needs=["stems", "sha256", "pass_fingerprint"])
@@ -264,7 +283,9 @@ def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
         raise DamagedError(
             f"{tracks / 'manifest.json'} must have the fingerprint of its values, got another; run the filter again"
         )
-    if sha256_file(tracks / name) != manifest["sha256"].get(name):
+    recorded = manifest["sha256"].get(name)
+    is_missing = recorded is None and empty is not None
+    if not is_missing and (not (tracks / name).is_file() or sha256_file(tracks / name) != recorded):
         raise DamagedError(f"{tracks / name} must have the checksum in its manifest, got another; run the filter again")
     stems = resolve_name(manifest["stems"], folder=tracks)
     stem_shards(stems)
@@ -273,4 +294,4 @@ def _read_selection(tracks: Location, name: str) -> tuple[pa.Table, Location]:
             f"{tracks} must select from the pass in {stems} as it is now, got other stems (the selection is stale); "
             "run the filter again"
         )
-    return read_parquet(tracks / name), stems
+    return empty if is_missing else read_parquet(tracks / name), stems

@@ -60,8 +60,8 @@ SIGNATURES = {
     " file_format: 'FileFormat' = 'wav', residual: 'bool' = False, estimator: 'SiSdrEstimator | Name | None' = None,"
     " overwrite: 'bool' = False, device: 'str' = 'auto') -> 'list[FileStem]'",
     "select_tracks": "(stems: 'Name', out: 'Name', thresholds: 'Thresholds', *,"
-    " estimator: 'Estimator | str | os.PathLike[str] | None' = None, accepted: 'AcceptedLabels | None' = None)"
-    " -> 'Selection'",
+    " estimator: 'Estimator | str | os.PathLike[str] | None' = None, accepted: 'AcceptedLabels | None' = None,"
+    " events: 'Iterable[EventRow] | None' = None) -> 'Selection'",
 }
 OTHERS = {"AudioExample", "Query", "QueryPart", "Separator", "Thresholds", "metrics"}
 WITH_RAY = (

@@ -32,6 +32,11 @@ class MixConfig:
     """Fraction of mixtures whose query names a sound that they do not contain; the target is silence (ClearSep)."""
     clean_fraction: Fraction = 0.5
     """Fraction of sources drawn from single-source clips where a label has both clips and tracks."""
+    max_events_ratio: Annotated[NonNegative, NEWER] = 4.0
+    """Single events of a label that join its clean clips, at most, for each of these; the purest are taken.
+
+    A label without clean clips gets as many as the median label has room for. 0: none.
+    """
     share_mixture: bool = True
     """Learn from tracks that divide their clip among its labels (``train/data/sharing.py``), not from bare stems."""
     augment: bool = True

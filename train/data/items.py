@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 import numpy as np
@@ -16,7 +16,7 @@ from engine.audio.loading import Loader
 from engine.corpus.sources import SourceClips
 from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
-from engine.selection.tracks import read_tracks
+from engine.selection.tracks import read_events, read_tracks
 from engine.storage.paths import Location, Name
 from train.data.sharing import share_mixture
 
@@ -55,6 +55,8 @@ class Item:
     """Estimated SI-SDR of a track against the unknown true source; None if there is no estimate."""
     estimated_error_db: float | None = None
     """Standard deviation of that estimate."""
+    weight: float = 1.0
+    """Weight in the loss: of a single event, the probability that its label sounds alone."""
 
 
 def clean_items(
@@ -111,6 +113,20 @@ def pair_items(tracks: Name, *, sample_rate_hz: int, share: bool = True) -> list
     for row in index.to_pylist():
         check_rate(tracks, row, sample_rate_hz)
         items.append(track_item(row, functools.partial(_load_pair, stems, row, share), num_signals=2))
+    return items
+
+
+def event_items(tracks: Name, *, sample_rate_hz: int) -> list[Item]:
+    """Single events of a selection as clips of their label, purest first; their weight is their purity.
+
+    Raises ``ValueError`` for a selection of another sample rate.
+    """
+    index, stems = read_events(tracks)
+    items = []
+    for row in index.sort_by([("purity_fraction", "descending"), ("clip_id", "ascending")]).to_pylist():
+        check_rate(tracks, row, sample_rate_hz)
+        item, present = track_item(row, functools.partial(load_clip, stems, row)), {*row["labels"], row["label"]}
+        items.append(replace(item, labels_present=frozenset(present), weight=row["purity_fraction"]))
     return items
 
 

@@ -177,7 +177,7 @@ class Mixer:
 
     def weight(self, sound: Sound) -> float:
         """Weight of a target in the loss."""
-        return 1.0
+        return sound.item.weight
 
 
 def _labels_present(sounds: Iterable[Sound]) -> frozenset[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +15,7 @@ from engine.schema import plain_label
 from engine.separators import Embeddings, read_description
 from engine.storage.paths import Name
 from train.data.config import MixConfig
-from train.data.items import Item, clean_items, pair_items, track_items
+from train.data.items import Item, clean_items, event_items, pair_items, track_items
 from train.data.mixer import Mixer
 from train.data.pools import Pool
 from train.data.strategies.compose import extra_items, mixer_class
@@ -54,7 +56,7 @@ def make_mixer(
     items = _items(data, mix, sample_rate_hz=sample_rate_hz)
     spelling = _spelling(items, data, start)
     if data.clean is not None:
-        items["clean"] = clean_items(data.clean, sample_rate_hz=sample_rate_hz, loader=loader)
+        items["clean"] += clean_items(data.clean, sample_rate_hz=sample_rate_hz, loader=loader)
     pools = {
         kind: Pool(
             _spelled(some, spelling),
@@ -96,10 +98,32 @@ def _items(data: TrainingData, mix: MixConfig, *, sample_rate_hz: int) -> dict[s
     items: dict[str, list[Item]] = {"clean": [], "tracks": [], "pairs": []}
     if data.tracks is None:
         return items | {"natural": [], "absent": []}
+    if mix.max_events_ratio > 0.0:
+        events = event_items(data.tracks, sample_rate_hz=sample_rate_hz)
+        items["clean"] = capped_events(events, data.clean.labels if data.clean else (), mix.max_events_ratio)
     items["tracks"] = track_items(data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
     if mix.clip_fraction > 0.0:
         items["pairs"] = pair_items(data.tracks, sample_rate_hz=sample_rate_hz, share=mix.share_mixture)
     return items | extra_items(data.tracks, mix, sample_rate_hz=sample_rate_hz)
+
+
+def capped_events(events: Sequence[Item], clean: Sequence[str], ratio: float) -> list[Item]:
+    """The first events of each label, at most ``ratio`` for each of its ``clean`` clips.
+
+    A label without clean clips has as much room as the median label that has some, or, where no label has, the median
+    number of events.
+    """
+    num_events = Counter(plain_label(event.labels[0]) for event in events)
+    room = {label: ratio * num for label, num in Counter(map(plain_label, clean)).items()}
+    median = statistics.median([*room.values()] or [*num_events.values()] or [0])
+    taken = Counter[str]()
+    kept: list[Item] = []
+    for event in events:
+        label = plain_label(event.labels[0])
+        taken[label] += 1
+        if taken[label] <= room.get(label, median):
+            kept.append(event)
+    return kept
 
 
 def _spelled(items: Sequence[Item], spelling: dict[str, str]) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypedDict
 
 import pyarrow as pa
@@ -73,7 +73,7 @@ def label_row(
     return LabelRow(clip_id=identity, path=path, labels=accepted, start_s=start_s, end_s=end_s, tentative=others)
 
 
-def write_rows(path: Location, rows: Iterable[LabelRow] | Iterable[ChangeRow], schema: pa.Schema) -> int:
+def write_rows(path: Location, rows: Iterable[Mapping[str, object]], schema: pa.Schema) -> int:
     """Write rows, some thousand in memory at a time; returns their number."""
     num_rows = 0
     with atomic_path(path) as aside, pq.ParquetWriter(aside, schema) as writer:

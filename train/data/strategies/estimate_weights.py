@@ -53,4 +53,5 @@ class EstimateWeightMixer(Mixer):
 
     def weight(self, sound: Sound) -> float:
         settings = self.config.estimate_weights
-        return self._trust(sound) if settings is not None and settings.use == "loss" else super().weight(sound)
+        trusted = self._trust(sound) if settings is not None and settings.use == "loss" else 1.0
+        return trusted * super().weight(sound)
