@@ -108,7 +108,7 @@ class RunConfig:
             raise ValueError("separator or clean must be set, got neither; give a seed, or clean clips to train one")
         if self.labels is None and any(map(moves_labels, self.schedule)):
             raise ValueError(
-                "labels must be set for a schedule with drop_label_below or add_label_from, got null; set "
+                "labels must be set for a schedule with drop_label_below, add_label_from or event_from, got null; set "
                 "labels.precision=0.7, or remove those thresholds"
             )
         patient = any(training.patience is not None for training in (self.distil, self.seed_training))

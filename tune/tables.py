@@ -70,11 +70,15 @@ def moves_table(summary: RunSummary) -> Table:
     """Labels of the clips in every iteration, if they may move: kept and added ones are those after it."""
     names = ("before", "kept", "dropped", "relabelled", "added", "after", "tentative", "unlabelled")
     rows = [
-        [str(record["iteration"]), *(str(record["labels"][f"num_{name}"]) for name in names)]  # type: ignore[literal-required]
+        [
+            str(record["iteration"]),
+            *(str(record["labels"][f"num_{name}"]) for name in names),  # type: ignore[literal-required]
+            str(record.get("num_events", 0)),
+        ]
         for record in summary["iterations"]
         if "labels" in record
     ]
-    columns = ["", *names[:-1], "clips without"]
+    columns = ["", *names[:-1], "clips without", "single events"]
     return Table(title="Labels of the clips", columns=columns, rows=rows)
 
 

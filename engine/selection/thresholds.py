@@ -98,6 +98,9 @@ class Thresholds:
     """
     add_label_from: Fraction | None = None
     """Add a label to a clip if the probability that it sounds there is at least this; null: none is added."""
+    event_from: Fraction | None = None
+    """Learn from a clip as from a single-source clip if the probability that one label sounds alone there is at least
+    this; null: from none."""
     rank_by: str = "estimated_si_sdr_db"
     """Score that floor and cap rank stems by: a higher one is better, unless the score only has a ``max_`` rule."""
 
@@ -160,8 +163,9 @@ def required_columns(thresholds: Thresholds) -> list[str]:
 
 
 def moves_labels(thresholds: Thresholds) -> bool:
-    """True if labels are dropped or added."""
-    return thresholds.drop_label_below is not None or thresholds.add_label_from is not None
+    """True if labels are dropped or added, or single events are mined by the same evidence."""
+    limits = (thresholds.drop_label_below, thresholds.add_label_from, thresholds.event_from)
+    return any(limit is not None for limit in limits)
 
 
 def compares_labels(thresholds: Thresholds) -> bool:

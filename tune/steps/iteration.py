@@ -31,7 +31,7 @@ from train.evaluation.figures import Evaluation
 from train.evaluation.mixtures import EvaluationMixture, ValidationSet, draw_mixtures
 from train.task import training_identity
 from tune.inputs import pass_config
-from tune.steps.labels import move_labels
+from tune.steps.labels import events_of, move_labels
 from tune.steps.work import Work
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class IterationRecord(TypedDict):
     """Queries without a stem."""
     labels: NotRequired[LabelCounts]
     """Labels of the corpus after the iteration, if they may move."""
+    num_events: NotRequired[int]
+    """Clips in which one label sounds alone, from which the student learns as from single-source clips."""
     audio_h: NotRequired[float]
     num_kept: int
     num_kept_by_floor: NotRequired[int]
@@ -85,8 +87,9 @@ def iterate(
     """
     started = time.perf_counter()
     stems, summary = separate(work, number, teacher, retry_failed=retry_failed)
+    queried = work.labels
     labels, accepted = _move_labels(work, number, thresholds, stems)
-    tracks, selection = _select(work, number, thresholds, stems, accepted)
+    tracks, selection = _select(work, number, thresholds, stems, accepted, queried)
     outcomes = selection["num_kept"] + sum(selection["num_rejected"].values()) + summary["num_failed"]
     if outcomes != summary["num_queries"]:
         raise RuntimeError(
@@ -124,6 +127,7 @@ def iterate(
     }
     if labels is not None:
         record["labels"] = labels
+        record["num_events"] = selection.get("num_events", 0)
     return record, find_separator(separator)
 
 
@@ -179,18 +183,28 @@ def separate(
 
 
 def _select(
-    work: Work, number: int, thresholds: Thresholds, stems: Location, accepted: AcceptedLabels | None
+    work: Work,
+    number: int,
+    thresholds: Thresholds,
+    stems: Location,
+    accepted: AcceptedLabels | None,
+    queried: Location | None,
 ) -> tuple[Location, Selection]:
-    """Select the tracks; returns their folder and manifest."""
+    """Select the tracks of a pass that queried some labels; returns their folder and manifest."""
     estimator = work.judges.estimator
     pass_fingerprint = read_manifest(stems / "stems", "fingerprint")["fingerprint"]
     inputs = [pass_fingerprint, asdict(thresholds), estimator.fingerprint if estimator else None]
     inputs += [accepted.fingerprint] if accepted else []
+    if thresholds.event_from is not None and work.judges.presence is not None:
+        inputs.append(work.judges.presence.fingerprint)
     folder = work.artifacts.path_for("tracks", number, inputs) / "tracks"
     with work.artifacts.building(folder.parent):
         if work.artifacts.shared and (folder / "manifest.json").is_file():
             return folder, read_record(folder / "manifest.json", Selection)
-        return folder, select_tracks(stems / "stems", folder, thresholds, estimator=estimator, accepted=accepted)
+        events = events_of(work, thresholds, queried, stems) if queried is not None else None
+        return folder, select_tracks(
+            stems / "stems", folder, thresholds, estimator=estimator, accepted=accepted, events=events
+        )
 
 
 def _distil(work: Work, number: int, teacher: SeparatorSource, tracks: Location) -> tuple[Location, TrainingRecord]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 from engine.passes.labels.label import read_tags, tag_corpus
 from engine.passes.shards import read_manifest
+from engine.selection.labels.events import EventRow
 from engine.selection.labels.moves import LabelRules
 from engine.selection.labels.update import (
     LabelCounts,
@@ -13,11 +15,13 @@ from engine.selection.labels.update import (
     counts_of,
     first_labels,
     read_labels,
+    single_events,
     update_labels,
 )
 from engine.selection.thresholds import Thresholds
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
+from tune.config import LabelConfig
 from tune.inputs import pass_config
 from tune.steps.work import Work
 
@@ -62,11 +66,7 @@ def move_labels(
     """Move the labels of an iteration by the evidence of its pass; returns their folder and manifest."""
     settings, presence = work.config.labels, work.judges.presence
     assert settings is not None and presence is not None, "prepare_judges"
-    rules = LabelRules(
-        drop_below=thresholds.drop_label_below or 0.0,
-        add_from=2.0 if thresholds.add_label_from is None else thresholds.add_label_from,
-        num_tentative=settings.num_tentative,
-    )
+    rules = _rules(settings, thresholds)
     before_fingerprint = read_labels(before)["fingerprint"]
     inputs = fingerprint([before_fingerprint, pass_fingerprint, presence.fingerprint, *vars(rules).values()])
     folder = work.artifacts.path_for("labels", number, inputs) / "labels"
@@ -79,3 +79,21 @@ def move_labels(
         f"{manifest['num_relabelled']} relabelled, {manifest['num_added']} added"
     )
     return folder, manifest
+
+
+def events_of(work: Work, thresholds: Thresholds, before: Location, stems: Location) -> Iterator[EventRow] | None:
+    """The single events of an iteration's pass, which queried the labels ``before``; null if none are wanted."""
+    settings, presence = work.config.labels, work.judges.presence
+    if thresholds.event_from is None:
+        return None
+    assert settings is not None and presence is not None, "prepare_judges"
+    rules = _rules(settings, thresholds)
+    return single_events(before, stems / "stems", presence=presence, rules=rules, from_purity=thresholds.event_from)
+
+
+def _rules(settings: LabelConfig, thresholds: Thresholds) -> LabelRules:
+    return LabelRules(
+        drop_below=thresholds.drop_label_below or 0.0,
+        add_from=2.0 if thresholds.add_label_from is None else thresholds.add_label_from,
+        num_tentative=settings.num_tentative,
+    )

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from engine.errors import DamagedError
 from engine.schema import ClipRow, plain_label
+from engine.selection.labels.events import EventRow, event_row, mine
 from engine.selection.labels.evidence import ClipEvidence, read_evidence, tagger_labels
 from engine.selection.labels.moves import DROPPED, RELABELLED, LabelJudge, LabelRules, Moved, tentative_labels
 from engine.selection.labels.table import (
@@ -114,25 +115,15 @@ def update_labels(
     presence: Presence,
     rules: LabelRules,
     inputs: str,
-    see: Callable[[ClipEvidence, Moved], None] = lambda evidence, moved: None,
 ) -> LabelManifest:
     """Move the labels in folder ``before`` by the evidence of the pass that queried them; returns the new manifest.
 
-    Every clip whose labels were judged is also given to ``see``. Raises ``ValueError`` if the pass has no evidence.
+    Raises ``ValueError`` if the pass has no evidence.
     """
-    judge = LabelJudge(presence, tagger_labels(stems), rules)
 
     def rows(counted: Counter[str]) -> Iterator[tuple[LabelRow, list[ChangeRow]]]:
         pending = {row["clip_id"]: row for row in read_label_rows(before / "labels.parquet")}
-        for evidence in read_evidence(stems):
-            row = pending.pop(evidence.row["clip_id"], None)
-            if row is None:
-                raise RuntimeError(
-                    f"cannot move the labels of {before} (clip {evidence.row['clip_id']} of the pass in {stems} is not "
-                    "among them); delete the labels of this iteration and start the same command again"
-                )
-            moved = judge.move(row, evidence)
-            see(evidence, moved)
+        for row, _, moved in _moved(pending, before, stems, LabelJudge(presence, tagger_labels(stems), rules)):
             counted.update(_counts(row, moved))
             yield moved.row, moved.changes
         for row in pending.values():
@@ -140,6 +131,32 @@ def update_labels(
             yield row, []
 
     return _write(out, rows, inputs=inputs)
+
+
+def single_events(
+    before: Location, stems: Location, *, presence: Presence, rules: LabelRules, from_purity: float
+) -> Iterator[EventRow]:
+    """The clips of a pass in which one label sounds alone with at least a probability, by :func:`mine`."""
+    judge = LabelJudge(presence, tagger_labels(stems), rules)
+    pending = {row["clip_id"]: row for row in read_label_rows(before / "labels.parquet")}
+    for _, evidence, moved in _moved(pending, before, stems, judge):
+        found = mine(evidence, moved.probability_L, judge.labels, min_purity_fraction=from_purity)
+        if found is not None:
+            yield event_row(evidence, *found)
+
+
+def _moved(
+    pending: dict[str, LabelRow], before: Location, stems: Location, judge: LabelJudge
+) -> Iterator[tuple[LabelRow, ClipEvidence, Moved]]:
+    """Every clip of a pass, which is taken out of the pending ones, with its evidence and what that moved."""
+    for evidence in read_evidence(stems):
+        row = pending.pop(evidence.row["clip_id"], None)
+        if row is None:
+            raise RuntimeError(
+                f"cannot move the labels of {before} (clip {evidence.row['clip_id']} of the pass in {stems} is not "
+                "among them); delete the labels of this iteration and start the same command again"
+            )
+        yield row, evidence, judge.move(row, evidence)
 
 
 def _counts(row: LabelRow, moved: Moved) -> Mapping[str, int]:
