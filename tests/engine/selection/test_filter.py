@@ -149,6 +149,7 @@ def test_every_rule_is_min_or_max_of_a_score_column():
             *defaults,
             "label_floor_fraction",
             "label_cap_ratio",
+            "event_from",
             "drop_label_below",
             "add_label_from",
         }:

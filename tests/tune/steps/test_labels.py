@@ -15,10 +15,11 @@ from engine.corpus.sources import read_sources
 from engine.selection.labels.table import read_label_rows
 from engine.selection.labels.update import read_labels
 from engine.selection.thresholds import Thresholds
-from engine.selection.tracks import read_tracks
+from engine.selection.tracks import read_events, read_tracks
 from engine.separators import NetworkConfig
 from engine.settings import build
 from train.data.config import MixConfig
+from train.data.items import event_items
 from train.judges.calibrate import CalibrationConfig
 from train.judges.tagger import TaggerConfig
 from train.student import DistilConfig
@@ -28,7 +29,7 @@ from tune.demo.corpus import write_natural
 from tune.run import RunSummary, run
 from tune.tables import inspect, run_tables
 
-MOVING = Thresholds(min_stem_level_db=-60.0, drop_label_below=0.5, add_label_from=0.6)
+MOVING = Thresholds(min_stem_level_db=-60.0, drop_label_below=0.5, add_label_from=0.6, event_from=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,17 @@ def test_tracks_are_of_labels_that_their_clip_has_after_the_iteration(finished: 
 
 
 @pytest.mark.slow
+def test_clips_of_one_label_are_learned_from_as_single_events(finished: tuple[Path, RunSummary]) -> None:
+    out, summary = finished
+    tracks = out / "iterations" / "2" / "tracks"
+    events = read_events(tracks)[0].to_pylist()
+    assert len(events) == summary["iterations"][2]["num_events"] > 0
+    assert all(event["purity_fraction"] >= 0.05 for event in events)
+    names = [item.labels for item in event_items(tracks, sample_rate_hz=8000)]
+    assert sorted(names) == sorted((event["label"],) for event in events)
+
+
+@pytest.mark.slow
 def test_a_run_that_lost_an_iteration_makes_the_same_labels_again(
     finished: tuple[Path, RunSummary], config: RunConfig, tmp_path: Path
 ) -> None:
@@ -134,7 +146,7 @@ def test_inspect_shows_what_moved(finished: tuple[Path, RunSummary]) -> None:
 
 
 def test_limits_on_labels_need_labels(config: RunConfig) -> None:
-    with pytest.raises(ValueError, match=r"labels must be set for a schedule with drop_label_below .*, got null; set"):
+    with pytest.raises(ValueError, match=r"labels must be set for a schedule with drop_label_below, .*, got null; set"):
         dataclasses.replace(config, labels=None)
 
 
