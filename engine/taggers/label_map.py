@@ -82,8 +82,8 @@ def report_unknown(labels: Collection[str], known: Collection[str], name: object
         )
     if unknown:
         _LOGGER.warning(
-            f"the tagger {name} does not know {len(unknown)} of {len(labels)} labels, whose stems get no "
-            f"tagger_margin_db and pass a threshold on it: {listed}; map them to its classes in a file, as "
+            f"the tagger {name} does not know {len(unknown)} of {len(labels)} labels, which get no tags and "
+            f"whose stems pass a threshold on tagger_margin_db: {listed}; map them to its classes in a file, as "
             "docs/extending.md shows"
         )
 
