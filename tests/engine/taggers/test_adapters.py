@@ -180,7 +180,7 @@ def test_labels_that_a_tagger_does_not_know_are_named_and_get_no_score(classifie
     with caplog.at_level(logging.WARNING):
         tagger = source.with_labels(["dog", "rain", "dogs"]).open()
     assert "does not know 1 of 3 labels, which get no tags and whose stems pass" in caplog.text
-    assert "on it: 'dogs' (nearest: 'Dog'); map them" in caplog.text
+    assert "tagger_margin_db: 'dogs' (nearest: 'Dog'); map them" in caplog.text
     row = {"clip_id": "a", "path": "a", "labels": ["dog", "dogs", "rain"], "start_s": None, "end_s": None}
     stems_ST = noise(3, 16000)
     clip = DecodedClip(row=row, samples_T=stems_ST.sum(0).numpy())
