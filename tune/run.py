@@ -30,7 +30,7 @@ from tune.recipes import run_config
 from tune.steps.artifacts import Artifacts
 from tune.steps.iteration import IterationRecord, iterate, separate, validate
 from tune.steps.judges import prepare_judges
-from tune.steps.labels import TAGS, label_corpus
+from tune.steps.labels import TAGS, label_first
 from tune.steps.work import Work
 
 _LOGGER = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def begin(config: RunConfig, inputs: Inputs, out: Location) -> Work:
         summarise(out)
     work.judges = prepare_judges(config, inputs, seed, out)
     if config.labels is not None:
-        work.labels, labels = label_corpus(work, folder)
+        work.labels, labels = label_first(work, folder)
         first = read_record(folder / "iteration.json", IterationRecord, needs=["iteration"])
         write_json(folder / "iteration.json", {**first, "labels": labels})
         summarise(out)

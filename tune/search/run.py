@@ -65,7 +65,8 @@ def search(
         claim(out / "search.yaml", plain(config), what="a search", comparable=_comparable)
         settings = contents_only(plain(run_config))
         claim_inputs(inputs, out, what="a search", is_begun=is_begun, settings=settings, confirmation=confirmation)
-        files = inputs.corpus.files(min_labels=run_config.engine.min_labels)
+        min_labels = run_config.engine.min_labels if run_config.labels is None else 0
+        files = inputs.corpus.files(min_labels=min_labels)
         contents = claim_contents(
             out / "contents" / "corpus.parquet", inputs.corpus.root, files, what=f"files of {out}'s corpus"
         )

@@ -30,7 +30,7 @@ TAGS = "tags"
 _LOGGER = logging.getLogger(__name__)
 
 
-def label_corpus(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
+def label_first(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
     """Tag the corpus of a run and write the labels of its first pass; returns their folder and counts."""
     settings, presence, tagger = work.config.labels, work.judges.presence, work.judges.tagger
     assert settings is not None and presence is not None and tagger is not None, "prepare_judges"

@@ -142,12 +142,12 @@ class LabelJudge:
         )
 
     def _relabelled(self, evidence: ClipEvidence, number: int, present: set[str]) -> str | None:
-        """The other label that sounds in a stem, if it is likely enough."""
-        tags_L = evidence.stem_tags_SL[number].copy()
-        tags_L[[place for name, place in self._places.items() if name in present]] = -np.inf
-        place = int(tags_L.argmax())
-        if not np.isfinite(tags_L[place]):
+        """The other label that sounds in a stem, if it is known and likely enough."""
+        tags_L = evidence.stem_tags_SL[number]
+        others = [place for name, place in self._places.items() if name not in present]
+        if not others:
             return None
+        place = max(others, key=lambda one: float(tags_L[one]))
         values_NF = np.array([self._stem_values(evidence, number, place)])
         label = self.labels[place]
         probability = float(self.presence.model(STEM).probabilities([label], values_NF)[0])

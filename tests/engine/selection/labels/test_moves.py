@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -104,6 +106,13 @@ def test_a_stem_in_which_another_label_sounds_is_relabelled():
 def test_a_stem_is_not_relabelled_to_a_label_that_the_clip_has():
     moved = judge().move(row("rain", "siren"), evidence({"rain": [-9, 0, -9], "siren": [-9, 0, -9]}))
     assert moved.row["labels"] == ["siren"] and moved.changes[0]["change"] == "dropped"
+
+
+def test_a_stem_is_not_relabelled_to_a_label_that_was_not_calibrated():
+    known = dataclasses.replace(PRESENCE, measured={"rain": [], "bell": []})
+    rules = LabelRules(drop_below=0.3, add_from=0.9, num_tentative=0)
+    moved = LabelJudge(known, LABELS, rules).move(row("rain"), evidence({"rain": [-9, 0, -9]}))
+    assert [(one["change"], one["new_label"]) for one in moved.changes] == [("dropped", None)]
 
 
 def test_what_the_residual_has_is_added():
