@@ -164,7 +164,15 @@ class SeparatedClip:
     extra: Sequence[Mapping[str, float | None]] = ()
     """For each stem, the scores that need a separator or a tagger; empty if none were computed."""
     tags: ClipTags | None = None
-    """None without a tagger."""
+    """None without a presence model."""
+    sounds: Sequence[bool] | None = None
+    """Whether the label of each stem sounds, as the presence model has it; None: all do."""
+
+    @property
+    def labels_present(self) -> list[str]:
+        """Labels of the clip without those that do not sound."""
+        absent = {label for label, sounds in zip(self.labels, self.sounds or (), strict=False) if not sounds}
+        return [label for label in self.clip.row["labels"] if label not in absent]
 
 
 def clip_columns(row: Mapping[str, object]) -> ClipRow:

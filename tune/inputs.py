@@ -156,7 +156,7 @@ def needs_estimator(config: RunConfig) -> bool:
 
 def pass_config(config: RunConfig) -> PassConfig:
     """Settings of a run's passes; clips of one label are separated where labels move."""
-    return config.engine if config.labels is None else replace(config.engine, min_labels=1, label_evidence=True)
+    return config.engine if config.labels is None else replace(config.engine, min_labels=1)
 
 
 def needs_tagger(config: RunConfig) -> bool:

@@ -109,11 +109,11 @@ def _reseparated(work: Setting, iteration: int, index: pa.Table) -> list[dict[st
 def _read_clip(work: Setting, iteration: int, stems: list[dict[str, Any]]) -> SeparatedClip:
     """A clip of a pass, from the rows of its stems."""
     row, folder = stems[0], work.run / "iterations" / str(iteration) / "stems"
-    mixture_T, stems_ST = read_clip(folder, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+    mixture_T, found = read_clip(folder, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
     clip_row = ClipRow(clip_id=row["clip_id"], path=row["path"], labels=row["labels"], start_s=None, end_s=None)
     clip = DecodedClip(row=clip_row, samples_T=mixture_T)
     labels = [stem["label"] for stem in stems]
-    signals = {"mixture_T": torch.from_numpy(mixture_T), "stems_ST": torch.from_numpy(stems_ST)}
+    signals = {"mixture_T": torch.from_numpy(mixture_T), "stems_ST": torch.from_numpy(np.stack([*found.values()]))}
     return SeparatedClip(clip=clip, labels=labels, **signals)
 
 

@@ -14,6 +14,7 @@ from engine.settings import NEWER, RUNTIME, Count, Fraction, NonNegative, Positi
 if TYPE_CHECKING:
     from engine.separators import SeparatorSource
     from engine.taggers import TaggerSource
+    from engine.taggers.presence import Presence
 
 
 @config
@@ -31,11 +32,6 @@ class PassConfig:
     """Clips with fewer labels are set aside and counted: there is nothing to separate their sound from."""
     reseparate: bool = False
     """Also compute the scores of re-separation, which take two more forward passes for each stem."""
-    label_evidence: Annotated[bool, NEWER] = False
-    """Also store the tagger's tags of every stem, of the clip and of its residual, by which labels may move.
-
-    It needs a tagger. A run sets it if it has ``labels``.
-    """
     rows_per_task: Count = 64
     """Rows of the manifest that one decoding task owns."""
     shard_s: Positive = 320.0
@@ -88,10 +84,16 @@ class PassConfig:
 
 
 def pass_identity(
-    corpus: Corpus, *, separator: SeparatorSource, tagger: TaggerSource | None, config: PassConfig
+    corpus: Corpus,
+    *,
+    separator: SeparatorSource,
+    tagger: TaggerSource | None,
+    presence: Presence | None = None,
+    config: PassConfig,
 ) -> dict[str, object]:
     """Everything that decides the stems and scores of a pass, models and corpus by their fingerprints."""
-    return {
+    identity = {"presence": presence.fingerprint} if presence is not None else {}
+    return identity | {
         "score version": SCORES_VERSION,
         "settings": deciding(config),
         "separator": separator.fingerprint,

@@ -30,6 +30,7 @@ from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
 from engine.taggers import Tagger
+from engine.taggers.presence import Presence
 
 _LOST_GPU = re.compile(
     "AcceleratorError|(CUDA|HIP|cuDNN|cuFFT) error|device-side assert|illegal memory access|(CUDNN|CUBLAS)_STATUS"
@@ -238,12 +239,13 @@ class ShardWorker(ABC):
 
 
 class Separate(ShardWorker):
-    """Holds one separator, and a tagger if the pass has one; separates and scores decoded shards."""
+    """Holds a separator, and the tagger and presence model of the pass if it has some; separates and scores shards."""
 
     def __init__(
         self,
         open_separator: Callable[[str], Separator],
         open_tagger: Callable[[str], Tagger] | None,
+        open_presence: Callable[[str], Presence] | None,
         config: PassConfig,
         on_gpu: bool = False,
         hand: InHand | None = None,
@@ -257,7 +259,10 @@ class Separate(ShardWorker):
         )
         tagger = self._guarded_model(open_tagger) if open_tagger is not None else None
         self.scorer = Scorer(
-            batched=batched, tagger=tagger, reseparate=config.reseparate, keeps_tags=config.label_evidence
+            batched=batched,
+            tagger=tagger,
+            presence=open_presence(self.device) if open_presence is not None else None,
+            reseparate=config.reseparate,
         )
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:

@@ -358,13 +358,15 @@ def read_audio(stems: Location, shard: str, rows: Sequence[int]) -> list[np.ndar
     return [_decoded(stems / shard, row, "audio") for row in _read_rows(stems, shard, rows)]
 
 
-def read_clip(stems: Location, shard: str, *, first_row: int, num_stems: int) -> tuple[np.ndarray, np.ndarray]:
-    """A clip ``[T]`` and all its stems ``[S, T]`` (float32), in the order of its rows."""
+def read_clip(
+    stems: Location, shard: str, *, first_row: int, num_stems: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A clip ``[T]`` and all its stems ``[T]`` by label (float32), in the order of its rows."""
     rows = _read_rows(stems, shard, range(first_row, first_row + num_stems))
     if rows[0].get("mixture_flac") is None:
         raise ValueError(f"{stems / shard} must have a mixture at row {first_row}, got none; make the pass again")
     mixture_T = _decoded(stems / shard, rows[0], "mixture")
-    return mixture_T, np.stack([_decoded(stems / shard, row, "audio") for row in rows])
+    return mixture_T, {row["label"]: _decoded(stems / shard, row, "audio") for row in rows}
 
 
 def _decoded(shard: Location, row: Mapping[str, Any], what: str) -> np.ndarray:

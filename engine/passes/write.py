@@ -29,6 +29,7 @@ from engine.storage.in_hand import InHand
 from engine.storage.paths import Location, location
 from engine.storage.retry import retried
 from engine.taggers import TaggerSource
+from engine.taggers.presence import Presence
 
 
 class PassWork(Protocol):
@@ -74,6 +75,8 @@ class Separation:
 
     separator: SeparatorSource
     tagger: TaggerSource | None
+    presence: Presence | None = None
+    """By it the pass also stores the evidence by which labels may move."""
 
     what = "a pass"
     doing = "separating clips"
@@ -90,16 +93,22 @@ class Separation:
     @property
     def models(self) -> Sequence[ModelSource[Any] | None]:
         """See :class:`PassWork`."""
-        return (self.separator, self.tagger)
+        if self.presence is None:
+            return (self.separator, self.tagger, None)
+        opened, identity = functools.partial(_given, self.presence), self.presence.fingerprint
+        presence = ModelSource(name="presence model", fingerprint=identity, factory=opened)
+        return (self.separator, self.tagger, presence)
 
     def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
         """See :class:`PassWork`."""
-        return pass_identity(corpus, separator=self.separator, tagger=self.tagger, config=config)
+        return pass_identity(
+            corpus, separator=self.separator, tagger=self.tagger, presence=self.presence, config=config
+        )
 
     def ready(self, labels: Sequence[str], out: Location) -> Separation:
         """See :class:`PassWork`."""
         tagger = self.tagger.with_labels(labels, out / "tagger") if self.tagger is not None else None
-        return Separation(separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
+        return replace(self, separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
 
     def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
         """See :class:`PassWork`."""
@@ -110,9 +119,13 @@ class Separation:
     ) -> PassManifest:
         """See :class:`PassWork`."""
         made = pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
-        if self.tagger is not None and config.label_evidence:
+        if self.tagger is not None and self.presence is not None:
             made["tagger_labels"] = list(self.tagger.labels)
         return made
+
+
+def _given(presence: Presence, device: str) -> Presence:
+    return presence
 
 
 class Write:

@@ -82,13 +82,16 @@ def batches_of(items: Sequence[SeparatedClip]) -> Iterator[list[SeparatedClip]]:
 def score_together(items: Sequence[SeparatedClip], *, sample_rate_hz: int, as_integers: bool) -> ScoredBatch:
     """Round the stems of clips to what is stored and score them.
 
+    A stem whose label sounds is scored together with the others of its clip that sound; any other as if it joined
+    them, so that a label that is only queried to find out whether it sounds does not change the scores of the rest.
+
     The signals that leave the device are the integers that will be stored, or the samples if ``as_integers`` is false.
     """
     mixtures_BT = torch.stack([item.mixture_T for item in items])
     signals_BST = torch.cat([mixtures_BT[:, None], torch.stack([item.stems_ST for item in items])], 1)
     steps = flac24_steps(signals_BST)
     stored_BST = steps.rounded[:, 1:]
-    values_BSN = score_values(mixtures_BT=mixtures_BT, stems_BST=stored_BST, sample_rate_hz=sample_rate_hz)
+    values_BSN = _values(items, mixtures_BT, stored_BST, sample_rate_hz)
     return ScoredBatch(
         items=items,
         signals_BST=_fetched(steps.integers if as_integers else signals_BST),
@@ -96,6 +99,29 @@ def score_together(items: Sequence[SeparatedClip], *, sample_rate_hz: int, as_in
         values_BSN=_fetched(values_BSN),
         residual_db_B=_fetched(level_db(signal=mixtures_BT - stored_BST.sum(1), reference=mixtures_BT).float()),
     )
+
+
+def _values(items: Sequence[SeparatedClip], mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> Tensor:
+    """The scores ``[B, S, N]`` of every stem, in the company of those of its clip that sound."""
+    if all(item.sounds is None or all(item.sounds) for item in items):
+        return score_values(mixtures_BT=mixtures_BT, stems_BST=stems_BST, sample_rate_hz=sample_rate_hz)
+    values: dict[tuple[int, int], Tensor] = {}
+    groups: dict[int, list[tuple[int, tuple[int, ...], tuple[int, ...]]]] = {}  # by size: clip, stems, those it scores
+    for clip, item in enumerate(items):
+        sounds = item.sounds or [True] * len(item.labels)
+        company = tuple(stem for stem, one in enumerate(sounds) if one)
+        if company:
+            groups.setdefault(len(company), []).append((clip, company, company))
+        for stem in (stem for stem, one in enumerate(sounds) if not one):
+            groups.setdefault(len(company) + 1, []).append((clip, (*company, stem), (stem,)))
+    for group in groups.values():
+        mixtures = mixtures_BT[[clip for clip, _, _ in group]]
+        stems = torch.stack([stems_BST[clip, list(together)] for clip, together, _ in group])
+        scored = score_values(mixtures_BT=mixtures, stems_BST=stems, sample_rate_hz=sample_rate_hz)
+        for (clip, together, wanted), values_SN in zip(group, scored, strict=True):
+            values |= {(clip, stem): values_SN[together.index(stem)] for stem in wanted}
+    rows = range(stems_BST.shape[1])
+    return torch.stack([torch.stack([values[clip, stem] for stem in rows]) for clip in range(len(items))])
 
 
 def _fetched(tensor: Tensor) -> Tensor:

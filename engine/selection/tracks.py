@@ -107,10 +107,10 @@ def select_tracks(
     """Select the stems of a pass that pass the thresholds into the folder ``out``; returns its manifest.
 
     ``stems`` is the folder of the pass, or the folder of its stem shards, ``PASS/stems``; ``estimator`` a folder such
-    as ``RUN/estimator``. Stems of labels that ``accepted`` does not have are rejected as ``no_label``; ``events`` are
-    clips in which one label sounds alone. The scores that the thresholds need are in memory for all stems at once,
-    other columns for one shard at a time. Raises ``ValueError`` if the thresholds need a score that no stem has, or if
-    the pass is not finished.
+    as ``RUN/estimator``. Clips have the labels that are ``accepted``, and stems of others are rejected as ``no_label``;
+    ``events`` are clips in which one label sounds alone. The scores that the thresholds need are in memory for all
+    stems at once, other columns for one shard at a time. Raises ``ValueError`` if the thresholds need a score that no
+    stem has, or if the pass is not finished.
 
     >>> selection = cs.select_tracks("pass", "tracks", cs.Thresholds(min_re_sdr_db=-100))
     >>> selection["num_stems"], selection["num_kept"], selection["num_rejected"]
@@ -129,7 +129,10 @@ def select_tracks(
         (out / name).unlink(missing_ok=True)
     found: Mapping[str, object] = dict(write_events(out / _EVENTS, events)) if events is not None else {}
     verdicts = _judge_pass(shards, thresholds, estimator, accepted)
-    counts = _write_selection(out, read_index(shards), verdicts)
+    indexes = read_index(shards)
+    if accepted is not None:
+        indexes = (_with_accepted(index, accepted) for index in indexes)
+    counts = _write_selection(out, indexes, verdicts)
     _require_all(out, counts, len(verdicts), pass_manifest)
     estimator_fingerprint = estimator.fingerprint if estimator is not None else None
     kept = [pass_manifest["fingerprint"], estimator_fingerprint, counts["kept_sha256"]]
@@ -190,6 +193,13 @@ def _judge_pass(
     for name in ESTIMATES.names:
         verdicts = verdicts.append_column(name, scores[name])
     return verdicts
+
+
+def _with_accepted(index: pa.Table, accepted: AcceptedLabels) -> pa.Table:
+    """The table with the accepted labels of its clips."""
+    pairs = zip(index["clip_id"].to_pylist(), index["labels"].to_pylist(), strict=True)
+    labels = pa.array([accepted.of(*pair) for pair in pairs], INDEX.field("labels").type)
+    return index.set_column(INDEX.names.index("labels"), INDEX.field("labels"), labels)
 
 
 def _combined(tables: list[pa.Table]) -> pa.Table:

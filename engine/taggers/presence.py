@@ -4,7 +4,7 @@ Each is a logistic regression with an offset for every label, calibrated on mixt
 (:mod:`train.judges.presence`), from one of three kinds of evidence: the tags of the clip; in addition those of the
 label's stem; or those of the residual of a clip from which the label was not separated.
 
-Shape suffixes: N pairs of a clip and a label, F values of evidence, L labels of the tagger.
+Shape suffixes: N pairs of a clip and a label, F values of evidence, S stems of a clip, L labels of the tagger.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = {
 """Values of each kind of evidence: the label's strongest tag in a window of the clip, the tag and the margin of its
 stem, the level of its stem relative to the clip, the fraction of the time in which that is active, and the label's
 strongest tag in a window of the residual."""
+SOUNDS = 0.5
+"""A label of at least this probability sounds."""
 _FILE = "presence.json"
 _FORMAT = 1
 _LIMITS_DB = (-40.0, 40.0)  # lower tags and levels all mean that nothing is there
@@ -98,6 +100,20 @@ class Presence:
             )
         return self.models[kind]
 
+    def of_stems(self, stems: StemEvidence, labels: Sequence[str], tagger_labels: Sequence[str]) -> np.ndarray:
+        """Probabilities ``[S]`` that the labels of a clip's stems sound; NaN for a label that is not known."""
+        places = {plain_label(label): place for place, label in enumerate(tagger_labels)}
+        probability_S = np.full(len(labels), np.nan)
+        known = [n for n, label in enumerate(labels) if plain_label(label) in places and self.knows(label)]
+        if known:
+            values_NF = np.array([stems.values(number, places[plain_label(labels[number])]) for number in known])
+            probability_S[known] = self.model(STEM).probabilities([labels[number] for number in known], values_NF)
+        return probability_S
+
+    def knows(self, label: str) -> bool:
+        """True for a label that occurs in the calibration."""
+        return plain_label(label) in self.measured
+
     def thresholds(self, precision: float) -> dict[str, LabelThreshold]:
         """The lowest threshold of each label, in plain spelling, whose precision is at least the given one.
 
@@ -113,6 +129,26 @@ class Presence:
     def fingerprint(self) -> str:
         """Equal for models that give equal probabilities and thresholds."""
         return fingerprint({name: value for name, value in asdict(self).items() if name != "about"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemEvidence:
+    """What is known of the stems of a clip."""
+
+    clip_tags_L: np.ndarray
+    """Strongest tags of the clip's windows."""
+    stem_tags_SL: np.ndarray
+    """Tags of each stem as a whole."""
+    stem_level_db_S: np.ndarray
+    active_fraction_S: np.ndarray
+
+    def values(self, stem: int, place: int) -> list[float]:
+        """The values of ``EVIDENCE["stem"]`` of a stem for the label at a place among the tagger's."""
+        tags_L = self.stem_tags_SL[stem]
+        others_L = np.delete(tags_L, place)
+        margin_db = tags_L[place] - others_L.max() if len(others_L) else np.nan
+        measured = (self.stem_level_db_S[stem], self.active_fraction_S[stem])
+        return [float(value) for value in (self.clip_tags_L[place], tags_L[place], margin_db, *measured)]
 
 
 @dataclass(kw_only=True)
@@ -140,15 +176,6 @@ def fit_presence(pairs: Mapping[str, Pairs], *, tagger: str, about: Mapping[str,
     """
     models = {kind: _fit(EVIDENCE[kind], some) for kind, some in pairs.items()}
     return Presence(tagger=tagger, models=models, measured=_measured(pairs[CLIP]), about=dict(about))
-
-
-def stem_values(
-    stem_tags_L: np.ndarray, place: int, *, clip_tag_db: float, stem_level_db: float, active_fraction: float
-) -> list[float]:
-    """The values of ``EVIDENCE["stem"]`` for a label at a place among the tagger's."""
-    others_L = np.delete(stem_tags_L, place)
-    margin_db = float(stem_tags_L[place] - others_L.max()) if len(others_L) else float("nan")
-    return [float(clip_tag_db), float(stem_tags_L[place]), margin_db, float(stem_level_db), float(active_fraction)]
 
 
 def _scaled(values_NF: np.ndarray, mean: Sequence[float], deviation: Sequence[float]) -> np.ndarray:

@@ -16,6 +16,7 @@ from engine.audio.loading import Loader
 from engine.corpus.sources import SourceClips
 from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
+from engine.schema import plain_label
 from engine.selection.tracks import read_events, read_tracks
 from engine.storage.paths import Location, Name
 from train.data.sharing import share_mixture
@@ -160,7 +161,7 @@ def load_clip(stems: Location, row: TrackRow) -> np.ndarray:
 
 def _load_track(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
     """A track as separated, or its part of the clip if every label of the clip has a stem."""
-    if not share or not _has_all_stems(row):
+    if not share or row["num_stems"] < max(2, len(row["labels"])):
         return read_audio(stems, row["shard"], [row["row"]])[0]
     track_T: np.ndarray = _load_pair(stems, row, share)[0]
     return track_T
@@ -169,24 +170,26 @@ def _load_track(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
 def _load_pair(stems: Location, row: TrackRow, share: bool) -> np.ndarray:
     """The same track and its clip, ``[2, T]``."""
     rows = (row["shard"], row["first_row"], row["num_stems"])
-    mixture_T, stems_ST = _divided_clip(stems, *rows, row["sample_rate_hz"] if share and _has_all_stems(row) else None)
-    return np.stack([stems_ST[row["row"] - row["first_row"]], mixture_T])
+    among = frozenset(map(plain_label, row["labels"])) if share else None
+    mixture_T, parts = _divided_clip(stems, *rows, row["sample_rate_hz"], among)
+    return np.stack([parts[row["label"]], mixture_T])
 
 
 @functools.lru_cache(maxsize=16)  # the tracks of a clip are loaded together, by each thread of a loader
 def _divided_clip(
-    stems: Location, shard: str, first_row: int, num_stems: int, sample_rate_hz: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """A clip ``[T]`` and its stems ``[S, T]``, which divide it if its sample rate is given."""
-    mixture_T, stems_ST = read_clip(stems, shard, first_row=first_row, num_stems=num_stems)
-    if sample_rate_hz is None:
-        return mixture_T, stems_ST
+    stems: Location, shard: str, first_row: int, num_stems: int, sample_rate_hz: int, among: frozenset[str] | None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A clip and its stems; those of the labels ``among`` which it is divided, in plain spelling, if all have one.
+
+    A stem of another label, which was only queried to find out whether it sounds, has no part in the clip.
+    """
+    mixture_T, found = read_clip(stems, shard, first_row=first_row, num_stems=num_stems)
+    own = {label: stem_T for label, stem_T in found.items() if among is not None and plain_label(label) in among}
+    if among is None or len(own) < max(2, len(among)):
+        return mixture_T, found
     parts_ST = share_mixture(
-        mixture_T=torch.from_numpy(mixture_T), stems_ST=torch.from_numpy(stems_ST), sample_rate_hz=sample_rate_hz
+        mixture_T=torch.from_numpy(mixture_T),
+        stems_ST=torch.from_numpy(np.stack([*own.values()])),
+        sample_rate_hz=sample_rate_hz,
     )
-    return mixture_T, parts_ST.numpy()
-
-
-def _has_all_stems(row: TrackRow) -> bool:
-    """True if every label of a clip has a stem, so that the stems can divide the clip."""
-    return row["num_stems"] >= max(2, len(row["labels"]))
+    return mixture_T, found | dict(zip(own, parts_ST.numpy(), strict=True))

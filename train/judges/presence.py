@@ -18,11 +18,11 @@ from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.passes.separate import separate_clips
 from engine.schema import ClipRow, DecodedClip, SeparatedClip
-from engine.scoring.metrics import active_fraction, level_db
+from engine.scoring.model_scores import stem_evidence
 from engine.separators.batching import BatchedSeparator
 from engine.storage.factories import in_32_bits
 from engine.taggers import Tagger, find_label
-from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, Pairs, Presence, fit_presence, stem_values
+from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, Pairs, Presence, fit_presence
 from engine.taggers.windows import tag_windows
 from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 from train.judges.calibrate import CalibrationConfig
@@ -143,9 +143,6 @@ def _stem_evidence(
     stems_ST: Tensor = item.stems_ST
     own_ST = torchaudio.functional.resample(stems_ST, sample_rate_hz, tagger.sample_rate_hz)
     stem_tags_SL = tagger.tag(own_ST).cpu().numpy()
-    levels_S = level_db(signal=stems_ST, reference=item.mixture_T[None]).tolist()
-    active_S = active_fraction(stems_ST, sample_rate_hz=sample_rate_hz).tolist()
-    for label, stem_tags_L, level, active in zip(item.labels, stem_tags_SL, levels_S, active_S, strict=True):
-        place = places[label]
-        values = stem_values(stem_tags_L, place, clip_tag_db=tags_L[place], stem_level_db=level, active_fraction=active)
-        yield label, values
+    evidence = stem_evidence(item, tags_L, stem_tags_SL, sample_rate_hz=sample_rate_hz)
+    for stem, label in enumerate(item.labels):
+        yield label, evidence.values(stem, places[label])

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from engine.corpus.table import Corpus
 from engine.selection.labels.table import corpus_of, read_label_rows
+from engine.selection.thresholds import moves_labels
 from engine.separators import SeparatorSource
 from engine.storage.paths import Location
+from engine.taggers.presence import Presence
 from train.distil import distil
 from tune.config import RunConfig
 from tune.inputs import Inputs, student_rate_hz
@@ -46,6 +48,11 @@ class Work:
     def student_rate_hz(self) -> int:
         """Rate of its students, at which stems are written and separators are measured."""
         return student_rate_hz(self.config, self.seed)
+
+    @property
+    def evidence(self) -> Presence | None:
+        """The presence model by which passes store evidence; null if labels stay throughout the schedule."""
+        return self.judges.presence if any(map(moves_labels, self.config.schedule)) else None
 
     @property
     def corpus(self) -> Corpus:

@@ -15,15 +15,16 @@ import numpy as np
 from engine.passes.shards import read_columns, read_manifest, stem_shards
 from engine.schema import CLIPS, ClipRow, clip_columns
 from engine.storage.paths import Location
+from engine.taggers.presence import StemEvidence
 
-_SCORES = ("stem_level_db", "active_fraction", "tagger_margin_db")
+_SCORES = ("stem_level_db", "active_fraction")
 _FIRST = ("clip_tags_db", "residual_tags_db", "residual_level_db")  # with the first stem of a clip only
 _COLUMNS = [*CLIPS.names, "label", "sample_rate_hz", "num_samples", *_SCORES, "tags_db", *_FIRST]
-_REMEDY = "make the pass again with a tagger and label_evidence (`--tagger DIR --set label_evidence=true`)"
+_REMEDY = "make the pass again with a tagger and its presence model (`--tagger DIR --presence DIR`)"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipEvidence:
+class ClipEvidence(StemEvidence):
     """Findings of a pass about a clip; tags are in dB, in the order of :func:`tagger_labels`."""
 
     row: ClipRow
@@ -37,14 +38,6 @@ class ClipEvidence:
     """Their length."""
     stem_labels: list[str]
     """Labels that have a stem, in the order of the rows; the others failed."""
-    stem_tags_SL: np.ndarray
-    """Tags of each stem as a whole."""
-    stem_level_db_S: np.ndarray
-    active_fraction_S: np.ndarray
-    margin_db_S: np.ndarray
-    """``tagger_margin_db``; NaN for a label that the tagger does not know."""
-    clip_tags_L: np.ndarray
-    """Strongest tags of the clip's windows."""
     residual_tags_L: np.ndarray
     """Strongest tags of the windows of the clip minus its stems."""
     residual_level_db: float
@@ -55,7 +48,7 @@ def tagger_labels(stems: Location) -> list[str]:
     """The labels of the tags that a closed pass stored; ``ValueError`` if it stored none."""
     labels = read_manifest(stems).get("tagger_labels")
     if not labels:
-        cause = "it had no tagger or no label_evidence, or is too old"
+        cause = "it had no presence model, or is too old"
         raise ValueError(f"cannot find the tags of the pass in {stems} ({cause}); {_REMEDY}")
     return labels
 
@@ -75,7 +68,7 @@ def read_evidence(stems: Location) -> Iterator[ClipEvidence]:
 
 def _evidence(shard: str, first_row: int, stems: tuple[Mapping[str, Any], ...]) -> ClipEvidence:
     first = stems[0]
-    levels, active, margins = (np.array([row[name] for row in stems], np.float32) for name in _SCORES)  # None: NaN
+    levels, active = (np.array([row[name] for row in stems], np.float32) for name in _SCORES)  # None: NaN
     clip_tags, residual_tags = (np.array(first[name], np.float32) for name in _FIRST[:2])
     return ClipEvidence(
         row=clip_columns(first),
@@ -87,7 +80,6 @@ def _evidence(shard: str, first_row: int, stems: tuple[Mapping[str, Any], ...]) 
         stem_tags_SL=np.array([row["tags_db"] for row in stems], np.float32),
         stem_level_db_S=levels,
         active_fraction_S=active,
-        margin_db_S=margins,
         clip_tags_L=clip_tags,
         residual_tags_L=residual_tags,
         residual_level_db=first["residual_level_db"],

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.schema import plain_label
 from engine.selection.labels.table import ChangeRow, LabelRow, label_row
-from engine.taggers.presence import EVIDENCE, REST, STEM, Presence, stem_values
+from engine.taggers.presence import EVIDENCE, REST, STEM, Presence
 
 if TYPE_CHECKING:
     from engine.selection.labels.evidence import ClipEvidence
@@ -116,7 +116,7 @@ class LabelJudge:
         found: dict[str, tuple[str, Sequence[float]]] = {}
         for number, label in enumerate(evidence.stem_labels):
             if (place := self._places.get(plain_label(label))) is not None:
-                found[plain_label(label)] = (STEM, self._stem_values(evidence, number, place))
+                found[plain_label(label)] = (STEM, evidence.values(number, place))
         for name, place in self._places.items():
             if name not in found:
                 found[name] = (REST, [float(evidence.clip_tags_L[place]), float(evidence.residual_tags_L[place])])
@@ -131,16 +131,6 @@ class LabelJudge:
                     judged[name] = _Judged(label=label, probability=probability, kind=kind, values=values)
         return judged
 
-    def _stem_values(self, evidence: ClipEvidence, number: int, place: int) -> list[float]:
-        """The evidence of a stem for any label of the tagger."""
-        return stem_values(
-            evidence.stem_tags_SL[number],
-            place,
-            clip_tag_db=float(evidence.clip_tags_L[place]),
-            stem_level_db=float(evidence.stem_level_db_S[number]),
-            active_fraction=float(evidence.active_fraction_S[number]),
-        )
-
     def _relabelled(self, evidence: ClipEvidence, number: int, present: set[str]) -> str | None:
         """The other label that sounds in a stem, if it is known and likely enough."""
         tags_L = evidence.stem_tags_SL[number]
@@ -148,7 +138,7 @@ class LabelJudge:
         if not others:
             return None
         place = max(others, key=lambda one: float(tags_L[one]))
-        values_NF = np.array([self._stem_values(evidence, number, place)])
+        values_NF = np.array([evidence.values(number, place)])
         label = self.labels[place]
         probability = float(self.presence.model(STEM).probabilities([label], values_NF)[0])
         return label if probability >= self.rules.add_from else None

@@ -118,10 +118,13 @@ class AcceptedLabels:
 
     def __init__(self, rows: Iterable[tuple[str, Iterable[str]]], fingerprint: str) -> None:
         """``rows`` have the id of a clip in the pass and its accepted labels."""
-        self._labels = {identity: frozenset(map(plain_label, labels)) for identity, labels in rows}
+        self._labels = {identity: list(labels) for identity, labels in rows}
         self.fingerprint = fingerprint
+
+    def of(self, identity: str, queried: list[str]) -> list[str]:
+        """The labels of a clip; all that were queried if it is not in the table."""
+        return self._labels.get(identity, queried)
 
     def has(self, identity: str, label: str) -> bool:
         """True for an accepted label; all labels of a clip that is not in the table are accepted."""
-        labels = self._labels.get(identity)
-        return labels is None or plain_label(label) in labels
+        return plain_label(label) in map(plain_label, self.of(identity, [label]))

@@ -1,5 +1,7 @@
 """Scores of stems as they are stored: the same alone and together, on a CPU and on a card, for the integers written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -64,9 +66,39 @@ def test_samples_that_are_written_at_another_rate_are_not_rounded():
 
 def test_clips_together_have_the_scores_of_each_alone():
     clips = awkward_clips()
+    clips = [replace(clip, sounds=[number % 2 == 0, number % 3 == 0]) for number, clip in enumerate(clips)]
     together = stored(score_together(clips, sample_rate_hz=RATE_HZ, as_integers=True))
     alone = [stored(score_together([item], sample_rate_hz=RATE_HZ, as_integers=True))[0] for item in clips]
     assert_same_scores(together, alone)
+
+
+def test_a_stem_whose_label_does_not_sound_leaves_the_scores_of_the_others_alone():
+    """Two sources and two stems that leak: the sources score as without them, each of the others as joined to both."""
+    rng = np.random.default_rng(0)
+    sources_ST = rng.standard_normal((2, 2 * RATE_HZ))
+    leaks_ST = 0.4 * sources_ST[::-1] + 0.1 * rng.standard_normal((2, 2 * RATE_HZ))
+    mixture_T = np.float32(sources_ST.sum(0))
+
+    def scores_of(*stems, sounds=None):
+        item = replace(clip_of(np.stack(stems), mixture_T), sounds=sounds)
+        return stored(score_together([item], sample_rate_hz=RATE_HZ, as_integers=True))[0]
+
+    first, leak, second, other = scores_of(
+        sources_ST[0], leaks_ST[0], sources_ST[1], leaks_ST[1], sounds=[True, False, True, False]
+    )
+    expected = [*scores_of(*sources_ST), scores_of(*sources_ST, leaks_ST[0])[2], scores_of(*sources_ST, leaks_ST[1])[2]]
+    assert_same_scores([[first, second, leak, other]], [expected])
+    assert first["remix_snr_db"] > 60.0 > 20.0 > leak["remix_snr_db"]
+    assert scores_of(*sources_ST, leaks_ST[0])[0]["remix_snr_db"] < 20.0, "without that knowledge the leak spoils all"
+
+
+def test_clips_in_which_nothing_sounds_score_each_stem_alone():
+    item = replace(awkward_clips()[0], sounds=[False, False])
+    alone = [
+        stored(score_together([clip_of(one[None], item.mixture_T)], sample_rate_hz=RATE_HZ, as_integers=True))[0][0]
+        for one in item.stems_ST.numpy()
+    ]
+    assert_same_scores(stored(score_together([item], sample_rate_hz=RATE_HZ, as_integers=True)), [alone])
 
 
 def test_a_batch_has_clips_of_one_shape(monkeypatch):

@@ -82,7 +82,8 @@ def test_a_clip_is_read_with_its_mixture_and_its_stems_in_order(out):
     index, stems = read_tracks(out / "tracks")
     assert {row["path"] for row in index.to_pylist()} == {"equal.wav", "quiet.wav", "faint.wav", "again.wav"}
     for row in index.to_pylist():
-        mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        mixture_T, found = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        stems_ST = np.stack([*found.values()])
         truth = sources(row["path"])
         assert mixture_T.dtype == stems_ST.dtype == np.float32 and stems_ST.shape == (2, row["num_samples"])
         clip_T = np.sum(list(truth.values()), axis=0, dtype=np.float32)
@@ -120,7 +121,8 @@ def test_absent_labels_are_read_with_the_rows_of_their_clip(out):
     assert set(kept.column_names) - {"kept_by_floor"} < set(absent.column_names)
     for path, row in rows.items():
         assert (row["label"], row["labels"], row["rejected_by"]) == ("high", ["low", "high"], "min_stem_level_db")
-        mixture_T, stems_ST = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        mixture_T, found = read_clip(stems, row["shard"], first_row=row["first_row"], num_stems=row["num_stems"])
+        stems_ST = np.stack([*found.values()])
         assert stems_ST.shape == (2, row["num_samples"])
         assert snr_db(estimate=mixture_T, reference=sources(path)["low"]) > 30
     select_tracks(out / "stems", out / "tracks", Thresholds(min_stem_level_db=-45.0, max_stem_level_db=-2.0))

@@ -8,10 +8,10 @@ from engine.taggers.presence import (
     REST,
     STEM,
     Pairs,
+    StemEvidence,
     fit_presence,
     load_presence,
     save_presence,
-    stem_values,
 )
 
 
@@ -66,8 +66,13 @@ def test_a_precision_that_is_never_reached_gives_the_highest_there_is():
 
 
 def test_the_margin_of_a_stem_is_over_all_other_labels():
-    values = stem_values(np.array([-3.0, -8.0, -1.0]), 0, clip_tag_db=-2.0, stem_level_db=-6.0, active_fraction=0.5)
-    assert values == [-2.0, -3.0, -2.0, -6.0, 0.5]
+    stems = StemEvidence(
+        clip_tags_L=np.array([-2.0, 0.0, 0.0]),
+        stem_tags_SL=np.array([[-3.0, -8.0, -1.0]]),
+        stem_level_db_S=np.array([-6.0]),
+        active_fraction_S=np.array([0.5]),
+    )
+    assert stems.values(0, 0) == [-2.0, -3.0, -2.0, -6.0, 0.5]
 
 
 def test_a_model_is_the_same_after_it_was_stored(tmp_path):

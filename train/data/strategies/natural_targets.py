@@ -28,7 +28,7 @@ def natural_items(tracks: Name, *, sample_rate_hz: int) -> list[Item]:
     index, stems = read_tracks(tracks)
     items: dict[str, Item] = {}
     for row in index.to_pylist():
-        if row["num_stems"] == len(row["labels"]) >= 2:
+        if row["num_stems"] >= len(row["labels"]) >= 2:
             labels = tuple(row["labels"])
             items[row["clip_id"]] = Item(
                 labels=labels,

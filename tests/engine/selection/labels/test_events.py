@@ -30,7 +30,6 @@ def evidence(labels=("dog",), *, stems=None, residual_db=-20.0, active=1.0, firs
         stem_tags_SL=np.zeros((len(stems), len(LABELS)), np.float32),
         stem_level_db_S=values_S,
         active_fraction_S=values_S + np.float32(active),
-        margin_db_S=values_S,
         clip_tags_L=tags_L,
         residual_tags_L=tags_L,
         residual_level_db=residual_db,

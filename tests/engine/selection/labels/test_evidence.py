@@ -10,22 +10,45 @@ from engine.passes.run import run_pass
 from engine.selection.labels.evidence import read_evidence, tagger_labels
 from engine.storage.files import read_json
 from engine.storage.fingerprints import write_sealed
-from tests.support.signals import RATE_HZ, BandTagger, close_pass, run_stages, two_bands, write_clips
+from engine.taggers import TaggerSource
+from tests.engine.selection.labels.presence import BANDS
+from tests.support.signals import RATE_HZ, BandSeparator, BandTagger, close_pass, run_stages, two_bands, write_clips
 
-CONFIG = PassConfig(min_clip_s=0.5, min_labels=1, label_evidence=True)
+CONFIG = PassConfig(min_clip_s=0.5, min_labels=1)
 
 
-def evidence(folder, labels, *, config=CONFIG, tagger=True):
+class Guesser(BandSeparator):
+    """Finds a part of everything for a label that it does not know."""
+
+    labels = ("low", "high", "click")
+
+    def _band(self, mix_T, label):
+        return 0.03 * mix_T if label == "click" else super()._band(mix_T, label)
+
+
+def open_guesser(device):
+    return Guesser()
+
+
+def evidence(folder, labels, *, presence=BANDS):
     """The evidence of a clip of both bands that is queried for some labels."""
     low_T, high_T = two_bands(RATE_HZ)
     files = {"clip.wav": (low_T + 0.1 * high_T).astype(np.float32)}
     corpus = read_corpus(write_clips(folder / "corpus", files))
     rows = [{**row, "labels": list(labels)} for row in corpus.clips.to_pylist()]
     out = folder / "pass"
-    run_stages(rows, corpus.root, out, config=config, open_tagger=(lambda device: BandTagger()) if tagger else None)
+    run_stages(
+        rows,
+        corpus.root,
+        out,
+        config=CONFIG,
+        open_tagger=lambda device: BandTagger(),
+        presence=presence,
+        open_separator=open_guesser,
+    )
     close_pass(out)
     manifest = read_json(out / "stems" / "manifest.json")
-    if tagger and config.label_evidence:
+    if presence:
         manifest["tagger_labels"] = list(BandTagger().labels)
     manifest.pop("checksum", None)
     write_sealed(out / "stems" / "manifest.json", manifest)
@@ -53,10 +76,8 @@ def test_nothing_is_left_of_a_clip_whose_stems_add_up_to_it(tmp_path):
     assert clip.stem_level_db_S == pytest.approx([0.0, -20.0], abs=1.0)
 
 
-@pytest.mark.parametrize(("settings", "tagger"), [({"label_evidence": False}, True), ({}, False)])
-def test_a_pass_that_kept_no_tags_is_an_error(tmp_path, settings, tagger):
-    config = PassConfig(min_clip_s=0.5, min_labels=1, **({"label_evidence": True} | settings))
-    stems = evidence(tmp_path, ["low"], config=config, tagger=tagger)
+def test_a_pass_that_kept_no_tags_is_an_error(tmp_path):
+    stems = evidence(tmp_path, ["low"], presence=None)
     with pytest.raises(ValueError, match=r"cannot find the tags of the pass in .*; make the pass again with a tagger"):
         list(read_evidence(stems))
     (shard,) = stems.glob("shard-*.parquet")
@@ -64,7 +85,27 @@ def test_a_pass_that_kept_no_tags_is_an_error(tmp_path, settings, tagger):
     assert pq.read_table(shard)["residual_level_db"].to_pylist() == [pytest.approx(-20.0, abs=1.0)]
 
 
-def test_evidence_needs_a_tagger(tmp_path):
+def test_a_label_that_does_not_sound_does_not_change_the_scores_of_the_others(tmp_path):
+    """A query that finds a part of everything, tried by a pass with a presence model and by one without."""
+    tried, plain, without = (
+        {row["label"]: row for row in pq.read_table(next(stems.glob("shard-*.parquet"))).to_pylist()}
+        for stems in (
+            evidence(tmp_path / "tried", ["low", "high", "click"]),
+            evidence(tmp_path / "plain", ["low", "high", "click"], presence=None),
+            evidence(tmp_path / "without", ["low", "high"]),
+        )
+    )
+    scores = ("remix_snr_db", "mask_snr_db", "tagger_margin_db")
+    for label in ("low", "high"):
+        assert [tried[label][name] for name in scores] == pytest.approx([without[label][name] for name in scores])
+        assert tried[label]["remix_snr_db"] > plain[label]["remix_snr_db"] + 20
+    assert tried["click"]["remix_snr_db"] == pytest.approx(plain["click"]["remix_snr_db"])
+
+
+@pytest.mark.parametrize(("tagger", "got"), [(None, "none"), ("other", "other")])
+def test_a_presence_model_needs_its_tagger(tmp_path, tagger, got):
     corpus = read_corpus(write_clips(tmp_path, {"clip.wav": np.ones(RATE_HZ, np.float32)}))
-    with pytest.raises(ValueError, match=r"a tagger must be given for label_evidence, got none; give --tagger DIR"):
-        run_pass(corpus, tmp_path / "pass", separator="seed", config={"label_evidence": True})
+    known = {"labels": BandTagger.labels, "sample_rate_hz": RATE_HZ}
+    source = tagger and TaggerSource(name=tagger, fingerprint="o", factory=BandTagger, **known)
+    with pytest.raises(ValueError, match=rf"a presence model must be given together with its tagger, got {got}"):
+        run_pass(corpus, tmp_path / "pass", separator="tests.support.signals:open_bands", tagger=source, presence=BANDS)

@@ -6,22 +6,10 @@ import pytest
 from engine.selection.labels.evidence import ClipEvidence
 from engine.selection.labels.moves import LabelJudge, LabelRules, tentative_labels
 from engine.selection.labels.table import label_row
-from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, LogisticModel, Presence
+from engine.taggers.presence import CLIP, REST, STEM, Presence
+from tests.engine.selection.labels.presence import logistic
 
 LABELS = ["Rain", "siren", "bell"]
-
-
-def logistic(kind, **weights):
-    """Log odds = the sum of weight * value."""
-    names = EVIDENCE[kind]
-    return LogisticModel(
-        names=names,
-        mean=(0.0,) * len(names),
-        deviation=(1.0,) * len(names),
-        weight=tuple(weights.get(name, 0.0) for name in names),
-        bias=0.0,
-        offsets={},
-    )
 
 
 PRESENCE = Presence(
@@ -53,7 +41,6 @@ def evidence(stems, *, residual=(-9.0, -9.0, -9.0), level_db=0.0):
         stem_tags_SL=np.array(list(stems.values()), np.float32).reshape(-1, len(LABELS)),
         stem_level_db_S=np.full(len(stems), level_db),
         active_fraction_S=np.full(len(stems), 0.5),
-        margin_db_S=np.zeros(len(stems)),
         clip_tags_L=np.zeros(len(LABELS), np.float32),
         residual_tags_L=np.array(residual, np.float32),
         residual_level_db=-20.0,

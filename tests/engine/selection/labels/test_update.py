@@ -10,29 +10,10 @@ from engine.selection.labels.table import LABELS, label_row, read_label_rows, wr
 from engine.selection.labels.update import accepted_labels, single_events, update_labels
 from engine.storage.files import read_json
 from engine.storage.fingerprints import write_sealed
-from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, LogisticModel, Presence
+from tests.engine.selection.labels.presence import BANDS
 from tests.support.signals import RATE_HZ, BandTagger, close_pass, run_stages, two_bands, write_clips
 
 RULES = LabelRules(drop_below=0.3, add_from=0.9, num_tentative=0)
-
-
-def logistic(kind, bias, **weights):
-    names = EVIDENCE[kind]
-    weight = tuple(weights.get(name, 0.0) for name in names)
-    return LogisticModel(
-        names=names, mean=(0.0,) * len(names), deviation=(1.0,) * len(names), weight=weight, bias=bias, offsets={}
-    )
-
-
-PRESENCE = Presence(
-    tagger="t",
-    models={
-        CLIP: logistic(CLIP, 0.0, clip_tag_db=1.0),
-        STEM: logistic(STEM, 15.0, stem_level_db=1.0),
-        REST: logistic(REST, -20.0, residual_tag_db=1.0),
-    },
-    measured={"low": [], "high": []},
-)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +26,10 @@ def before(tmp_path_factory):
     rows = [label_row(row["path"], None, None, labels=["low"]) for row in corpus.clips.to_pylist()]
     write_rows(folder / "labels.parquet", rows, LABELS)
     clips = [{name: row[name] for name in ("clip_id", "path", "labels", "start_s", "end_s")} for row in rows]
-    config = PassConfig(min_clip_s=0.5, min_labels=1, label_evidence=True)
-    run_stages(clips, corpus.root, folder / "pass", config=config, open_tagger=lambda device: BandTagger())
+    config = PassConfig(min_clip_s=0.5, min_labels=1)
+    run_stages(
+        clips, corpus.root, folder / "pass", config=config, open_tagger=lambda device: BandTagger(), presence=BANDS
+    )
     close_pass(folder / "pass")
     path = folder / "pass" / "stems" / "manifest.json"
     manifest = read_json(path)
@@ -55,7 +38,7 @@ def before(tmp_path_factory):
 
 
 def test_labels_move_by_what_the_pass_found(before, tmp_path):
-    manifest = update_labels(before, before / "pass" / "stems", tmp_path, presence=PRESENCE, rules=RULES, inputs="i")
+    manifest = update_labels(before, before / "pass" / "stems", tmp_path, presence=BANDS, rules=RULES, inputs="i")
     labels = {row["path"]: row["labels"] for row in read_label_rows(tmp_path / "labels.parquet")}
     assert labels == {"low.wav": ["low"], "both.wav": ["low", "high"], "high.wav": ["high"]}
     assert (manifest["num_before"], manifest["num_kept"], manifest["num_after"]) == (3, 2, 4)
@@ -63,14 +46,14 @@ def test_labels_move_by_what_the_pass_found(before, tmp_path):
 
 
 def test_stems_of_labels_that_moved_away_are_not_accepted(before, tmp_path):
-    update_labels(before, before / "pass" / "stems", tmp_path, presence=PRESENCE, rules=RULES, inputs="i")
+    update_labels(before, before / "pass" / "stems", tmp_path, presence=BANDS, rules=RULES, inputs="i")
     accepted = accepted_labels(before, tmp_path)
     found = {row["path"]: accepted.has(row["clip_id"], "low") for row in read_label_rows(before / "labels.parquet")}
     assert found == {"low.wav": True, "both.wav": True, "high.wav": False}
 
 
 def test_a_clip_of_one_sound_is_a_single_event(before):
-    events = single_events(before, before / "pass" / "stems", presence=PRESENCE, rules=RULES, from_purity=0.9)
+    events = single_events(before, before / "pass" / "stems", presence=BANDS, rules=RULES, from_purity=0.9)
     (event,) = events
     assert (event["path"], event["label"], event["num_stems"]) == ("low.wav", "low", 1)
     assert event["purity_fraction"] > 0.99
