@@ -32,6 +32,9 @@ class LabelConfig:
     """
     presence: str | None = None
     """Folder of a calibrated presence model; null: one is calibrated on ``clean``."""
+    ontology: str | None = None
+    """AudioSet's ``ontology.json``, or a file with lines such as ``bark: [dog]``; of a label and its kinds only the
+    lowest are given."""
 
 
 @config

@@ -21,6 +21,7 @@ from engine.settings import Tree, deciding, named_in
 from engine.storage.fingerprints import claim
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
+from engine.taggers.ontology import Ontology, read_ontology
 from engine.taggers.presence import Presence, load_presence
 from train.evaluation.mixtures import ValidationSet, resolve_validation
 from train.task import require_encoder
@@ -48,6 +49,8 @@ class Inputs:
     """The given tagger."""
     presence: Presence | None
     """The given presence model."""
+    ontology: Ontology | None
+    """Of the labels that the tagger gives."""
     validation: ValidationSet | None
     """Mixtures on which every iteration is measured."""
     training_validation: ValidationSet | None
@@ -83,6 +86,7 @@ def resolve(config: RunConfig) -> Inputs:
         estimator=load_estimator(config.estimator) if config.estimator else None,
         tagger=find_tagger(config.tagger) if config.tagger else None,
         presence=load_presence(config.labels.presence) if config.labels and config.labels.presence else None,
+        ontology=read_ontology(config.labels.ontology) if config.labels and config.labels.ontology else None,
         validation=validated(config.validation) if config.validation else None,
         training_validation=validated(config.training_validation) if config.training_validation else None,
     )

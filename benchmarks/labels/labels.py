@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from benchmarks import pages
 from benchmarks.setting import QUICK, Setting, Size, prepare, train
 from cluster.session import connect
 from engine.cli.console import show_progress
+from engine.selection.labels.events import EventRow
 from engine.selection.labels.table import read_label_rows
 from engine.separators import NetworkConfig, find_separator
 from engine.separators.batching import BatchedSeparator
@@ -31,6 +33,7 @@ from engine.storage.files import atomic_path
 from engine.storage.paths import Location, location
 from engine.taggers import find_tagger
 from engine.taggers.presence import save_presence
+from train.data.config import MixConfig
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import draw_mixtures, resolve_validation
@@ -42,12 +45,38 @@ from tune.inputs import resolve
 from tune.recipes import MOVING
 from tune.run import begin
 from tune.steps.artifacts import Artifacts
-from tune.steps.iteration import iterate
+from tune.steps.iteration import iterate, separate
+from tune.steps.labels import events_of
 
 _PAGE = Path(__file__).with_name("labels.md")
 _ITERATIONS = 2
 _NUMBERS = range(_ITERATIONS + 1)
 _WRONG = 0.2
+_GIVEN_MOVING = {"drop_label_below": 0.3, "add_label_from": 0.9}
+"""Limits for labels that somebody gave: most are right, so it takes more to change one."""
+_EVENT_FROM = 0.7
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One way to go through the loop."""
+
+    corpus: str
+    """Name of its manifest."""
+    moves: bool = False
+    """Labels move."""
+    events: bool = False
+    """Single events are mined."""
+    tracks: bool = True
+    """Tracks are learned from, not only single-source clips and events."""
+
+    @property
+    def name(self) -> str:
+        """As the tables have it."""
+        events = ", single events" if self.tracks else ", single events alone"
+        return f"{self.corpus}, labels {'move' if self.moves else 'stay'}{events if self.events else ''}"
+
+
 _TRUE, _UNLABELLED = "true labels", "no labels"
 _CORPORA = {
     _TRUE: "natural",
@@ -55,21 +84,25 @@ _CORPORA = {
     "a fifth wrong": "wrong",
     "a fifth missing": "missing",
 }
-_GIVEN_MOVING = {"drop_label_below": 0.3, "add_label_from": 0.9}
-"""Limits for labels that somebody gave: most are right, so it takes more to change one."""
+_ARMS = [Arm(corpus=corpus, moves=moves) for corpus in _CORPORA for moves in (False, True)] + [
+    Arm(corpus=_UNLABELLED, moves=True, events=True),
+    Arm(corpus=_UNLABELLED, moves=True, events=True, tracks=False),
+]
 
 
 class Row(TypedDict):
     """An iteration of one arm and seed."""
 
     arm: str
-    moving: bool
     seed: int
     iteration: int
     precision: float
     recall: float
     f1: float
     sdri_db: float
+    num_events: int
+    num_pure: int
+    """Events in which their label sounds alone."""
 
 
 def write_manifests(work: Setting) -> Mapping[str, Path]:
@@ -136,50 +169,63 @@ class Bench:
         save_presence(calibrate_presence(judges, CalibrationConfig(), tagger=fingerprint, about={}), folder)
         return folder
 
-    def config(self, arm: str, *, moving: bool) -> RunConfig:
+    def config(self, arm: Arm) -> RunConfig:
         """The run of an arm."""
         config = self.work.config(_ITERATIONS)
-        is_given = arm != _UNLABELLED
-        labels = LabelConfig(presence=str(self.presence()), num_tentative=2 if moving else 0)
-        limits = (_GIVEN_MOVING if is_given else MOVING) if moving else {}
+        is_given = arm.corpus != _UNLABELLED
+        labels = LabelConfig(presence=str(self.presence()), num_tentative=2 if arm.moves else 0)
+        limits: dict[str, Any] = {}
+        if arm.moves:
+            limits = {**(_GIVEN_MOVING if is_given else MOVING), "event_from": _EVENT_FROM if arm.events else None}
         schedule = tuple(dataclasses.replace(one, **limits) for one in config.schedule)
-        engine = dataclasses.replace(config.engine, min_labels=1)
+        distil = config.distil
+        if not arm.tracks:
+            distil = dataclasses.replace(distil, mix=MixConfig(clean_fraction=1.0))
         return dataclasses.replace(
             config,
-            corpus=str(self.manifests[_CORPORA[arm]]),
+            corpus=str(self.manifests[_CORPORA[arm.corpus]]),
             schedule=schedule,
-            engine=engine,
+            engine=dataclasses.replace(config.engine, min_labels=1),
             labels=labels,
+            distil=distil,
         )
 
-    def rows(self, arm: str, *, moving: bool, seeds: Sequence[int]) -> Iterator[Row]:
-        """Take an arm through its iterations, once for each seed; they share what they have in common."""
-        config = self.config(arm, moving=moving)
-        inputs = resolve(config)
-        base = begin(config, inputs, self.out / "base" / _slug(arm, moving))
-        for seed in seeds:
-            distil = dataclasses.replace(config.distil, seed=seed)
-            work = dataclasses.replace(
-                base,
-                config=dataclasses.replace(config, distil=distil),
-                artifacts=Artifacts(out=self.out / "artifacts", shared=True),
-                contents="",
-            )
-            teacher = work.seed
-            assert work.labels is not None, "config"
-            yield self._row(arm, moving, seed, 0, work.labels, None)
-            for number, thresholds in enumerate(work.config.schedule, 1):
-                record, teacher = iterate(work, number, thresholds, teacher)
-                validation = record["validation"]
-                assert validation is not None, "config"
-                yield self._row(arm, moving, seed, number, work.labels, validation["sdri_db"])
+    def rows(self, arm: Arm, seed: int) -> Iterator[Row]:
+        """Take an arm through its iterations; arms and seeds share what they have in common."""
+        config = self.config(arm)
+        base = begin(config, resolve(config), self.out / "base" / arm.name.replace(", ", "-").replace(" ", "-"))
+        distil = dataclasses.replace(config.distil, seed=seed)
+        work = dataclasses.replace(
+            base,
+            config=dataclasses.replace(config, distil=distil),
+            artifacts=Artifacts(out=self.out / "artifacts", shared=True),
+            contents="",
+        )
+        teacher = work.seed
+        assert work.labels is not None, "config"
+        yield self._row(arm, seed, 0, work.labels, self.figure("seed", self.work.seed), [])
+        for number, thresholds in enumerate(work.config.schedule, 1):
+            stems, before = separate(work, number, teacher)[0], work.labels
+            record, teacher = iterate(work, number, thresholds, teacher)
+            validation = record["validation"]
+            assert validation is not None, "config"
+            events = list(events_of(work, thresholds, before, stems) or [])
+            yield self._row(arm, seed, number, work.labels, validation["sdri_db"], events)
 
-    def _row(self, arm: str, moving: bool, seed: int, number: int, labels: Location, sdri_db: float | None) -> Row:
+    def _row(
+        self, arm: Arm, seed: int, number: int, labels: Location, sdri_db: float, events: Sequence[EventRow]
+    ) -> Row:
         precision, recall = self.score(labels)
-        f1 = 2.0 * precision * recall / max(1e-9, precision + recall)
-        sdri = self.figure("seed", self.work.seed) if sdri_db is None else sdri_db
         return Row(
-            arm=arm, moving=moving, seed=seed, iteration=number, precision=precision, recall=recall, f1=f1, sdri_db=sdri
+            arm=arm.name,
+            seed=seed,
+            iteration=number,
+            precision=precision,
+            recall=recall,
+            f1=2.0 * precision * recall / max(1e-9, precision + recall),
+            sdri_db=sdri_db,
+            num_events=len(events),
+            num_pure=sum(self.truth[Path(event["path"]).name] == {event["label"]} for event in events),
         )
 
     def score(self, labels: Location) -> tuple[float, float]:
@@ -208,29 +254,33 @@ class Bench:
         return float(pages.measured_once(self.work.out / "figures" / f"{name}.json", measured))
 
 
-def _slug(arm: str, moving: bool) -> str:
-    return f"{arm.replace(' ', '-')}-{'moving' if moving else 'fixed'}"
-
-
 def table(rows: Sequence[Row], controls: Sequence[float], seed_db: float) -> str:
     """The main table, in Markdown: means over seeds, and the part of the gain with true labels that stay."""
     last = [row for row in rows if row["iteration"] == _ITERATIONS]
-    reference = [row["sdri_db"] for row in last if row["arm"] == _TRUE and not row["moving"]] or [np.nan]
+    reference = [row["sdri_db"] for row in last if row["arm"] == _ARMS[0].name] or [np.nan]
     full = float(np.mean(reference)) - seed_db
 
     def gain(sdri: Sequence[float]) -> list[str]:
         return [_spread(sdri), f"{(np.mean(sdri) - seed_db) / full:.0%}"]
 
     lines = []
-    for arm, moving in itertools.product(_CORPORA, (False, True)):
-        of_arm = [row for row in rows if (row["arm"], row["moving"]) == (arm, moving)]
+    for arm in _ARMS:
+        of_arm = [row for row in rows if row["arm"] == arm.name]
         if of_arm:
             labels = [_labels([row for row in of_arm if row["iteration"] == number]) for number in _NUMBERS]
-            sdri = [row["sdri_db"] for row in of_arm if row["iteration"] == _ITERATIONS]
-            lines.append([arm, "move" if moving else "stay", *labels, *gain(sdri)])
-    lines.append(["control: no natural clips", "", *[""] * len(_NUMBERS), *gain(controls)])
+            ends = [row for row in of_arm if row["iteration"] == _ITERATIONS]
+            lines.append([arm.name, *labels, *gain([row["sdri_db"] for row in ends]), _events(ends)])
+    lines.append(["control: no natural clips", *[""] * len(_NUMBERS), *gain(controls), ""])
     names = [f"after iteration {number}" if number else "precision / recall / F1 before" for number in _NUMBERS]
-    return pages.markdown(["corpus", "labels", *names, "SDRi dB", "part of the gain"], lines)
+    return pages.markdown(["loop", *names, "SDRi dB", "part of the gain", "events, pure"], lines)
+
+
+def _events(rows: Sequence[Row]) -> str:
+    """Single events of the last iteration, and the part of them in which their label sounds alone."""
+    num_events = sum(row["num_events"] for row in rows)
+    if not num_events:
+        return ""
+    return f"{num_events / len(rows):.0f}, {sum(row['num_pure'] for row in rows) / num_events:.0%}"
 
 
 def _labels(rows: Sequence[Row]) -> str:
@@ -248,7 +298,7 @@ def main() -> None:
     parser = pages.parser(__doc__)
     Setting.add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the trainings of every arm")
-    parser.add_argument("--arms", help="some of the corpora, separated by commas")
+    parser.add_argument("--arms", help="numbers of some of the arms, separated by commas")
     arguments = parser.parse_args()
     show_progress()
     work = Setting.from_arguments(arguments)
@@ -257,15 +307,14 @@ def main() -> None:
     out = arguments.out or Path("runs/labels-quick" if arguments.quick else "runs/labels")
     bench = Bench(dataclasses.replace(work, size=size, out=out.resolve()))
     seeds = range(1 if arguments.quick else arguments.seeds)
-    arms = arguments.arms.split(",") if arguments.arms else list(_CORPORA)
+    arms = [_ARMS[int(number)] for number in arguments.arms.split(",")] if arguments.arms else _ARMS
     rows: list[Row] = []
     with connect():
         prepare(bench.work)
-        for arm in arms:
-            for moving in (False, True):
-                pages.log(f"{arm}, labels that {'move' if moving else 'stay'}")
-                rows += bench.rows(arm, moving=moving, seeds=seeds)
-                pages.log(str(rows[-1]))
+        for seed, arm in itertools.product(seeds, arms):
+            pages.log(f"{arm.name}, seed {seed}")
+            rows += bench.rows(arm, seed)
+            pages.log(str(rows[-1]))
         controls = [bench.control(seed) for seed in seeds]
     seed_db = bench.figure("seed", bench.work.seed)
     tables = [table(rows, controls, seed_db), _about(bench, len(seeds), seed_db)]

@@ -17,6 +17,7 @@ from engine.cli.display import shown
 from engine.schema import plain_label
 from engine.storage.documents import MAX_DESCRIPTION_BYTES, bounded, parse_json, parse_yaml
 from engine.storage.files import open_binary
+from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Name, location
 
 _EXAMPLE = "write it like `bark: [dog]`, or give AudioSet's ontology.json"
@@ -35,6 +36,11 @@ class Ontology:
         except CycleError as error:
             loop = " > ".join(error.args[1])
             raise ValueError(f"an ontology must have no loop, got {shown(loop)}; remove one of its steps") from None
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal ontologies."""
+        return fingerprint({label: sorted(above) for label, above in sorted(self._parents.items())})
 
     @property
     def labels(self) -> set[str]:

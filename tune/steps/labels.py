@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
-from engine.passes.labels.label import read_tags, tag_corpus
+from engine.passes.labels.label import labeller_of, read_tags, tag_corpus
 from engine.passes.shards import read_manifest
 from engine.selection.labels.events import EventRow
 from engine.selection.labels.moves import LabelRules
@@ -21,7 +21,6 @@ from engine.selection.labels.update import (
 from engine.selection.thresholds import Thresholds
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
-from tune.config import LabelConfig
 from tune.inputs import pass_config
 from tune.steps.work import Work
 
@@ -40,22 +39,23 @@ def label_first(work: Work, folder: Location) -> tuple[Location, LabelCounts]:
     tag_corpus(work.inputs.corpus, tags, tagger=tagger, labels=sorted(set(sought)), config=config)
     made = read_manifest(tags / "stems", "fingerprint", "tagger_labels")
     names = made["tagger_labels"]
-    inputs = fingerprint([made["fingerprint"], presence.fingerprint, settings.precision, settings.num_tentative])
+    ontology = work.inputs.ontology
+    labeller = labeller_of(
+        presence, tagger=tagger.fingerprint, labels=names, precision=settings.precision, ontology=ontology
+    )
+    decided = [settings.precision, settings.num_tentative, ontology and ontology.fingerprint]
+    inputs = fingerprint([made["fingerprint"], presence.fingerprint, *decided])
     if not (labels / "manifest.json").is_file() or read_labels(labels)["inputs"] != inputs:
         manifest = first_labels(
-            (
-                (clip, dict(zip(names, windows.strongest().tolist(), strict=True)))
-                for clip, windows in read_tags(tags, len(names))
-            ),
+            read_tags(tags, len(names)),
             labels,
-            presence=presence,
-            precision=settings.precision,
+            labeller=labeller,
             num_tentative=settings.num_tentative,
             inputs=inputs,
         )
         _LOGGER.info(
-            f"iteration 0: {manifest['num_added']} labels for {manifest['num_clips']} clips, "
-            f"{manifest['num_unlabelled']} without any"
+            f"iteration 0: {manifest['num_kept']} given labels and {manifest['num_added']} of the tagger for "
+            f"{manifest['num_clips']} clips, {manifest['num_unlabelled']} without any"
         )
     return labels, counts_of(read_labels(labels))
 
@@ -64,11 +64,11 @@ def move_labels(
     work: Work, number: int, thresholds: Thresholds, before: Location, stems: Location, pass_fingerprint: str
 ) -> tuple[Location, LabelManifest]:
     """Move the labels of an iteration by the evidence of its pass; returns their folder and manifest."""
-    settings, presence = work.config.labels, work.judges.presence
-    assert settings is not None and presence is not None, "prepare_judges"
-    rules = _rules(settings, thresholds)
-    before_fingerprint = read_labels(before)["fingerprint"]
-    inputs = fingerprint([before_fingerprint, pass_fingerprint, presence.fingerprint, *vars(rules).values()])
+    presence = work.judges.presence
+    assert presence is not None, "prepare_judges"
+    rules = _rules(work, thresholds)
+    decided = [rules.drop_below, rules.add_from, rules.num_tentative, rules.ontology and rules.ontology.fingerprint]
+    inputs = fingerprint([read_labels(before)["fingerprint"], pass_fingerprint, presence.fingerprint, *decided])
     folder = work.artifacts.path_for("labels", number, inputs) / "labels"
     with work.artifacts.building(folder.parent):
         if (folder / "manifest.json").is_file() and (manifest := read_labels(folder))["inputs"] == inputs:
@@ -83,17 +83,18 @@ def move_labels(
 
 def events_of(work: Work, thresholds: Thresholds, before: Location, stems: Location) -> Iterator[EventRow] | None:
     """The single events of an iteration's pass, which queried the labels ``before``; null if none are wanted."""
-    settings, presence = work.config.labels, work.judges.presence
     if thresholds.event_from is None:
         return None
-    assert settings is not None and presence is not None, "prepare_judges"
-    rules = _rules(settings, thresholds)
+    presence, rules = work.judges.presence, _rules(work, thresholds)
+    assert presence is not None, "prepare_judges"
     return single_events(before, stems / "stems", presence=presence, rules=rules, from_purity=thresholds.event_from)
 
 
-def _rules(settings: LabelConfig, thresholds: Thresholds) -> LabelRules:
+def _rules(work: Work, thresholds: Thresholds) -> LabelRules:
+    assert work.config.labels is not None, "prepare_judges"
     return LabelRules(
         drop_below=thresholds.drop_label_below or 0.0,
         add_from=2.0 if thresholds.add_label_from is None else thresholds.add_label_from,
-        num_tentative=settings.num_tentative,
+        num_tentative=work.config.labels.num_tentative,
+        ontology=work.inputs.ontology,
     )

@@ -11,7 +11,7 @@ import heapq
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -105,35 +105,45 @@ class ClipLabeller:
     presence: Presence
     labels: Sequence[str]
     """Of the tagger, in the order of its tags."""
-    places: list[int]
-    """Of the labels that are judged."""
-    thresholds: list[LabelThreshold]
-    """Of each of these."""
+    places: dict[str, int]
+    """Of the labels that are judged, among these."""
+    thresholds: dict[str, LabelThreshold]
+    """By label."""
     ontology: Ontology | None
     missed: list[tuple[float, str]] = field(default_factory=list)
     """The strongest probabilities that were not enough, with their descriptions."""
 
     def row(self, clip: ClipRow, tags: WindowTags) -> dict[str, object]:
         """The columns ``labels`` and ``tags`` of a clip."""
-        names = [self.labels[place] for place in self.places]
-        tag_db_K = tags.strongest()[self.places]
-        probability_K = self.presence.model(CLIP).probabilities(names, tag_db_K[:, None])
-        accepted, found = [], []
-        for number in np.argsort(-probability_K, kind="stable").tolist():
-            name, probability, limit = names[number], float(probability_K[number]), self.thresholds[number]
-            if probability < _CANDIDATE:
+        probability, strongest = self.probabilities(tags), tags.strongest()
+        accepted, found = self.accepted(probability), []
+        for name in sorted(probability, key=lambda name: -probability[name]):
+            place, limit = self.places[name], self.thresholds[name]
+            if probability[name] < _CANDIDATE:
                 break
             spans: list[dict[str, float]] = []
-            if probability >= limit["probability"]:
-                accepted.append(name)
-                spans = self._spans(clip["start_s"] or 0.0, tags, name, self.places[number], limit["probability"])
+            if probability[name] >= limit["probability"]:
+                spans = self._spans(clip["start_s"] or 0.0, tags, name, place, limit["probability"])
             else:
-                near = f"{name} {probability:.2f} of {limit['probability']:.2f} in {clip['path']}"
-                heapq.heappush(self.missed, (probability, near))
+                near = f"{name} {probability[name]:.2f} of {limit['probability']:.2f} in {clip['path']}"
+                heapq.heappush(self.missed, (probability[name], near))
                 if len(self.missed) > _MOST_NAMED:
                     heapq.heappop(self.missed)
-            found.append({"label": name, "probability": probability, "tag_db": tag_db_K[number], "spans": spans})
-        return {"labels": self.ontology.lowest(accepted) if self.ontology else accepted, "tags": found}
+            tag_db = strongest[place]
+            found.append({"label": name, "probability": probability[name], "tag_db": tag_db, "spans": spans})
+        return {"labels": accepted, "tags": found}
+
+    def probabilities(self, tags: WindowTags) -> dict[str, float]:
+        """The probability that each label that is judged sounds in a clip."""
+        names = [*self.places]
+        values_K1 = tags.strongest()[[*self.places.values()]][:, None]
+        return dict(zip(names, self.presence.model(CLIP).probabilities(names, values_K1).tolist(), strict=True))
+
+    def accepted(self, probability: Mapping[str, float]) -> list[str]:
+        """The labels that reach their thresholds, the likeliest first; with an ontology the lowest of them."""
+        reached = [name for name in probability if probability[name] >= self.thresholds[name]["probability"]]
+        ordered = sorted(reached, key=lambda name: -probability[name])
+        return self.ontology.lowest(ordered) if self.ontology else ordered
 
     def _spans(self, begin_s: float, tags: WindowTags, name: str, place: int, limit: float) -> list[dict[str, float]]:
         """The parts of a file in which a label sounds: windows that follow each other are one."""
@@ -188,11 +198,10 @@ def write_labels(
         precision=precision,
         ontology=ontology,
     )
-    names = [labeller.labels[place] for place in labeller.places]
-    if poor := [name for name, limit in zip(names, labeller.thresholds, strict=True) if limit["precision"] < precision]:
+    if poor := [name for name, limit in labeller.thresholds.items() if limit["precision"] < precision]:
         _LOGGER.warning(
-            f"{len(poor)} of {len(names)} labels reach no precision of {precision:g} in the calibration and get the "
-            f"threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
+            f"{len(poor)} of {len(labeller.places)} labels reach no precision of {precision:g} in the calibration and "
+            f"get the threshold of their highest one: {shown(', '.join(poor[:_MOST_NAMED]))}"
         )
     counts: Counter[str] = Counter()
     num_rows = num_labelled = 0
@@ -285,27 +294,22 @@ def labeller_of(
             "--known, with which it is calibrated"
         )
     limits = presence.thresholds(precision)
-    places = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
-    names = [labels[place] for place in places]
+    found = sorted({place for label in limits if (place := find_label(label, labels)) is not None})
+    places = {labels[place]: place for place in found}
     if not places:
         raise ValueError(
             f"a presence model must be calibrated on labels of the tagger, got {sorted(limits)[:_MOST_NAMED]}; give "
             "clips of its labels (--known)"
         )
-    if ontology is not None and not ontology.labels.intersection(map(plain_label, names)):
-        raise ValueError(
-            f"an ontology must have labels of the tagger, got none of {names[:_MOST_NAMED]}; give one of its labels"
-        )
-    thresholds = [limits[plain_label(name)] for name in names]
+    if ontology is not None and not ontology.labels.intersection(map(plain_label, places)):
+        some = [*places][:_MOST_NAMED]
+        raise ValueError(f"an ontology must have labels of the tagger, got none of {some}; give one of its labels")
+    thresholds = {name: limits[plain_label(name)] for name in places}
     return ClipLabeller(presence=presence, labels=labels, places=places, thresholds=thresholds, ontology=ontology)
 
 
 def _label_counts(labeller: ClipLabeller, counts: Counter[str]) -> list[LabelCount]:
-    names = [labeller.labels[place] for place in labeller.places]
-    return [
-        LabelCount(label=name, num_clips=counts[name], **limit)
-        for name, limit in zip(names, labeller.thresholds, strict=True)
-    ]
+    return [LabelCount(label=name, num_clips=counts[name], **limit) for name, limit in labeller.thresholds.items()]
 
 
 def _nothing(labeller: ClipLabeller, num_rows: int, precision: float) -> ValueError:

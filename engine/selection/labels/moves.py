@@ -17,6 +17,7 @@ from engine.taggers.presence import EVIDENCE, REST, STEM, Presence
 
 if TYPE_CHECKING:
     from engine.selection.labels.evidence import ClipEvidence
+    from engine.taggers.ontology import Ontology
 
 DROPPED, ADDED, RELABELLED = "dropped", "added", "relabelled"
 _TENTATIVE_PROBABILITY = 0.05  # a less likely label is only queried in a clip that has no other
@@ -32,6 +33,8 @@ class LabelRules:
     """A label is added if the probability is at least this."""
     num_tentative: int
     """Labels of a clip, at most, that the next pass queries to find out whether they sound."""
+    ontology: Ontology | None = None
+    """A label is not added to a clip that has a kind of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,12 @@ class LabelJudge:
             other = self._relabelled(evidence, stems[plain_label(label)], {*map(plain_label, before["labels"])})
             changes.append(self._dropped(before, label, one, other))
         accepted = {*map(plain_label, kept)}
+        barred = _plain(before["labels"]) | _above(before["labels"], self.rules.ontology)
         added = {plain_label(str(change["new_label"])) for change in changes if change["new_label"]} - accepted
         changes += [
             self._change(before, one.label, ADDED, one, limit=self.rules.add_from)
             for name, one in judged.items()
-            if one.probability >= self.rules.add_from and name not in accepted | added | _plain(before["labels"])
+            if one.probability >= self.rules.add_from and name not in accepted | added | barred
         ]
         new = dict.fromkeys(change["new_label"] or change["label"] for change in changes if change["change"] != DROPPED)
         labels = [*kept, *(label for label in new if plain_label(label) not in accepted)]
@@ -109,7 +113,7 @@ class LabelJudge:
 
     def tentative(self, labels: Sequence[str], probability: Mapping[str, float]) -> list[str]:
         """The likeliest labels that a clip does not have; at least one if it has none."""
-        return tentative_labels(labels, probability, most=self.rules.num_tentative)
+        return tentative_labels(labels, probability, most=self.rules.num_tentative, ontology=self.rules.ontology)
 
     def _judged(self, evidence: ClipEvidence) -> dict[str, _Judged]:
         """Every label that is known, in plain spelling, by its stem if it has one, else by the residual."""
@@ -164,14 +168,23 @@ class LabelJudge:
         )
 
 
-def tentative_labels(labels: Sequence[str], probability: Mapping[str, float], *, most: int) -> list[str]:
-    """The likeliest labels that a clip does not have, ``most`` at the most; at least one if it has none."""
-    accepted = _plain(labels)
+def tentative_labels(
+    labels: Sequence[str], probability: Mapping[str, float], *, most: int, ontology: Ontology | None = None
+) -> list[str]:
+    """The likeliest labels that a clip does not have, ``most`` at the most; at least one if it has none.
+
+    With an ontology none of which it has a kind.
+    """
+    accepted = _plain(labels) | _above(labels, ontology)
     others = sorted(
         (name for name in probability if plain_label(name) not in accepted), key=lambda name: -probability[name]
     )
     likely = [name for name in others if probability[name] >= _TENTATIVE_PROBABILITY][:most]
     return likely or ([] if labels else others[:1])
+
+
+def _above(labels: Sequence[str], ontology: Ontology | None) -> set[str]:
+    return set[str]().union(*map(ontology.above, labels)) if ontology is not None else set()
 
 
 def _plain(labels: Sequence[str]) -> set[str]:

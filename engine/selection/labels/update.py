@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
-import numpy as np
 from typing_extensions import TypedDict
 
 from engine.errors import DamagedError
-from engine.schema import ClipRow, plain_label
+from engine.passes.labels.label import ClipLabeller
+from engine.schema import ClipRow
 from engine.selection.labels.events import EventRow, event_row, mine
 from engine.selection.labels.evidence import ClipEvidence, read_evidence, tagger_labels
 from engine.selection.labels.moves import DROPPED, RELABELLED, LabelJudge, LabelRules, Moved, tentative_labels
@@ -31,7 +31,8 @@ from engine.selection.labels.table import (
 from engine.storage.files import read_record, sha256_file, write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
-from engine.taggers.presence import CLIP, Presence
+from engine.taggers.presence import Presence
+from engine.taggers.windows import WindowTags
 
 _FILES = {"labels.parquet": LABELS, "changes.parquet": CHANGES}
 
@@ -70,39 +71,26 @@ class LabelManifest(LabelCounts):
 
 
 def first_labels(
-    tags: Iterable[tuple[ClipRow, Mapping[str, float]]],
+    tags: Iterable[tuple[ClipRow, WindowTags]],
     out: Location,
     *,
-    presence: Presence,
-    precision: float,
+    labeller: ClipLabeller,
     num_tentative: int,
     inputs: str,
 ) -> LabelManifest:
     """Write the labels of a corpus before its first pass; returns their manifest.
 
-    ``tags`` are clips with the strongest tag of each label in a window, in dB. A clip that has labels keeps them; any
-    other gets those that reach the thresholds for ``precision``. ``inputs`` is the fingerprint of all that.
+    A clip that has labels keeps them; any other gets those that the labeller accepts by its tags. ``inputs`` is the
+    fingerprint of all that.
     """
-    limits = presence.thresholds(precision)
-
-    def first(clip: ClipRow, tags_db: Mapping[str, float]) -> LabelRow:
-        names = [name for name in tags_db if plain_label(name) in limits]
-        values_NF = np.array([[tags_db[name]] for name in names]).reshape(-1, 1)
-        probability = dict(zip(names, presence.model(CLIP).probabilities(names, values_NF).tolist(), strict=True))
-        labels = list(clip["labels"]) or [
-            name
-            for name in sorted(names, key=lambda name: -probability[name])
-            if probability[name] >= limits[plain_label(name)]["probability"]
-        ]
-        tentative = tentative_labels(labels, probability, most=num_tentative)
-        return label_row(clip["path"], clip["start_s"], clip["end_s"], labels=labels, tentative=tentative)
 
     def rows(counted: Counter[str]) -> Iterator[tuple[LabelRow, list[ChangeRow]]]:
-        for clip, tags_db in tags:
-            row = first(clip, tags_db)
-            given = len(clip["labels"])
-            counted.update(num_before=given, num_kept=given, num_added=len(row["labels"]) - given)
-            yield row, []
+        for clip, windows in tags:
+            probability, given = labeller.probabilities(windows), len(clip["labels"])
+            labels = list(clip["labels"]) or labeller.accepted(probability)
+            tentative = tentative_labels(labels, probability, most=num_tentative, ontology=labeller.ontology)
+            counted.update(num_before=given, num_kept=given, num_added=len(labels) - given)
+            yield label_row(clip["path"], clip["start_s"], clip["end_s"], labels=labels, tentative=tentative), []
 
     return _write(out, rows, inputs=inputs)
 

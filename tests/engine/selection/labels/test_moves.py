@@ -6,6 +6,7 @@ import pytest
 from engine.selection.labels.evidence import ClipEvidence
 from engine.selection.labels.moves import LabelJudge, LabelRules, tentative_labels
 from engine.selection.labels.table import label_row
+from engine.taggers.ontology import Ontology
 from engine.taggers.presence import CLIP, REST, STEM, Presence
 from tests.engine.selection.labels.presence import logistic
 
@@ -112,6 +113,13 @@ def test_what_the_residual_has_is_added():
         "residual_tag_db",
         0.9,
     )
+
+
+def test_a_label_is_not_added_to_a_clip_that_has_a_kind_of_it():
+    above = judge(ontology=Ontology({"rain": ["bell"]})).move(
+        row("rain"), evidence({"rain": [0, -5, -9]}, residual=(-9, -9, 3))
+    )
+    assert above.row["labels"] == ["rain"] and above.row["tentative"] == [] and above.changes == []
 
 
 @pytest.mark.parametrize(("tags", "labels"), [([-5, 0, -9], ["rain", "siren"]), ([0, -1, -9], ["rain"])])

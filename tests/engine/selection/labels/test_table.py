@@ -1,9 +1,11 @@
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from engine.corpus.clips import clip_id
 from engine.corpus.roots import Root
 from engine.errors import DamagedError
+from engine.passes.labels.label import labeller_of
 from engine.selection.filter import judge
 from engine.selection.labels.table import (
     LABELS,
@@ -15,7 +17,9 @@ from engine.selection.labels.table import (
 )
 from engine.selection.labels.update import first_labels, read_labels, require_all
 from engine.selection.thresholds import Thresholds
+from engine.taggers.ontology import Ontology
 from engine.taggers.presence import CLIP, LogisticModel, Presence
+from engine.taggers.windows import WindowTags
 
 
 def measured(probability, precision):
@@ -41,6 +45,31 @@ def clip(path, labels=()):
     return {"clip_id": path, "path": path, "labels": list(labels), "start_s": 0.0, "end_s": 5.0}
 
 
+def windows(*, rain, siren):
+    """A clip of one window with these tags."""
+    one_W = np.ones(1)
+    return WindowTags(
+        tags_WL=np.array([[rain, siren]], np.float32),
+        start_s_W=0 * one_W,
+        end_s_W=one_W,
+        is_active_W=one_W.astype(bool),
+    )
+
+
+def labeller(precision, ontology=None):
+    return labeller_of(PRESENCE, tagger="t", labels=["rain", "siren"], precision=precision, ontology=ontology)
+
+
+def test_of_a_label_and_its_kinds_only_the_lowest_are_given_and_tried(tmp_path):
+    tags = [
+        (clip("both.wav"), windows(rain=3.0, siren=1.0)),
+        (clip("given.wav", ["siren"]), windows(rain=3.0, siren=1.0)),
+    ]
+    first_labels(tags, tmp_path, labeller=labeller(0.75, Ontology({"siren": ["rain"]})), num_tentative=2, inputs="i")
+    rows = {row["path"]: (row["labels"], row["tentative"]) for row in read_label_rows(tmp_path / "labels.parquet")}
+    assert rows == {"both.wav": (["siren"], []), "given.wav": (["siren"], [])}
+
+
 def test_a_pass_queries_the_labels_and_the_tentative_ones(tmp_path):
     rows = [
         label_row("a.wav", 0.0, 5.0, labels=["rain"], tentative=["siren"]),
@@ -60,12 +89,12 @@ def test_a_pass_queries_the_labels_and_the_tentative_ones(tmp_path):
 
 def test_first_labels_are_those_given_or_those_above_their_threshold(tmp_path):
     tags = [
-        (clip("given.wav", ["dog"]), {"rain": 9.0, "siren": -1.0}),
-        (clip("loud.wav"), {"rain": 3.0, "siren": 1.0}),
-        (clip("doubtful.wav"), {"rain": 1.0, "siren": -0.5}),
-        (clip("nothing.wav"), {"rain": -9.0, "siren": -8.0}),
+        (clip("given.wav", ["dog"]), windows(rain=9.0, siren=-1.0)),
+        (clip("loud.wav"), windows(rain=3.0, siren=1.0)),
+        (clip("doubtful.wav"), windows(rain=1.0, siren=-0.5)),
+        (clip("nothing.wav"), windows(rain=-9.0, siren=-8.0)),
     ]
-    manifest = first_labels(tags, tmp_path, presence=PRESENCE, precision=0.75, num_tentative=1, inputs="i")
+    manifest = first_labels(tags, tmp_path, labeller=labeller(0.75), num_tentative=1, inputs="i")
     rows = {row["path"]: (row["labels"], row["tentative"]) for row in read_label_rows(tmp_path / "labels.parquet")}
     assert rows == {
         "given.wav": (["dog"], ["rain"]),
@@ -81,9 +110,8 @@ def test_first_labels_are_those_given_or_those_above_their_threshold(tmp_path):
 def test_a_damaged_table_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="there are no finished labels in"):
         read_labels(tmp_path)
-    first_labels(
-        [(clip("a.wav"), {"rain": 3.0})], tmp_path, presence=PRESENCE, precision=0.7, num_tentative=1, inputs="i"
-    )
+    tags = [(clip("a.wav"), windows(rain=3.0, siren=-9.0))]
+    first_labels(tags, tmp_path, labeller=labeller(0.7), num_tentative=1, inputs="i")
     (tmp_path / "changes.parquet").write_bytes(b"PAR1")
     with pytest.raises(DamagedError, match=r"changes.parquet must have the checksum in its manifest"):
         read_labels(tmp_path)
