@@ -14,10 +14,11 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NotRequired
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import TypedDict
 
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds
@@ -29,8 +30,11 @@ CLIPS = pa.schema(
         pa.field("labels", pa.list_(pa.string()), nullable=False),
         pa.field("start_s", pa.float64()),  # null: from the beginning
         pa.field("end_s", pa.float64()),  # null: to the end
+        pa.field("num_tentative", pa.int32()),  # last labels that are only tried; null: labels do not move
     ]
 )
+
+_ALWAYS = tuple(name for name in CLIPS.names if name != "num_tentative")  # columns that every clip has
 
 SCORES_VERSION = 2
 """Version of the score definitions; passes and estimators of another version are refused."""
@@ -104,6 +108,9 @@ class ClipRow(TypedDict):
     labels: list[str]
     start_s: float | None
     end_s: float | None
+    num_tentative: NotRequired[int | None]
+    """Labels at the end of ``labels`` that are only queried to find out whether they sound; null: labels do not move,
+    and no evidence for that is stored."""
 
 
 class FailureRow(ClipRow):
@@ -164,20 +171,17 @@ class SeparatedClip:
     extra: Sequence[Mapping[str, float | None]] = ()
     """For each stem, the scores that need a separator or a tagger; empty if none were computed."""
     tags: ClipTags | None = None
-    """None without a presence model."""
-    sounds: Sequence[bool] | None = None
-    """Whether the label of each stem sounds, as the presence model has it; None: all do."""
-
-    @property
-    def labels_present(self) -> list[str]:
-        """Labels of the clip without those that do not sound."""
-        absent = {label for label, sounds in zip(self.labels, self.sounds or (), strict=False) if not sounds}
-        return [label for label in self.clip.row["labels"] if label not in absent]
+    """None if they are not stored."""
 
 
 def clip_columns(row: Mapping[str, object]) -> ClipRow:
     """The columns of ``CLIPS`` in a row that may have more."""
-    return {name: row[name] for name in CLIPS.names}  # type: ignore[return-value]
+    return {name: row[name] for name in _ALWAYS} | {"num_tentative": row.get("num_tentative")}  # type: ignore[return-value]
+
+
+def labels_present(row: ClipRow) -> list[str]:
+    """The labels of a clip without those that are only tried."""
+    return row["labels"][: len(row["labels"]) - (row.get("num_tentative") or 0)]
 
 
 def failure(

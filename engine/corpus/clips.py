@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from engine.corpus.labels import labels_of, text_of
 from engine.corpus.roots import resolve as resolve  # noqa: PLC0414 - it is also a step of a row
@@ -22,10 +22,17 @@ ManifestRow = dict[str, object]
 """Cells of a manifest's row by column, not checked; an exception under ``error`` says why the row is unusable."""
 
 
-def clip_id(path: str, labels: Collection[str], start_s: float | None, end_s: float | None) -> str:
+def clip_id(
+    path: str,
+    labels: Sequence[str],
+    start_s: float | None,
+    end_s: float | None,
+    num_tentative: int | None = None,
+) -> str:
     """20 hex characters that depend on nothing but the arguments; times count to the microsecond."""
     times = [None if t is None else round(float(t), 6) + 0.0 for t in (start_s, end_s)]
-    canonical = json.dumps([path.replace("\\", "/"), sorted(labels), *times])
+    tried = [] if num_tentative is None else [sorted(labels[len(labels) - num_tentative :])]
+    canonical = json.dumps([path.replace("\\", "/"), sorted(labels), *times, *tried])
     return hashlib.sha256(canonical.encode()).hexdigest()[:20]
 
 
@@ -58,7 +65,7 @@ def cut(clip: ClipRow, *, duration_s: float, clip_s: float, min_clip_s: float = 
 
 
 def _between(clip: ClipRow, start_s: float, end_s: float) -> ClipRow:
-    identity = clip_id(clip["path"], clip["labels"], start_s, end_s)
+    identity = clip_id(clip["path"], clip["labels"], start_s, end_s, clip.get("num_tentative"))
     return {**clip, "clip_id": identity, "start_s": start_s, "end_s": end_s}
 
 

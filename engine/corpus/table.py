@@ -91,11 +91,13 @@ class Corpus:
     num_failures: int
     num_failed_queries: int
     """Labels of the failures, at least one for each."""
+    labels_move: bool
+    """True if labels of the clips may move: a pass stores the evidence for that."""
     fingerprint: str
     """Sixteen hexadecimal digits of the clips' ids: independent of their order."""
 
     def __init__(self, root: str) -> None:
-        self.root, self.fingerprint = root, ""
+        self.root, self.fingerprint, self.labels_move = root, "", False
         self.num_clips = self.num_failures = self.num_failed_queries = 0
         folder = temporary_folder("clearsep-corpus-", owner=self)
         self._incoming = _Spill(folder, "incoming", _NUMBERED, order=("clip_id", "row"))
@@ -104,6 +106,7 @@ class Corpus:
 
     def add_clip(self, row: NumberedRow) -> None:
         """Add a clip."""
+        self.labels_move |= row.get("num_tentative") is not None
         self._incoming.add(row)
 
     def add_failure(self, row: FailureRow) -> None:

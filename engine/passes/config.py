@@ -14,7 +14,6 @@ from engine.settings import NEWER, RUNTIME, Count, Fraction, NonNegative, Positi
 if TYPE_CHECKING:
     from engine.separators import SeparatorSource
     from engine.taggers import TaggerSource
-    from engine.taggers.presence import Presence
 
 
 @config
@@ -84,16 +83,10 @@ class PassConfig:
 
 
 def pass_identity(
-    corpus: Corpus,
-    *,
-    separator: SeparatorSource,
-    tagger: TaggerSource | None,
-    presence: Presence | None = None,
-    config: PassConfig,
+    corpus: Corpus, *, separator: SeparatorSource, tagger: TaggerSource | None, config: PassConfig
 ) -> dict[str, object]:
     """Everything that decides the stems and scores of a pass, models and corpus by their fingerprints."""
-    identity = {"presence": presence.fingerprint} if presence is not None else {}
-    return identity | {
+    return {
         "score version": SCORES_VERSION,
         "settings": deciding(config),
         "separator": separator.fingerprint,

@@ -66,7 +66,6 @@ from engine.storage.fingerprints import claim
 from engine.storage.in_hand import MAX_DEATHS, InHand
 from engine.storage.paths import Location, Name, location
 from engine.taggers import TaggerSource, find_tagger
-from engine.taggers.presence import Presence
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_TURNS = 3  # attempts to make shards that are missing when all tasks have ended
@@ -88,16 +87,13 @@ def run_pass(
     *,
     separator: SeparatorSource | SeparatorFactory | Name,
     tagger: TaggerSource | Name | None = None,
-    presence: Presence | None = None,
     config: PassConfig | Mapping[str, Any] | None = None,
     retry_failed: bool = False,
     slice: SliceName | None = None,
 ) -> PassSummary:
     """Separate and score every clip of a corpus into the folder ``out``; returns the summary of the pass.
 
-    ``separator`` is one of :func:`load_separator`'s names, ``tagger`` a folder. With the ``presence`` model of the
-    tagger, the pass also stores the evidence by which labels may move, and stems whose label does not sound do not
-    count in the scores of the others. ``config`` has settings by name, as
+    ``separator`` is one of :func:`load_separator`'s names, ``tagger`` a folder; ``config`` has settings by name, as
     ``clearsep settings engine`` lists them. Start it again to resume an interrupted pass: only missing shards are made.
     With ``retry_failed`` the clips that failed as a whole are processed once more. With ``slice``, such as ``"3/32"``,
     only that share of the work is done: 32 commands, on one Ray cluster or on several, make one pass. The last to end
@@ -113,12 +109,7 @@ def run_pass(
     """
     config = build(PassConfig, config or {})
     tagging = find_tagger(tagger) if tagger is not None else None
-    if presence is not None and (tagging is None or tagging.fingerprint != presence.tagger):
-        raise ValueError(
-            f"a presence model must be given together with its tagger, got {tagging.name if tagging else 'none'}; give "
-            "the tagger that it was calibrated with"
-        )
-    work = Separation(separator=find_separator(separator), tagger=tagging, presence=presence)
+    work = Separation(separator=find_separator(separator), tagger=tagging)
     return run_work(corpus, location(out), work, config, retry_failed=retry_failed, slice=slice)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from engine.errors import as_exception
 from engine.passes.config import PassConfig
 from engine.passes.transport import DecodedShard, SeparatedShard, WorkerUse, pack, unpack
-from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, plain_label
+from engine.schema import DecodedClip, FailureRow, SeparatedClip, failure, labels_present, plain_label
 from engine.scoring.model_scores import Scorer
 from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
@@ -30,7 +30,6 @@ from engine.separators.queries import Query
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
 from engine.taggers import Tagger
-from engine.taggers.presence import Presence
 
 _LOST_GPU = re.compile(
     "AcceleratorError|(CUDA|HIP|cuDNN|cuFFT) error|device-side assert|illegal memory access|(CUDNN|CUBLAS)_STATUS"
@@ -66,7 +65,7 @@ def separate_clips(
         [
             SeparationRequest(
                 samples_T=mixtures[number],
-                query=query_for(label, clips[number].row["labels"], batched.separator),
+                query=query_for(label, labels_present(clips[number].row), batched.separator),
             )
             for number, label in known
         ]
@@ -239,13 +238,12 @@ class ShardWorker(ABC):
 
 
 class Separate(ShardWorker):
-    """Holds a separator, and the tagger and presence model of the pass if it has some; separates and scores shards."""
+    """Holds one separator, and a tagger if the pass has one; separates and scores decoded shards."""
 
     def __init__(
         self,
         open_separator: Callable[[str], Separator],
         open_tagger: Callable[[str], Tagger] | None,
-        open_presence: Callable[[str], Presence] | None,
         config: PassConfig,
         on_gpu: bool = False,
         hand: InHand | None = None,
@@ -258,12 +256,7 @@ class Separate(ShardWorker):
             autocast=config.autocast and on_gpu,
         )
         tagger = self._guarded_model(open_tagger) if open_tagger is not None else None
-        self.scorer = Scorer(
-            batched=batched,
-            tagger=tagger,
-            presence=open_presence(self.device) if open_presence is not None else None,
-            reseparate=config.reseparate,
-        )
+        self.scorer = Scorer(batched=batched, tagger=tagger, reseparate=config.reseparate)
 
     def separate(self, shard: DecodedShard) -> SeparatedShard:
         """The stems of a shard with their scores."""

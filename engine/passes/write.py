@@ -21,7 +21,7 @@ from engine.passes.separate import Separate, ShardWorker
 from engine.passes.shards import PassManifest, PassStart, pass_manifest, write_shard
 from engine.passes.tasks import TaskCounts
 from engine.passes.transport import SeparatedShard, ShardReport, pack, unpack
-from engine.schema import CLIPS, SCORES, STEMS, FailureRow, failure
+from engine.schema import SCORES, STEMS, FailureRow, clip_columns, failure
 from engine.scoring.stored import ScoredClip
 from engine.separators import SeparatorSource
 from engine.storage.factories import ModelSource
@@ -29,7 +29,6 @@ from engine.storage.in_hand import InHand
 from engine.storage.paths import Location, location
 from engine.storage.retry import retried
 from engine.taggers import TaggerSource
-from engine.taggers.presence import Presence
 
 
 class PassWork(Protocol):
@@ -75,8 +74,6 @@ class Separation:
 
     separator: SeparatorSource
     tagger: TaggerSource | None
-    presence: Presence | None = None
-    """By it the pass also stores the evidence by which labels may move."""
 
     what = "a pass"
     doing = "separating clips"
@@ -93,22 +90,16 @@ class Separation:
     @property
     def models(self) -> Sequence[ModelSource[Any] | None]:
         """See :class:`PassWork`."""
-        if self.presence is None:
-            return (self.separator, self.tagger, None)
-        opened, identity = functools.partial(_given, self.presence), self.presence.fingerprint
-        presence = ModelSource(name="presence model", fingerprint=identity, factory=opened)
-        return (self.separator, self.tagger, presence)
+        return (self.separator, self.tagger)
 
     def identity(self, corpus: Corpus, config: PassConfig) -> dict[str, object]:
         """See :class:`PassWork`."""
-        return pass_identity(
-            corpus, separator=self.separator, tagger=self.tagger, presence=self.presence, config=config
-        )
+        return pass_identity(corpus, separator=self.separator, tagger=self.tagger, config=config)
 
     def ready(self, labels: Sequence[str], out: Location) -> Separation:
         """See :class:`PassWork`."""
         tagger = self.tagger.with_labels(labels, out / "tagger") if self.tagger is not None else None
-        return replace(self, separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
+        return Separation(separator=self.separator.with_labels(labels, out / "queries"), tagger=tagger)
 
     def writer(self, out: Location, config: PassConfig, hand: InHand) -> Write:
         """See :class:`PassWork`."""
@@ -119,13 +110,9 @@ class Separation:
     ) -> PassManifest:
         """See :class:`PassWork`."""
         made = pass_manifest(totals, corpus, config, separator=self.separator, counts=counts, start=start)
-        if self.tagger is not None and self.presence is not None:
+        if self.tagger is not None and corpus.labels_move:
             made["tagger_labels"] = list(self.tagger.labels)
         return made
-
-
-def _given(presence: Presence, device: str) -> Presence:
-    return presence
 
 
 class Write:
@@ -221,7 +208,7 @@ class _Stems:
         """Add the stems of a clip."""
         num_samples, coded = self._encode(clip)
         num_stems, (mixture, *stems) = len(clip.labels), coded
-        values: dict[str, list[object]] = {name: [clip.row[name]] * num_stems for name in CLIPS.names}  # type: ignore[literal-required]
+        values: dict[str, list[object]] = {name: [value] * num_stems for name, value in clip_columns(clip.row).items()}
         values |= {name: [row[name] for row in clip.scores] for name in SCORES.names}
         values |= {
             "label": [*clip.labels],

@@ -1,4 +1,4 @@
-"""The scores of stems that need a separator or a tagger, all scores together, and the evidence of clips.
+"""The scores of stems that need a separator or a tagger, all scores together, and the tags of clips.
 
 Shape suffixes: B rows of a batch, S stems of a clip, T samples, L labels of a tagger.
 """
@@ -15,14 +15,13 @@ import torch
 import torchaudio
 from torch import Tensor
 
-from engine.schema import ClipTags, SeparatedClip
+from engine.schema import ClipTags, SeparatedClip, labels_present
 from engine.scoring.energies import norm
-from engine.scoring.metrics import active_fraction, level_db
+from engine.scoring.metrics import level_db
 from engine.scoring.reseparate import reseparate
 from engine.scoring.scores import Scores, score_clip
 from engine.separators.batching import BatchedSeparator, pack
 from engine.taggers import Tagger, find_label, margin_db, rivals_of, tags_of
-from engine.taggers.presence import SOUNDS, Presence, StemEvidence
 from engine.taggers.windows import tag_windows
 
 _NOTHING_DB = -60.0
@@ -41,8 +40,6 @@ class Scorer:
     """The separator; its rate is that of the clips and stems."""
     tagger: Tagger | None = None
     """Scores ``tagger_margin_db``; None leaves that score out."""
-    presence: Presence | None = None
-    """:meth:`assess` also gives the tags of clips, stems and residuals, and which labels sound by them."""
     reseparate: bool = True
     """Separate stems again (``cycle_si_sdr_db`` and ``rival_leak_db``), which takes two separations per stem."""
     seed: int = 0
@@ -59,24 +56,20 @@ class Scorer:
         return self.reseparate or self.tagger is not None
 
     def assess(self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None) -> list[SeparatedClip]:
-        """The clips with the scores of :meth:`model_scores`, and with their tags if there is a presence model."""
+        """The clips with the scores of :meth:`model_scores`, and those whose labels may move with their tags."""
         positions = range(len(clips)) if positions is None else positions
         some = [clips[number] for number in positions]
-        stem_tags = self._stem_tags(some)
-        if self.tagger is not None and self.presence is not None:
-            found = clip_tags(some, stem_tags, self.tagger, **self._sizes)
-            some = [self._with_evidence(item, tags) for item, tags in zip(some, found, strict=True)]
+        stem_tags, found = self._stem_tags(some), dict[int, ClipTags | None]()
+        if self.tagger is not None:
+            moving = [place for place, item in enumerate(some) if item.clip.row.get("num_tentative") is not None]
+            tags = [stem_tags[place] for place in moving]
+            kept = clip_tags([some[place] for place in moving], tags, self.tagger, **self._sizes)
+            found = dict(zip(moving, kept, strict=True))
         rows = self._model_scores(clips, positions, stem_tags)
-        return [replace(item, extra=row) for item, row in zip(some, rows, strict=True)]
-
-    def _with_evidence(self, item: SeparatedClip, tags: ClipTags | None) -> SeparatedClip:
-        """A clip with its tags and, by them, which of its labels sound; one that the model does not know does."""
-        if tags is None:
-            return item
-        assert self.tagger is not None and self.presence is not None, "assess"
-        evidence = stem_evidence(item, tags.clip_L, tags.stems_SL, sample_rate_hz=self.sample_rate_hz)
-        probability_S = self.presence.of_stems(evidence, item.labels, self.tagger.labels)
-        return replace(item, tags=tags, sounds=(~(probability_S < SOUNDS)).tolist())
+        return [
+            replace(item, extra=row, tags=found.get(place))
+            for place, (item, row) in enumerate(zip(some, rows, strict=True))
+        ]
 
     def model_scores(
         self, clips: Sequence[SeparatedClip], positions: Sequence[int] | None = None
@@ -135,7 +128,7 @@ def _margins(clips: Sequence[SeparatedClip], tags: Sequence[np.ndarray], labels:
     compared: list[tuple[Scores, np.ndarray, int, list[int]]] = []  # with tags, position of the label and its rivals
     for row, item, tags_SL in zip(rows, clips, tags, strict=True):
         for scores, label, tags_L in zip(row, item.labels, tags_SL, strict=True):
-            own, rivals = find_label(label, labels), rivals_of(label, item.labels_present, labels)
+            own, rivals = find_label(label, labels), rivals_of(label, labels_present(item.clip.row), labels)
             if own is not None and rivals and np.isfinite(tags_L).all():
                 compared.append((scores, tags_L, own, rivals))
     if compared:
@@ -185,18 +178,6 @@ def clip_tags(
     for number, mixture, residual in zip(numbers, windows, windows[len(mixtures) :], strict=False):
         found[number] = ClipTags(stems_SL=tags[number], clip_L=mixture.strongest(), residual_L=residual.strongest())
     return found
-
-
-def stem_evidence(
-    item: SeparatedClip, clip_tags_L: np.ndarray, stem_tags_SL: np.ndarray, *, sample_rate_hz: int
-) -> StemEvidence:
-    """What is known of the stems of a clip whose tags are known."""
-    return StemEvidence(
-        clip_tags_L=clip_tags_L,
-        stem_tags_SL=stem_tags_SL,
-        stem_level_db_S=level_db(signal=item.stems_ST, reference=item.mixture_T[None]).cpu().numpy(),
-        active_fraction_S=active_fraction(item.stems_ST, sample_rate_hz=sample_rate_hz).cpu().numpy(),
-    )
 
 
 def _residual(item: SeparatedClip) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.audio.flac import flac24_steps
-from engine.schema import ClipRow, ClipTags, SeparatedClip
+from engine.schema import ClipRow, ClipTags, SeparatedClip, labels_present
 from engine.scoring.energies import is_on_cpu
 from engine.scoring.metrics import level_db
 from engine.scoring.scores import SAMPLES_AT_ONCE_ON_GPU, Scores, score_rows, score_values
@@ -34,7 +34,7 @@ class ScoredClip:
     residual_level_db: float
     """Level of the clip minus its stems, relative to the clip."""
     tags: ClipTags | None = None
-    """None without a tagger."""
+    """None if they are not stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ def batches_of(items: Sequence[SeparatedClip]) -> Iterator[list[SeparatedClip]]:
 def score_together(items: Sequence[SeparatedClip], *, sample_rate_hz: int, as_integers: bool) -> ScoredBatch:
     """Round the stems of clips to what is stored and score them.
 
-    A stem whose label sounds is scored together with the others of its clip that sound; any other as if it joined
-    them, so that a label that is only queried to find out whether it sounds does not change the scores of the rest.
+    The stems of a clip's labels are scored together; that of a label that is only tried as if it joined them, so that
+    it does not change the scores of the others.
 
     The signals that leave the device are the integers that will be stored, or the samples if ``as_integers`` is false.
     """
@@ -102,17 +102,17 @@ def score_together(items: Sequence[SeparatedClip], *, sample_rate_hz: int, as_in
 
 
 def _values(items: Sequence[SeparatedClip], mixtures_BT: Tensor, stems_BST: Tensor, sample_rate_hz: int) -> Tensor:
-    """The scores ``[B, S, N]`` of every stem, in the company of those of its clip that sound."""
-    if all(item.sounds is None or all(item.sounds) for item in items):
+    """The scores ``[B, S, N]`` of every stem, in the company of those of its clip's labels."""
+    if not any(item.clip.row.get("num_tentative") for item in items):
         return score_values(mixtures_BT=mixtures_BT, stems_BST=stems_BST, sample_rate_hz=sample_rate_hz)
     values: dict[tuple[int, int], Tensor] = {}
     groups: dict[int, list[tuple[int, tuple[int, ...], tuple[int, ...]]]] = {}  # by size: clip, stems, those it scores
     for clip, item in enumerate(items):
-        sounds = item.sounds or [True] * len(item.labels)
-        company = tuple(stem for stem, one in enumerate(sounds) if one)
+        present = labels_present(item.clip.row)
+        company = tuple(stem for stem, label in enumerate(item.labels) if label in present)
         if company:
             groups.setdefault(len(company), []).append((clip, company, company))
-        for stem in (stem for stem, one in enumerate(sounds) if not one):
+        for stem in (stem for stem, label in enumerate(item.labels) if label not in present):
             groups.setdefault(len(company) + 1, []).append((clip, (*company, stem), (stem,)))
     for group in groups.values():
         mixtures = mixtures_BT[[clip for clip, _, _ in group]]

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from typing_extensions import TypedDict
 
 from engine.errors import DamagedError
-from engine.passes.shards import PassManifest, read_manifest, stem_shards
-from engine.schema import ESTIMATES
+from engine.passes.shards import PassManifest, read_columns, read_manifest, stem_shards
+from engine.schema import ESTIMATES, labels_present
 from engine.scoring.estimator import load_estimator
 from engine.selection.filter import judge, require_scores
 from engine.selection.index import INDEX, KEPT, REJECTED, IndexWriter, read_index
@@ -127,6 +127,8 @@ def select_tracks(
         raise ValueError(f"{out} must not be the folder of a pass, got one; give another folder for the tracks")
     for name in ("manifest.json", _EVENTS):
         (out / name).unlink(missing_ok=True)
+    if accepted is None and "tagger_labels" in pass_manifest:
+        accepted = _labels_present(shards)
     found: Mapping[str, object] = dict(write_events(out / _EVENTS, events)) if events is not None else {}
     verdicts = _judge_pass(shards, thresholds, estimator, accepted)
     indexes = read_index(shards)
@@ -142,7 +144,7 @@ def select_tracks(
         "separator_fingerprint": pass_manifest["separator_fingerprint"],
         "config_fingerprint": pass_manifest["config_fingerprint"],
         "estimator_fingerprint": estimator_fingerprint,
-        "labels_fingerprint": accepted.fingerprint if accepted is not None else None,
+        "labels_fingerprint": accepted.fingerprint or None if accepted is not None else None,
         "thresholds": asdict(thresholds),
         **counts,
         **found,
@@ -193,6 +195,13 @@ def _judge_pass(
     for name in ESTIMATES.names:
         verdicts = verdicts.append_column(name, scores[name])
     return verdicts
+
+
+def _labels_present(shards: Iterable[Location]) -> AcceptedLabels:
+    """The labels of the clips of a pass without those that it only tried."""
+    tables = (read_columns(shard, ["clip_id", "labels", "num_tentative"]) for shard in shards)
+    rows = {row["clip_id"]: labels_present(row) for table in tables for row in table.to_pylist()}
+    return AcceptedLabels(rows.items(), "")
 
 
 def _with_accepted(index: pa.Table, accepted: AcceptedLabels) -> pa.Table:

@@ -29,8 +29,6 @@ EVIDENCE: Mapping[str, tuple[str, ...]] = {
 """Values of each kind of evidence: the label's strongest tag in a window of the clip, the tag and the margin of its
 stem, the level of its stem relative to the clip, the fraction of the time in which that is active, and the label's
 strongest tag in a window of the residual."""
-SOUNDS = 0.5
-"""A label of at least this probability sounds."""
 _FILE = "presence.json"
 _FORMAT = 1
 _LIMITS_DB = (-40.0, 40.0)  # lower tags and levels all mean that nothing is there
@@ -99,20 +97,6 @@ class Presence:
                 "calibrate it with a separator, as a run does"
             )
         return self.models[kind]
-
-    def of_stems(self, stems: StemEvidence, labels: Sequence[str], tagger_labels: Sequence[str]) -> np.ndarray:
-        """Probabilities ``[S]`` that the labels of a clip's stems sound; NaN for a label that is not known."""
-        places = {plain_label(label): place for place, label in enumerate(tagger_labels)}
-        probability_S = np.full(len(labels), np.nan)
-        known = [n for n, label in enumerate(labels) if plain_label(label) in places and self.knows(label)]
-        if known:
-            values_NF = np.array([stems.values(number, places[plain_label(labels[number])]) for number in known])
-            probability_S[known] = self.model(STEM).probabilities([labels[number] for number in known], values_NF)
-        return probability_S
-
-    def knows(self, label: str) -> bool:
-        """True for a label that occurs in the calibration."""
-        return plain_label(label) in self.measured
 
     def thresholds(self, precision: float) -> dict[str, LabelThreshold]:
         """The lowest threshold of each label, in plain spelling, whose precision is at least the given one.

@@ -233,10 +233,11 @@ Group = tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]
 def recordings(write_pass: Write, tmp_path: Path) -> dict[str, list[Item]]:
     """Tracks and whole clips of seven recordings; every source has its own pitch."""
     stems = [(clip, label, tone(pitch_hz(label, i)), SCORES) for clip, sources in CLIPS.items() for label, i in sources]
-    select_tracks(write_pass(stems) / "stems", tmp_path / "tracks", Thresholds())
+    tracks = tmp_path / "recordings" / "tracks"
+    select_tracks(write_pass(stems, folder="recordings/pass") / "stems", tracks, Thresholds())
     return {
-        "tracks": track_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
-        "natural": natural_items(tmp_path / "tracks", sample_rate_hz=RATE_HZ),
+        "tracks": track_items(tracks, sample_rate_hz=RATE_HZ),
+        "natural": natural_items(tracks, sample_rate_hz=RATE_HZ),
     }
 
 

@@ -32,7 +32,6 @@ from engine.storage.files import write_json
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from engine.taggers import Tagger
-from engine.taggers.presence import Presence
 
 RATE_HZ = 8000
 SPLIT_HZ = 1000.0
@@ -313,7 +312,6 @@ def run_stages(
     config: PassConfig,
     open_separator: Callable[[str], Separator] = open_bands,
     open_tagger: Callable[[str], Tagger] | None = None,
-    presence: Presence | None = None,
     max_shards: int | None = None,
 ) -> list[str]:
     """A pass without Ray over rows of ``schema.CLIPS``; makes what is missing and returns the shards that it wrote.
@@ -322,7 +320,7 @@ def run_stages(
     """
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=root, out=str(out), sample_rate_hz=RATE_HZ)
-    separate = Separate(open_separator, open_tagger, (lambda _: presence) if presence else None, config)
+    separate = Separate(open_separator, open_tagger, config)
     write = Write(str(out), RATE_HZ, written_hz=config.stem_rate_hz)
     written: list[str] = []
     for task in missing_tasks(out, read_totals(out)):

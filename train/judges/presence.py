@@ -18,11 +18,11 @@ from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.passes.separate import separate_clips
 from engine.schema import ClipRow, DecodedClip, SeparatedClip
-from engine.scoring.model_scores import stem_evidence
+from engine.scoring.metrics import active_fraction, level_db
 from engine.separators.batching import BatchedSeparator
 from engine.storage.factories import in_32_bits
 from engine.taggers import Tagger, find_label
-from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, Pairs, Presence, fit_presence
+from engine.taggers.presence import CLIP, EVIDENCE, REST, STEM, Pairs, Presence, StemEvidence, fit_presence
 from engine.taggers.windows import tag_windows
 from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 from train.judges.calibrate import CalibrationConfig
@@ -143,6 +143,11 @@ def _stem_evidence(
     stems_ST: Tensor = item.stems_ST
     own_ST = torchaudio.functional.resample(stems_ST, sample_rate_hz, tagger.sample_rate_hz)
     stem_tags_SL = tagger.tag(own_ST).cpu().numpy()
-    evidence = stem_evidence(item, tags_L, stem_tags_SL, sample_rate_hz=sample_rate_hz)
+    evidence = StemEvidence(
+        clip_tags_L=tags_L,
+        stem_tags_SL=stem_tags_SL,
+        stem_level_db_S=level_db(signal=stems_ST, reference=item.mixture_T[None]).cpu().numpy(),
+        active_fraction_S=active_fraction(stems_ST, sample_rate_hz=sample_rate_hz).cpu().numpy(),
+    )
     for stem, label in enumerate(item.labels):
         yield label, evidence.values(stem, places[label])

@@ -136,10 +136,8 @@ def _move_labels(
 ) -> tuple[LabelCounts | None, AcceptedLabels | None]:
     """Move the labels if they may move; returns their counts then, and those that stems of this pass may have."""
     before = work.labels
-    if before is None:
+    if before is None or not work.labels_move:
         return None, None
-    if work.evidence is None:
-        return None, accepted_labels(before, before)
     made = read_manifest(stems / "stems", "fingerprint")["fingerprint"]
     work.labels, manifest = move_labels(work, number, thresholds, before, stems, made)
     return counts_of(manifest), accepted_labels(before, work.labels)
@@ -154,10 +152,10 @@ def separate(
     slice: SliceName | None = None,
 ) -> tuple[Location, PassSummary]:
     """Separate and score the corpus, or a slice of it; returns the pass's folder and its summary."""
-    corpus, config, tagger, presence = work.corpus, pass_config(work.config), work.judges.tagger, work.evidence
+    corpus, config, tagger = work.corpus, pass_config(work.config), work.judges.tagger
     if teacher.sample_rate_hz != work.student_rate_hz:
         config = replace(config, stem_rate_hz=work.student_rate_hz)
-    identity = pass_identity(corpus, separator=teacher, tagger=tagger, presence=presence, config=config)
+    identity = pass_identity(corpus, separator=teacher, tagger=tagger, config=config)
     folder = work.artifacts.path_for("passes", number, identity | {"contents": work.contents})
     if retry_failed and (folder / "separator" / "separator.json").is_file():
         raise ValueError(
@@ -173,7 +171,6 @@ def separate(
                 folder,
                 separator=teacher,
                 tagger=tagger,
-                presence=presence,
                 config=config,
                 retry_failed=retry_failed,
                 slice=slice,

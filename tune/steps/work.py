@@ -12,7 +12,6 @@ from engine.selection.labels.table import corpus_of, read_label_rows
 from engine.selection.thresholds import moves_labels
 from engine.separators import SeparatorSource
 from engine.storage.paths import Location
-from engine.taggers.presence import Presence
 from train.distil import distil
 from tune.config import RunConfig
 from tune.inputs import Inputs, student_rate_hz
@@ -50,18 +49,18 @@ class Work:
         return student_rate_hz(self.config, self.seed)
 
     @property
-    def evidence(self) -> Presence | None:
-        """The presence model by which passes store evidence; null if labels stay throughout the schedule."""
-        return self.judges.presence if any(map(moves_labels, self.config.schedule)) else None
-
-    @property
     def corpus(self) -> Corpus:
         """The natural clips with the labels that the next pass queries."""
         corpus = self.inputs.corpus
-        return corpus if self.labels is None else corpus_at(self.labels, corpus.root)
+        return corpus if self.labels is None else corpus_at(self.labels, corpus.root, self.labels_move)
+
+    @property
+    def labels_move(self) -> bool:
+        """True if a threshold of the schedule moves labels: passes store evidence for that."""
+        return any(map(moves_labels, self.config.schedule))
 
 
 @functools.lru_cache(maxsize=2)
-def corpus_at(labels: Location, root: str) -> Corpus:
+def corpus_at(labels: Location, root: str, moving: bool) -> Corpus:
     """The corpus that queries the labels in a folder."""
-    return corpus_of(read_label_rows(labels / "labels.parquet"), root)
+    return corpus_of(read_label_rows(labels / "labels.parquet"), root, moving=moving)

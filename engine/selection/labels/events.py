@@ -19,8 +19,8 @@ from engine.selection.labels.evidence import ClipEvidence
 from engine.selection.labels.table import write_rows
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
-from engine.taggers.presence import SOUNDS
 
+_SOUNDS = 0.5  # a label with at least this probability sounds
 _PLACE = ("shard", "row", "first_row", "num_stems")
 EVENTS = pa.schema(
     [
@@ -80,7 +80,7 @@ def mine(
     label, reason = plain_label(labels[alone]), None
     if not known.issuperset(map(plain_label, evidence.row["labels"])):
         reason = "unknown label"
-    elif np.count_nonzero(np.asarray(probability_L) >= SOUNDS) != 1:
+    elif np.count_nonzero(np.asarray(probability_L) >= _SOUNDS) != 1:
         reason = "number of labels"
     elif purity < min_purity_fraction:
         reason = "purity"

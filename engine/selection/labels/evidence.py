@@ -20,7 +20,7 @@ from engine.taggers.presence import StemEvidence
 _SCORES = ("stem_level_db", "active_fraction")
 _FIRST = ("clip_tags_db", "residual_tags_db", "residual_level_db")  # with the first stem of a clip only
 _COLUMNS = [*CLIPS.names, "label", "sample_rate_hz", "num_samples", *_SCORES, "tags_db", *_FIRST]
-_REMEDY = "make the pass again with a tagger and its presence model (`--tagger DIR --presence DIR`)"
+_REMEDY = "make the pass again in a run whose labels move"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def tagger_labels(stems: Location) -> list[str]:
     """The labels of the tags that a closed pass stored; ``ValueError`` if it stored none."""
     labels = read_manifest(stems).get("tagger_labels")
     if not labels:
-        cause = "it had no presence model, or is too old"
+        cause = "it had no tagger, or is too old"
         raise ValueError(f"cannot find the tags of the pass in {stems} ({cause}); {_REMEDY}")
     return labels
 

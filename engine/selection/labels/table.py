@@ -18,7 +18,7 @@ from engine.storage.paths import Location
 _BATCH_ROWS = 4096
 LABELS = pa.schema(
     [
-        *CLIPS,  # clip_id is that of a pass that queries all of these labels
+        *(field for field in CLIPS if field.name != "num_tentative"),
         pa.field("tentative", pa.list_(pa.string()), nullable=False),  # queried to find out whether they sound
     ]
 )
@@ -69,7 +69,7 @@ def label_row(
 ) -> LabelRow:
     """A row with the id of the clip in a pass that queries its labels and its tentative ones."""
     accepted, others = list(labels), list(tentative)
-    identity = clip_id(path, [*accepted, *others], start_s, end_s)
+    identity = clip_id(path, [*accepted, *others], start_s, end_s, len(others))
     return LabelRow(clip_id=identity, path=path, labels=accepted, start_s=start_s, end_s=end_s, tentative=others)
 
 
@@ -90,22 +90,25 @@ def read_label_rows(path: Location) -> Iterator[LabelRow]:
             yield from batch.to_pylist()
 
 
-def corpus_of(rows: Iterable[LabelRow], root: str) -> Corpus:
-    """The corpus of a pass that queries all labels of the rows; clips without any are left out.
+def corpus_of(rows: Iterable[LabelRow], root: str, *, moving: bool) -> Corpus:
+    """The corpus of a pass that queries the labels of the rows, and, if they may move, the tentative ones.
 
-    Rows are clips of a pass: their times are those of their files, also for AudioSet.
+    Clips without any are left out. Rows are clips of a pass: their times are those of their files, also for AudioSet.
     """
     is_confined = root.is_confined if isinstance(root, Root) else False
     corpus = Corpus(Root(str(root), is_confined=is_confined))
     for number, row in enumerate(rows, 1):
-        if queried := [*row["labels"], *row["tentative"]]:
+        place, times = row["path"], (row["start_s"], row["end_s"])
+        queried = [*row["labels"], *row["tentative"]] if moving else row["labels"]
+        if queried:
             corpus.add_clip(
                 {
-                    "clip_id": row["clip_id"],
-                    "path": row["path"],
+                    "clip_id": row["clip_id"] if moving else clip_id(place, queried, *times),
+                    "path": place,
                     "labels": queried,
-                    "start_s": row["start_s"],
-                    "end_s": row["end_s"],
+                    "start_s": times[0],
+                    "end_s": times[1],
+                    "num_tentative": len(row["tentative"]) if moving else None,
                     "row": number,
                 }
             )

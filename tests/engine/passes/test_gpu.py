@@ -48,7 +48,7 @@ def stand_in(monkeypatch):
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", int)
 
     def make(separator=None, **given):
-        actor = Separate(lambda _: separator or BandSeparator(), lambda _: BandTagger(), None, CONFIG, **given)
+        actor = Separate(lambda _: separator or BandSeparator(), lambda _: BandTagger(), CONFIG, **given)
         actor.device = "card"
         return actor
 
@@ -76,7 +76,7 @@ def written(out, actor, at_once):
 def test_a_card_makes_the_same_shards_as_a_cpu(tmp_path, stand_in, monkeypatch):
     on_card = written(tmp_path / "card", stand_in(hand=InHand(tmp_path / "in-hand")), 3)
     monkeypatch.undo()
-    on_cpu = written(tmp_path / "cpu", Separate(lambda _: BandSeparator(), lambda _: BandTagger(), None, CONFIG), 1)
+    on_cpu = written(tmp_path / "cpu", Separate(lambda _: BandSeparator(), lambda _: BandTagger(), CONFIG), 1)
     assert [len(rows) for rows in on_card] == [2 * len(LENGTHS)] * 3
     for rows, expected in zip(on_card, on_cpu, strict=True):
         for row, other in zip(rows, expected, strict=True):
@@ -131,7 +131,7 @@ def test_a_batch_that_cannot_be_scored_costs_one_clip(tmp_path, stand_in, monkey
 def test_a_gpu_makes_the_same_shards_as_a_cpu(tmp_path):
     def make(on_gpu):
         config = replace(CONFIG, autocast=False)
-        return Separate(lambda _: BandSeparator(), lambda _: BandTagger(), None, config, on_gpu)
+        return Separate(lambda _: BandSeparator(), lambda _: BandTagger(), config, on_gpu)
 
     on_gpu, on_cpu = (written(tmp_path / str(gpu), make(gpu), 3 if gpu else 1) for gpu in (True, False))
     for rows, expected in zip(on_gpu, on_cpu, strict=True):

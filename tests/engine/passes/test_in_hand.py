@@ -124,9 +124,7 @@ class LosingSeparator(EndingSeparator):
 
 def actor(out, hand, separator=None, tagger=None, config=CONFIG):
     write = Write(str(out), RATE_HZ, hand)
-    return SeparateAndWrite(
-        write, lambda _: separator or BandSeparator(), lambda _: tagger or BandTagger(), None, config
-    )
+    return SeparateAndWrite(write, lambda _: separator or BandSeparator(), lambda _: tagger or BandTagger(), config)
 
 
 def stems_of(out):
@@ -236,7 +234,7 @@ def test_a_clip_that_ends_the_worker_of_writing_fails_alone(tmp_path, monkeypatc
     monkeypatch.setattr(
         Write, "_encode", lambda self, clip: os._exit(4) if clip.row["path"] == PATHS[5] else encode(self, clip)
     )
-    shard = Separate(lambda _: BandSeparator(), None, None, CONFIG, on_gpu=True)(pack(shard_of()))
+    shard = Separate(lambda _: BandSeparator(), None, CONFIG, on_gpu=True)(pack(shard_of()))
     work_until_done(lambda: Write(str(tmp_path), RATE_HZ, InHand(tmp_path / "in-hand"))(shard))
     (row,) = assert_only(tmp_path, PATHS[5])
     assert (row["step"], row["error_class"]) == ("score", "WorkerDied")

@@ -310,7 +310,7 @@ def test_one_actor_that_does_all_steps_writes_the_same_shard(corpus, judged, tmp
     Tasks(out / "corpus").write_rows(rows, rows_per_task=config.rows_per_task)
     decode = Decode(config, root=corpus.root, out=str(out), sample_rate_hz=RATE_HZ)
     write = Write(str(out), RATE_HZ)
-    actor = SeparateAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), None, config)
+    actor = SeparateAndWrite(write, lambda _: BandSeparator(), lambda _: BandTagger(), config)
     for shard in decode(pa.Table.from_pylist([{"task": 0, "done": []}])):
         actor(shard)
     written = sorted((tmp_path / "out" / "stems").glob("*.parquet"))
@@ -357,7 +357,7 @@ def test_a_checkpoint_drives_the_pass(corpus, tmp_path):
 
 def test_the_separator_is_opened_once_on_the_device():
     opened = []
-    Separate(lambda device: opened.append(device) or BandSeparator(), None, None, CONFIG)
+    Separate(lambda device: opened.append(device) or BandSeparator(), None, CONFIG)
     assert opened == ["cpu"]
 
 

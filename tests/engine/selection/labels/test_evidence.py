@@ -6,12 +6,11 @@ import pytest
 
 from engine.corpus.read import read_corpus
 from engine.passes.config import PassConfig
-from engine.passes.run import run_pass
 from engine.selection.labels.evidence import read_evidence, tagger_labels
+from engine.selection.thresholds import Thresholds
+from engine.selection.tracks import read_tracks, select_tracks
 from engine.storage.files import read_json
 from engine.storage.fingerprints import write_sealed
-from engine.taggers import TaggerSource
-from tests.engine.selection.labels.presence import BANDS
 from tests.support.signals import RATE_HZ, BandSeparator, BandTagger, close_pass, run_stages, two_bands, write_clips
 
 CONFIG = PassConfig(min_clip_s=0.5, min_labels=1)
@@ -30,12 +29,12 @@ def open_guesser(device):
     return Guesser()
 
 
-def evidence(folder, labels, *, presence=BANDS):
-    """The evidence of a clip of both bands that is queried for some labels."""
+def evidence(folder, labels, *, num_tentative=0):
+    """The pass of a clip of both bands that is queried for some labels, of which the last are only tried."""
     low_T, high_T = two_bands(RATE_HZ)
     files = {"clip.wav": (low_T + 0.1 * high_T).astype(np.float32)}
     corpus = read_corpus(write_clips(folder / "corpus", files))
-    rows = [{**row, "labels": list(labels)} for row in corpus.clips.to_pylist()]
+    rows = [{**row, "labels": list(labels), "num_tentative": num_tentative} for row in corpus.clips.to_pylist()]
     out = folder / "pass"
     run_stages(
         rows,
@@ -43,12 +42,11 @@ def evidence(folder, labels, *, presence=BANDS):
         out,
         config=CONFIG,
         open_tagger=lambda device: BandTagger(),
-        presence=presence,
         open_separator=open_guesser,
     )
     close_pass(out)
     manifest = read_json(out / "stems" / "manifest.json")
-    if presence:
+    if num_tentative is not None:
         manifest["tagger_labels"] = list(BandTagger().labels)
     manifest.pop("checksum", None)
     write_sealed(out / "stems" / "manifest.json", manifest)
@@ -77,35 +75,34 @@ def test_nothing_is_left_of_a_clip_whose_stems_add_up_to_it(tmp_path):
 
 
 def test_a_pass_that_kept_no_tags_is_an_error(tmp_path):
-    stems = evidence(tmp_path, ["low"], presence=None)
-    with pytest.raises(ValueError, match=r"cannot find the tags of the pass in .*; make the pass again with a tagger"):
+    stems = evidence(tmp_path, ["low"], num_tentative=None)
+    with pytest.raises(ValueError, match=r"cannot find the tags of the pass in .*; make the pass again in a run"):
         list(read_evidence(stems))
     (shard,) = stems.glob("shard-*.parquet")
     assert pq.read_table(shard)["clip_tags_db"].to_pylist() == [None]
     assert pq.read_table(shard)["residual_level_db"].to_pylist() == [pytest.approx(-20.0, abs=1.0)]
 
 
-def test_a_label_that_does_not_sound_does_not_change_the_scores_of_the_others(tmp_path):
-    """A query that finds a part of everything, tried by a pass with a presence model and by one without."""
-    tried, plain, without = (
-        {row["label"]: row for row in pq.read_table(next(stems.glob("shard-*.parquet"))).to_pylist()}
-        for stems in (
-            evidence(tmp_path / "tried", ["low", "high", "click"]),
-            evidence(tmp_path / "plain", ["low", "high", "click"], presence=None),
-            evidence(tmp_path / "without", ["low", "high"]),
-        )
-    )
+def stems_of(stems):
+    (shard,) = stems.glob("shard-*.parquet")
+    return {row["label"]: row for row in pq.read_table(shard).to_pylist()}
+
+
+def test_a_label_that_is_only_tried_does_not_change_the_scores_of_the_others(tmp_path):
+    """A query that finds a part of everything, tried and as a label of the clip."""
+    tried = stems_of(evidence(tmp_path / "tried", ["low", "high", "click"], num_tentative=1))
+    label = stems_of(evidence(tmp_path / "label", ["low", "high", "click"]))
+    without = stems_of(evidence(tmp_path / "without", ["low", "high"]))
     scores = ("remix_snr_db", "mask_snr_db", "tagger_margin_db")
-    for label in ("low", "high"):
-        assert [tried[label][name] for name in scores] == pytest.approx([without[label][name] for name in scores])
-        assert tried[label]["remix_snr_db"] > plain[label]["remix_snr_db"] + 20
-    assert tried["click"]["remix_snr_db"] == pytest.approx(plain["click"]["remix_snr_db"])
+    for name in ("low", "high"):
+        assert [tried[name][score] for score in scores] == pytest.approx([without[name][score] for score in scores])
+        assert tried[name]["remix_snr_db"] > label[name]["remix_snr_db"] + 20
+    assert tried["click"]["remix_snr_db"] == pytest.approx(label["click"]["remix_snr_db"])
 
 
-@pytest.mark.parametrize(("tagger", "got"), [(None, "none"), ("other", "other")])
-def test_a_presence_model_needs_its_tagger(tmp_path, tagger, got):
-    corpus = read_corpus(write_clips(tmp_path, {"clip.wav": np.ones(RATE_HZ, np.float32)}))
-    known = {"labels": BandTagger.labels, "sample_rate_hz": RATE_HZ}
-    source = tagger and TaggerSource(name=tagger, fingerprint="o", factory=BandTagger, **known)
-    with pytest.raises(ValueError, match=rf"a presence model must be given together with its tagger, got {got}"):
-        run_pass(corpus, tmp_path / "pass", separator="tests.support.signals:open_bands", tagger=source, presence=BANDS)
+def test_what_is_only_tried_is_no_track(tmp_path):
+    stems = evidence(tmp_path, ["low", "high", "click"], num_tentative=1)
+    selection = select_tracks(stems, tmp_path / "tracks", Thresholds())
+    assert selection["num_rejected"] == {"no_label": 1}
+    index, _ = read_tracks(tmp_path / "tracks")
+    assert index["labels"].to_pylist() == [["low", "high"]] * 2 and index["label"].to_pylist() == ["low", "high"]

@@ -78,13 +78,25 @@ def test_a_pass_queries_the_labels_and_the_tentative_ones(tmp_path):
     ]
     assert write_rows(tmp_path / "labels.parquet", rows, LABELS) == 3
     assert list(read_label_rows(tmp_path / "labels.parquet")) == rows
-    corpus = corpus_of(rows, Root("/audio"))
-    assert corpus.root == "/audio" and corpus.num_failures == 0
-    found = {row["clip_id"]: row["labels"] for row in corpus.sorted_clips()}
+    corpus = corpus_of(rows, Root("/audio"), moving=True)
+    assert corpus.root == "/audio" and corpus.num_failures == 0 and corpus.labels_move
+    found = {row["clip_id"]: (row["labels"], row["num_tentative"]) for row in corpus.sorted_clips()}
     assert found == {
-        clip_id("a.wav", ["rain", "siren"], 0.0, 5.0): ["rain", "siren"],
-        clip_id("a.wav", ["bell"], 5.0, 10.0): ["bell"],
+        clip_id("a.wav", ["rain", "siren"], 0.0, 5.0, 1): (["rain", "siren"], 1),
+        clip_id("a.wav", ["bell"], 5.0, 10.0, 1): (["bell"], 1),
     }
+    assert clip_id("a.wav", ["rain", "siren"], 0.0, 5.0, 1) != clip_id("a.wav", ["siren", "rain"], 0.0, 5.0, 1)
+
+
+def test_a_pass_whose_labels_stay_queries_only_these():
+    rows = [
+        label_row("a.wav", 0.0, 5.0, labels=["rain"], tentative=["siren"]),
+        label_row("b.wav", None, None, labels=[]),
+    ]
+    corpus = corpus_of(rows, Root("/audio"), moving=False)
+    (row,) = corpus.sorted_clips()
+    assert not corpus.labels_move
+    assert (row["clip_id"], row["labels"]) == (clip_id("a.wav", ["rain"], 0.0, 5.0), ["rain"])
 
 
 def test_first_labels_are_those_given_or_those_above_their_threshold(tmp_path):

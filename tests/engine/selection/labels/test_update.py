@@ -25,11 +25,10 @@ def before(tmp_path_factory):
     corpus = read_corpus(write_clips(folder / "corpus", {name: np.float32(one) for name, one in files.items()}))
     rows = [label_row(row["path"], None, None, labels=["low"]) for row in corpus.clips.to_pylist()]
     write_rows(folder / "labels.parquet", rows, LABELS)
-    clips = [{name: row[name] for name in ("clip_id", "path", "labels", "start_s", "end_s")} for row in rows]
+    names = ("clip_id", "path", "labels", "start_s", "end_s")
+    clips = [{**{name: row[name] for name in names}, "num_tentative": 0} for row in rows]
     config = PassConfig(min_clip_s=0.5, min_labels=1)
-    run_stages(
-        clips, corpus.root, folder / "pass", config=config, open_tagger=lambda device: BandTagger(), presence=BANDS
-    )
+    run_stages(clips, corpus.root, folder / "pass", config=config, open_tagger=lambda device: BandTagger())
     close_pass(folder / "pass")
     path = folder / "pass" / "stems" / "manifest.json"
     manifest = read_json(path)
