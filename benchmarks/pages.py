@@ -55,6 +55,11 @@ def fill(page: Path, marker: str, text: str) -> None:
     write_bytes(page, f"{before}{opened}\n{text}\n{closed}{after}".encode())
 
 
+def spread(values: Sequence[float]) -> str:
+    """Mean and range."""
+    return f"{sum(values) / len(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
 def measured_once(path: Path, measure: Callable[[], Any]) -> Any:  # noqa: ANN401 - any JSON
     """The result of ``measure``, kept in a JSON file and read from there the next time."""
     if not path.is_file():

@@ -261,7 +261,7 @@ def table(rows: Sequence[Row], controls: Sequence[float], seed_db: float) -> str
     full = float(np.mean(reference)) - seed_db
 
     def gain(sdri: Sequence[float]) -> list[str]:
-        return [_spread(sdri), f"{(np.mean(sdri) - seed_db) / full:.0%}"]
+        return [pages.spread(sdri), f"{(np.mean(sdri) - seed_db) / full:.0%}"]
 
     lines = []
     for arm in _ARMS:
@@ -273,6 +273,24 @@ def table(rows: Sequence[Row], controls: Sequence[float], seed_db: float) -> str
     lines.append(["control: no natural clips", *[""] * len(_NUMBERS), *gain(controls), ""])
     names = [f"after iteration {number}" if number else "precision / recall / F1 before" for number in _NUMBERS]
     return pages.markdown(["loop", *names, "SDRi dB", "part of the gain", "events, pure"], lines)
+
+
+def short_table(rows: Sequence[Row], seed_db: float) -> str:
+    """The table of README.md: what labels that stay or move reach of the gain with true labels that stay."""
+    last = {
+        arm.name: [row for row in rows if row["arm"] == arm.name and row["iteration"] == _ITERATIONS] for arm in _ARMS
+    }
+    gains = {name: np.mean([row["sdri_db"] for row in some]) - seed_db for name, some in last.items() if some}
+    lines = []
+    for corpus in _CORPORA:
+        stay, move = (Arm(corpus=corpus, moves=moves).name for moves in (False, True))
+        first, end = (
+            [row["f1"] for row in rows if row["arm"] == move and row["iteration"] == number]
+            for number in (0, _ITERATIONS)
+        )
+        shares = [f"{gains[name] / gains[_ARMS[0].name]:.0%}" for name in (stay, move)]
+        lines.append([corpus, f"{np.mean(first):.2f}", f"{np.mean(end):.2f}", *shares])
+    return pages.markdown(["corpus", "F1 of labels", "after the loop", "gain, they stay", "gain, they move"], lines)
 
 
 def _events(rows: Sequence[Row]) -> str:
@@ -287,10 +305,6 @@ def _labels(rows: Sequence[Row]) -> str:
     """Mean precision, recall and F1 of the labels."""
     columns = ([row["precision"] for row in rows], [row["recall"] for row in rows], [row["f1"] for row in rows])
     return " / ".join(f"{np.mean(column):.3f}" for column in columns)
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def main() -> None:
@@ -322,6 +336,7 @@ def main() -> None:
     if not arguments.quick and not arguments.arms:
         pages.write_page(_PAGE, "Labels that are missing, wrong or not there", *tables)
         pages.fill(pages.RESULTS, "labels", "\n\n".join(tables))
+        pages.fill(pages.README, "labels", short_table(rows, seed_db))
 
 
 def _about(bench: Bench, num_seeds: int, seed_db: float) -> str:
