@@ -117,7 +117,7 @@ class Presence:
 
 @dataclass(frozen=True, kw_only=True)
 class StemEvidence:
-    """What is known of the stems of a clip."""
+    """Tags, levels and activity of the stems of a clip."""
 
     clip_tags_L: np.ndarray
     """Strongest tags of the clip's windows."""
