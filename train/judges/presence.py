@@ -28,8 +28,7 @@ from train.evaluation.mixtures import EvaluationMixture, draw_mixture
 from train.judges.calibrate import CalibrationConfig
 
 _NUM_SOURCES, _CHANCES = (1, 2, 3), (0.2, 0.6, 0.2)
-_LEFT_OUT = 0.5  # chance that one label of a mixture is not queried, so that the residual has its sound
-_WRONG = 2  # labels at most that are queried and do not sound, those with the strongest tags
+_MOST_QUERIED = 4  # labels of a mixture with the strongest tags; one more is drawn from the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +106,7 @@ def _add_pairs(pairs: Mapping[str, Pairs], judge: PresenceJudge, mixtures: Mappi
     if judge.separator is None:
         return
     clips = [
-        _queried(number, mixture, tags_L, places)
+        _queried(number, mixture.mix_T, tags_L, places)
         for (number, mixture), tags_L in zip(mixtures.items(), tags, strict=True)
     ]
     separated, _ = separate_clips(clips, judge.separator)
@@ -124,16 +123,19 @@ def _add_pairs(pairs: Mapping[str, Pairs], judge: PresenceJudge, mixtures: Mappi
                 pairs[REST].add(number, label, [tags_L[place], rest.strongest()[place]], present=label in truth)
 
 
-def _queried(number: int, mixture: EvaluationMixture, tags_L: np.ndarray, places: Mapping[str, int]) -> DecodedClip:
-    """A mixture as a clip whose labels are mostly right: one may be missing, and the likeliest wrong ones are there."""
+def _queried(number: int, mix_T: np.ndarray, tags_L: np.ndarray, places: Mapping[str, int]) -> DecodedClip:
+    """A mixture as a clip that is queried for its likeliest labels and one other, whether they sound or not.
+
+    Only what is known of a clip without labels decides: if the truth did, then among the queried labels a strong tag
+    would be the sign of an absent one.
+    """
     rng = np.random.default_rng([2, number])
-    labels = [label for label in mixture.labels if label in places]
-    if labels and rng.random() < _LEFT_OUT:
-        labels.pop(int(rng.integers(len(labels))))
-    absent = sorted(set(places) - set(mixture.labels), key=lambda label: -tags_L[places[label]])
-    labels += absent[: max(int(not labels), int(rng.integers(_WRONG + 1)))]
+    ordered = sorted(places, key=lambda label: -tags_L[places[label]])
+    num_likely = int(rng.integers(1, _MOST_QUERIED + 1))
+    others = ordered[num_likely:]
+    labels = ordered[:num_likely] + ([others[int(rng.integers(len(others)))]] if others else [])
     row: ClipRow = {"clip_id": str(number), "path": str(number), "labels": labels, "start_s": None, "end_s": None}
-    return DecodedClip(row=row, samples_T=mixture.mix_T)
+    return DecodedClip(row=row, samples_T=mix_T)
 
 
 def _stem_evidence(
