@@ -52,7 +52,7 @@ _PAGE = Path(__file__).with_name("labels.md")
 _ITERATIONS = 2
 _NUMBERS = range(_ITERATIONS + 1)
 _WRONG = 0.2
-_GIVEN_MOVING = {"drop_label_below": 0.05, "add_label_from": 0.9}
+_GIVEN_MOVING = {"drop_label_below": 0.01, "add_label_from": 0.95}
 """Limits for labels that somebody gave: most are right, so it takes more to change one."""
 _EVENT_FROM = 0.7
 
