@@ -76,7 +76,7 @@ STEMS = pa.schema(
         pa.field("mixture_exponent", pa.int8()),
         *SCORES,
         pa.field("residual_level_db", pa.float32()),  # of the clip minus its stems, relative to it; first stem only
-        pa.field("tags_db", pa.list_(pa.float32())),  # of all labels of the tagger; null without one
+        pa.field("tags_db", pa.list_(pa.float32())),  # of all labels of the tagger; null if labels do not move
         pa.field("clip_tags_db", pa.list_(pa.float32())),  # strongest in windows of the clip, with its first stem only
         pa.field("residual_tags_db", pa.list_(pa.float32())),  # of the clip minus its stems, in the same way
     ]
