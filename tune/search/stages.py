@@ -6,9 +6,9 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import optuna
 import ray
@@ -42,6 +42,8 @@ os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends a searc
 
 # Memory that a trial reserves; it reserves no CPU, because its passes and trainings use all that there are.
 _TRIAL_BYTES = 200e6
+# Draws for a schedule that is new; then the space has none, or hardly any, and an old one is taken.
+_MAX_DRAWS = 100
 
 
 def num_concurrent(config: SearchConfig) -> int:
@@ -89,8 +91,9 @@ class Stages:
             known.add_trial(_known_trial(record, self.task.space, config.objectives))
         several = len(config.objectives) > 1
         sampler = optuna.samplers.TPESampler if config.searcher == "tpe" else optuna.samplers.RandomSampler
-        return OptunaSearch(
-            functools.partial(_suggest, self.task.space),
+        return DistinctSearch(
+            self.task.space,
+            {as_json(schedule_of(record["config"], self.task.space)) for record in ended},
             metric=list(config.objectives) if several else "sdri_db",
             mode=[OBJECTIVES[name] for name in config.objectives] if several else "max",
             points_to_evaluate=[_optuna_names(params) for params in begun],
@@ -201,6 +204,42 @@ class Stages:
         if needed is not None and self.config.keep == "best":
             callbacks.append(PruneLosingTrials(self.task.work.artifacts.out, needed, self.config.finalists))
         return callbacks
+
+
+class DistinctSearch(OptunaSearch):  # type: ignore[misc] # Ray Tune has no types
+    """Optuna's searcher, which draws no schedule twice while it finds a new one: a second trial of it adds nothing.
+
+    Args:
+        space: Schedules that may be drawn.
+        drawn: Schedules that are not to be drawn, as JSON.
+        settings: Of :class:`ray.tune.search.optuna.OptunaSearch`.
+    """
+
+    def __init__(self, space: Space, drawn: Set[str] = frozenset(), **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(functools.partial(_suggest, space), **settings)
+        self._schedules, self._drawn = space, set(drawn)
+        self._draws: dict[str, str] = {}  # name of the draw that was taken for each trial
+
+    def suggest(self, trial_id: str) -> dict[str, Any]:
+        """Draw the parameters of a trial; see :class:`TrialParameters`."""
+        for number in range(_MAX_DRAWS):
+            draw = f"{trial_id}-{number}"
+            parameters: dict[str, Any] = super().suggest(draw)
+            schedule = as_json(schedule_of(cast("TrialParameters", parameters), self._schedules))
+            if schedule not in self._drawn or number == _MAX_DRAWS - 1:
+                break
+            super().on_trial_complete(draw, error=True)
+        self._draws[trial_id] = draw
+        self._drawn.add(schedule)
+        return parameters
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Take a report of a trial."""
+        super().on_trial_result(self._draws[trial_id], result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Take the last report of a trial."""
+        super().on_trial_complete(self._draws[trial_id], result, error)
 
 
 def _suggest(space: Space, trial: optuna.trial.BaseTrial) -> dict[str, Any]:

@@ -6,14 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import yaml
 
 import tune.search.space
 from engine.selection.thresholds import Quantile, Thresholds
-from tune.schedule import resolve_schedule
+from tune.schedule import as_json, resolve_schedule
 from tune.search.read_space import read_space
 from tune.search.space import FixedChooser, RandomChooser, describe
+from tune.search.stages import DistinctSearch
+from tune.search.trial import schedule_of
 
 RICH = yaml.safe_load(str(tune.search.space.__doc__).partition("::")[2])["schedule"]
 
@@ -145,3 +148,30 @@ def test_a_schedule_in_short() -> None:
     ]
     assert describe(resolve_schedule(schedule)) == "re_sdr 10 > 15, max_rival_leak q0.4 > off, label_floor 0.5"
     assert describe([Thresholds()]) == ""
+
+
+RISING = {"between": [0, 6], "step": 6, "shapes": ["constant", "linear"]}
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler, optuna.samplers.TPESampler])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_schedule_is_drawn_twice_until_the_space_has_no_other(
+    sampler: type[optuna.samplers.RandomSampler | optuna.samplers.TPESampler], seed: int
+) -> None:
+    """Eight schedules, of which four can be drawn by other parameters too: a line may be level."""
+    settings: Mapping[str, Any] = {"min_stem_level_db": {"choose": [-40.0, -30.0]}, "min_re_sdr_db": RISING}
+    space = read_space(settings, 2)
+    values = [(level, *both) for level in (-40.0, -30.0) for both in ((0.0, 0.0), (0.0, 6.0), (6.0, 0.0), (6.0, 6.0))]
+    schedules = {
+        as_json([Thresholds(min_stem_level_db=level, min_re_sdr_db=value) for value in both]) for level, *both in values
+    }
+    known = set(sorted(schedules)[:3])
+    searcher = DistinctSearch(space, known, metric="sdri_db", mode="max", sampler=sampler(seed=seed))
+    drawn = []
+    for number in range(6):
+        parameters: Any = searcher.suggest(f"trial {number}")
+        drawn.append(as_json(schedule_of(parameters, space)))
+        searcher.on_trial_result(f"trial {number}", {"sdri_db": 1.0, "training_iteration": 1})
+        searcher.on_trial_complete(f"trial {number}", {"sdri_db": 1.0})
+    assert set(drawn[:5]) == schedules - known and len(set(drawn[:5])) == 5
+    assert drawn[5] in schedules, "there is no other"
