@@ -13,12 +13,11 @@ from train.data.strategies.estimate_weights import EstimateWeights
 from train.data.strategies.label_balance import LabelBalance
 from train.data.strategies.mixit import MixIt
 from train.data.strategies.natural_targets import NaturalTargets
-from train.data.strategies.plausible import Plausible
 
 
 @config
 class MixConfig:
-    """Training mixtures. The last seven settings are ablations; null switches each off."""
+    """Training mixtures. The last six settings are ablations; null switches each off."""
 
     batch_size: Count = 16
     """Mixtures in a step, on each worker."""
@@ -63,8 +62,6 @@ class MixConfig:
     """Learn silence from labels that the filter found absent from their own clip."""
     label_balance: LabelBalance | None = None
     """Draw labels by how many sounds they have; null: evenly."""
-    plausible: Annotated[Plausible | None, NEWER] = None
-    """Remix labels that occur together in the clips of the tracks; null: any labels."""
 
     def __post_init__(self) -> None:
         if self.mixit is not None and self.clip_fraction + self.mixit.fraction > 1.0:

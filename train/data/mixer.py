@@ -120,10 +120,8 @@ class Mixer:
         Leakage in a track therefore never contradicts a target. Only if that leaves a sound alone (few labels, or clips
         that all have the same labels) the second sound may share its clip's labels, but not its own label.
         """
-        sounds, order = list(first), self.label_order(rng, self.pools["clean"], self.pools["tracks"])
-        if not sounds:
-            sounds, order = self._draw(rng, order[0]), order[1:]
-        order = self.partner_order(rng, sounds[0], order)
+        sounds = list(first)
+        order = self.label_order(rng, self.pools["clean"], self.pools["tracks"])
         for label in order:
             if len(sounds) < num_sources:
                 sounds += self._draw(rng, label, without=_labels_present(sounds))
@@ -166,10 +164,6 @@ class Mixer:
         """Labels of some pools in random order."""
         present = self.labels_in(*pools)
         return [present[i] for i in rng.permutation(len(present)).tolist()]
-
-    def partner_order(self, rng: np.random.Generator, first: Sound, order: list[str]) -> list[str]:
-        """Labels, of which ``order`` is random, in the order in which they are tried as partners of a sound."""
-        return order
 
     def choose(self, rng: np.random.Generator, sounds: Sequence[Sound]) -> Sound:
         """One of some sounds of a label."""

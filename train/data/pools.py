@@ -77,7 +77,6 @@ class Pool:
         self.items = _label_by_label(order[rank::num_ranks] if self.rotates else order)
         self._ranks = (rank, num_ranks) if not self.rotates and torch.distributed.is_initialized() else (0, 1)
         self.counts = Counter(item.labels[0] for item in items)  # of all sounds, in memory or not
-        self.labels_of = {item.clip: item.labels_present for item in items} if config.plausible is not None else {}
         self.turn = -1
         self.by_label: dict[str, list[Sound]] = {}
         self.unusable: set[str] = set()

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import optuna
 import ray
@@ -220,12 +220,12 @@ class DistinctSearch(OptunaSearch):  # type: ignore[misc] # Ray Tune has no type
         self._schedules, self._drawn = space, set(drawn)
         self._draws: dict[str, str] = {}  # name of the draw that was taken for each trial
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> TrialParameters:
         """Draw the parameters of a trial; see :class:`TrialParameters`."""
         for number in range(_MAX_DRAWS):
             draw = f"{trial_id}-{number}"
-            parameters: dict[str, Any] = super().suggest(draw)
-            schedule = as_json(schedule_of(cast("TrialParameters", parameters), self._schedules))
+            parameters: TrialParameters = super().suggest(draw)
+            schedule = as_json(schedule_of(parameters, self._schedules))
             if schedule not in self._drawn or number == _MAX_DRAWS - 1:
                 break
             super().on_trial_complete(draw, error=True)
@@ -233,11 +233,11 @@ class DistinctSearch(OptunaSearch):  # type: ignore[misc] # Ray Tune has no type
         self._drawn.add(schedule)
         return parameters
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
         """Take a report of a trial."""
         super().on_trial_result(self._draws[trial_id], result)
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False) -> None:
         """Take the last report of a trial."""
         super().on_trial_complete(self._draws[trial_id], result, error)
 

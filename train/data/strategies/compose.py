@@ -17,7 +17,6 @@ from train.data.strategies.estimate_weights import EstimateWeightMixer
 from train.data.strategies.label_balance import LabelBalanceMixer
 from train.data.strategies.mixit import MixItMixer, mixit_loss
 from train.data.strategies.natural_targets import NaturalTargetMixer, natural_items
-from train.data.strategies.plausible import PlausibleMixer
 from train.losses import batch_loss
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ _MIXERS: dict[str, type[Mixer]] = {
     "consistency": ConsistencyMixer,
     "estimate_weights": EstimateWeightMixer,
     "label_balance": LabelBalanceMixer,
-    "plausible": PlausibleMixer,
 }
 """Subclass of the mixer for each setting; each overrides other methods than the rest."""
 

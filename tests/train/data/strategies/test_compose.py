@@ -75,7 +75,7 @@ def test_a_resumed_training_sees_the_same_with_every_ablation(
     mix = config(
         **{"pool_s": pool_s, "refresh_steps": 3, "augment": True, "batch_size": 8, "silence_rate": 0.3},
         **{"absent_labels": {"fraction": 0.5}, "clip_fraction": 0.3, "mixit": {"fraction": 0.3}},
-        **{"natural_targets": {"fraction": 0.3}, "label_balance": {"balance": 0.3}, "plausible": {"fraction": 0.5}},
+        **{"natural_targets": {"fraction": 0.3}, "label_balance": {"balance": 0.3}},
         **{"estimate_weights": {"use": "draw"}, "consistency": {"weight": 0.5}},
     )
     sounds = recordings | {
@@ -102,7 +102,6 @@ def test_a_resumed_training_sees_the_same_with_every_ablation(
         ("mixit.fraction", -1.0),
         ("absent_labels.fraction", 1.1),
         ("label_balance.balance", 2.0),
-        ("plausible.fraction", 1.5),
         ("consistency.weight", -0.5),
         ("estimate_weights.use", "some"),
         ("mixit.assignment", "worst"),
