@@ -15,6 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from engine.cli.display import shown
+
 _BINS = 48
 _OUTLIERS = 0.5  # percent on each side that a histogram puts into its outermost bins
 _MARGIN = 0.06  # of the range, on each side
@@ -153,7 +155,9 @@ def lines(title: str, curves: Sequence[Curve], *, x_label: str, y_label: str) ->
     bounds = [bound for curve in drawn for pair in curve.bounds.values() for bound in pair]
     y = _scale([*(y for curve in drawn for _, y in curve.points), *bounds], is_up=True)
     shapes = [shape for curve in sorted(drawn, key=lambda one: not one.is_muted) for shape in _curve(curve, x, y)]
-    text = "; ".join(f"{curve.name}: {', '.join(f'{y:.2f} at {x:g}' for x, y in curve.points)}" for curve in drawn)
+    text = "; ".join(
+        f"{_short(curve.name)}: {', '.join(f'{y:.2f} at {x:g}' for x, y in curve.points)}" for curve in drawn
+    )
     is_counted = all(float(value).is_integer() for curve in drawn for value, _ in curve.points)
     x_ticks = [replace(tick, text=f"{float(tick.text):g}") for tick in x.ticks()]
     x_ticks = [tick for tick in x_ticks if not is_counted or float(tick.text).is_integer()]
@@ -183,6 +187,10 @@ def _dot(place: Point) -> str:
     return f"M{place[0]} {place[1]}h0"
 
 
+def _short(name: str) -> str:
+    return shown(name, most=80)
+
+
 def scatter(title: str, points: Sequence[tuple[str, Point, bool]], *, x_label: str, y_label: str) -> Plot | None:
     """Named points, some of them on the front, which a line joins; null without a point."""
     if not points:
@@ -196,7 +204,7 @@ def scatter(title: str, points: Sequence[tuple[str, Point, bool]], *, x_label: s
     front = sorted(point for _, point, is_front in points if is_front)
     path = "M" + "L".join(f"{x.at(one)} {y.at(other)}" for one, other in front)
     shapes.insert(0, Shape(kind="line", path=path, title="Pareto front"))
-    text = "; ".join(f"{name}: {one:.3g}, {other:.2f}" for name, (one, other), _ in points)
+    text = "; ".join(f"{_short(name)}: {one:.3g}, {other:.2f}" for name, (one, other), _ in points)
     return Plot(
         title=title, description=f"{title}: {x_label} and {y_label}. {text}.", shapes=shapes, x_ticks=x.ticks(),
         y_ticks=y.ticks(), x_label=x_label, y_label=y_label,
@@ -223,7 +231,7 @@ def coordinates(title: str, columns: Mapping[str, Sequence[float | str]], names:
             Shape(kind="dot" if number == 0 else "muted-dot", path=_dot(one), title=names[number]) for one in some
         ]
     ticks = [Mark(text=name, y=row) for name, row in zip(columns, rows, strict=True)]
-    text = "; ".join(f"{name}: {', '.join(map(str, values))}" for name, values in columns.items())
+    text = "; ".join(f"{name}: {', '.join(_short(str(value)) for value in values)}" for name, values in columns.items())
     return Plot(
         title=title, description=f"{title}. Trials {', '.join(names)}. {text}.", shapes=shapes, y_ticks=ticks,
         marks=marks, names_rows=True,

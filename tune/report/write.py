@@ -117,7 +117,11 @@ def _pass_part(one: PassFacts, is_run: bool) -> _PassPart:
         ruled=ruled,
         others=others,
         sampled=f"From {read:.1%} of the shards, evenly drawn." if read < 1.0 else "",
-        failures=Table(title="Failures", columns=["step", "error", "queries", "for example"], rows=reasons),
+        failures=Table(
+            title=f"Failed queries of {one.name} by step and error",
+            columns=["step", "error", "queries", "for example"],
+            rows=reasons,
+        ),
         changes=list(_changes(one)),
     )
 
@@ -130,7 +134,7 @@ def _changes(one: PassFacts) -> list[Table]:
     names = [name for name in counts if name.startswith("num_")]
     found = [
         Table(
-            title="Labels before = kept + dropped + relabelled; after = kept + added",
+            title=f"Labels of {one.name}: before = kept + dropped + relabelled; after = kept + added",
             columns=[name.removeprefix("num_") for name in names],
             rows=[[str(counts[name]) for name in names]],
         )
@@ -144,7 +148,10 @@ def _changes(one: PassFacts) -> list[Table]:
         for row in one.changes
     ]
     columns = ["clip", "label", "change", "probability", "limit", "decided by"]
-    return [*found, *([Table(title=f"The first {MOST_CHANGES} changes", columns=columns, rows=rows)] if rows else [])]
+    return [
+        *found,
+        *([Table(title=f"The first {MOST_CHANGES} changes of {one.name}", columns=columns, rows=rows)] if rows else []),
+    ]
 
 
 def _fingerprints(facts: RunFacts) -> Table:

@@ -148,7 +148,7 @@
   });
 
   // Verdicts: kept by this browser, if it keeps anything for pages from disk.
-  const stemName = (key) => `clearsep ${JSON.stringify([judged[key].pass, judged[key].clip_id, judged[key].label])}`;
+  const stemName = (key) => `clearsep ${JSON.stringify([judged[key].pass, judged[key].iteration, judged[key].clip_id, judged[key].label])}`;
   const memory = new Map();
   const read = (name) => {
     try { return localStorage.getItem(name); } catch { return memory.get(name) ?? null; }
