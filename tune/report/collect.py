@@ -83,7 +83,12 @@ def collect_run(folder: Location) -> RunFacts:
 
 
 def collect_pass(folder: Location) -> RunFacts:
-    """The facts of a pass that is closed, with the selection next to its stems if there is one."""
+    """The facts of a pass that is closed, with the selection next to its stems if there is one.
+
+    Raises ``ValueError`` for a pass that is not closed, or that only tags.
+    """
+    if "num_tagged" in read_manifest(folder / "stems"):
+        raise ValueError(f"{folder} must be a pass that separates, got one that tags; give a pass of a separator")
     return RunFacts(folder=folder, records=[], passes=[_collect(folder, None)], seed_training=None, config="")
 
 

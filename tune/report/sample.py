@@ -71,10 +71,11 @@ def _at_limits(one: PassFacts) -> Iterator[Stratum]:
         if near.size:
             places = [Numbered(False, int(number)) for number in near[:_AT_LIMIT]]
             yield Stratum(reason=f"just rejected by {rule}", places=places)
+    used = set(rules)
     for rule, (name, limit) in limits.items():
         distance_N = np.abs(one.stems.values(name)[0] - limit)
         near = np.argsort(distance_N, kind="stable")[: min(_AT_LIMIT, int(np.isfinite(distance_N).sum()))]
-        if near.size and rule in set(rules):
+        if near.size and rule in used:
             yield Stratum(reason=f"just kept by {rule}", places=[Numbered(True, int(number)) for number in near])
 
 

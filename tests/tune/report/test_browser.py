@@ -147,9 +147,10 @@ def test_a_click_and_the_keyboard_seek(browser: Browser, run_page: Path) -> None
         until(page, "document.querySelector('.clip input').value > 0.35")
         page.keyboard.press(" ")
         assert playing(page) == []
-        box = clip.locator(".spectrogram").first.bounding_box()
+        spectrogram = clip.locator(".spectrogram").first
+        box = spectrogram.bounding_box()
         assert box is not None
-        page.mouse.click(box["x"] + 0.5 * box["width"], box["y"] + 5)
+        spectrogram.click(position={"x": 0.5 * box["width"], "y": 30.0})
         assert playing(page) == ["c0m"] and 1.9 < position(clip) < 3.5
 
 
