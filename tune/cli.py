@@ -201,6 +201,7 @@ def report(
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="The page; default: report.html in the folder.")
     ] = None,
+    against: Annotated[str | None, typer.Option(metavar="RUN", help="Another run, to compare a run with.")] = None,
     max_mb: Annotated[float, typer.Option(min=0.0, help="Most audio in the page, in megabytes; 0: none.")] = 25.0,
     as_json: Json = False,
 ) -> None:
@@ -214,11 +215,11 @@ def report(
     from tune.search.report import write_search_page
 
     folder = location(path)
-    if (folder / "trials.parquet").is_file():
+    if (folder / "trials.parquet").is_file() and against is None:
         target = location(out) if out is not None else folder / "report.html"
         write_search_page(folder, target)
     else:
-        target = write_run_report(folder, out, max_mb=max_mb)
+        target = write_run_report(folder, out, max_mb=max_mb, against=against)
     value = {"report": str(target)}
     print_result(lambda: [Table(title="Report", columns=["", ""], rows=[["page", str(target)]])], value, as_json)
 

@@ -88,7 +88,7 @@ def sentence(facts: RunFacts) -> str:
     parts = []
     if facts.is_run:
         number = len(facts.records) - 1
-        gained = [_sdri(record) for record in facts.records]
+        gained = [sdri_db(record) for record in facts.records]
         known = [value for value in gained if value is not None]
         many = f"{number} iteration{'s' if number != 1 else ''}"
         if number and len(known) > 1:
@@ -112,7 +112,8 @@ def sentence(facts: RunFacts) -> str:
     return " ".join(parts)
 
 
-def _sdri(record: Mapping[str, object]) -> float | None:
+def sdri_db(record: Mapping[str, object]) -> float | None:
+    """The validation SDRi of an iteration; null without a validation."""
     validation = record.get("validation")
     return validation["sdri_db"] if isinstance(validation, Mapping) and "sdri_db" in validation else None
 
@@ -139,7 +140,7 @@ def _hours(hours: float) -> Mapping[str, str]:
 def glance(facts: RunFacts) -> list[Figure]:
     """The figures at the top."""
     last, figures = facts.passes[-1] if facts.passes else None, []
-    known = [value for record in facts.records if (value := _sdri(record)) is not None]
+    known = [value for record in facts.records if (value := sdri_db(record)) is not None]
     if known:
         text = f"seed {known[0]:.2f} dB" if len(known) > 1 else ""
         figures.append(Figure(name="SDRi", value=f"{known[-1]:.2f}", unit="dB", note=text))

@@ -130,8 +130,7 @@ class Stems:
 
     def rejections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rule, value and limit of every rejected stem."""
-        names = self._rejected.column("rejected_by")
-        rules = np.asarray(names.to_pylist() if names is not None else [], object)
+        rules = np.asarray(_texts(self._rejected.column("rejected_by")), object)
         value_N, limit_N = (_floats(self._rejected.column(f"rejected_{name}")) for name in ("value", "limit"))
         return rules, value_N, limit_N
 
@@ -139,6 +138,14 @@ class Stems:
         """Kept and rejected stems of every label."""
         kept, rejected = (_counts(table.column("label")) for table in (self._kept, self._rejected))
         return {label: (kept[label], rejected[label]) for label in sorted({*kept, *rejected})}
+
+    def identities(self) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+        """Clip and label of the kept and of the rejected stems."""
+        kept, rejected = (
+            set(zip(*(_texts(table.column(name)) for name in ("clip_id", "label")), strict=True))
+            for table in (self._kept, self._rejected)
+        )
+        return kept, rejected
 
     def rows(self, places: Sequence[Numbered]) -> list[StemRow]:
         """Some stems, in the order of their places."""
@@ -167,6 +174,11 @@ def _floats(column: pa.ChunkedArray | None) -> np.ndarray:
         return np.zeros(0, np.float32)
     values: np.ndarray = pc.fill_null(column, np.nan).to_numpy().astype(np.float32)
     return values
+
+
+def _texts(column: pa.ChunkedArray | None) -> list[str]:
+    found: list[str] = column.to_pylist() if column is not None else []
+    return found
 
 
 def _counts(column: pa.ChunkedArray | None) -> Counter[str]:

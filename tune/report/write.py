@@ -10,6 +10,7 @@ from engine.cli.tables import Table, limit_text
 from engine.storage.files import write_bytes
 from engine.storage.paths import Location, Name, location
 from tune.report.collect import MOST_CHANGES, PassFacts, RunFacts, collect_pass, collect_run
+from tune.report.compare import Comparison, compare
 from tune.report.listen import judged_stems, played_clips, sounds
 from tune.report.page import render
 from tune.report.parts import (
@@ -47,10 +48,13 @@ class _PassPart:
     changes: Sequence[Table]
 
 
-def write_run_report(path: Name, out: Name | None = None, *, max_mb: float = MAX_MB) -> Location:
+def write_run_report(
+    path: Name, out: Name | None = None, *, max_mb: float = MAX_MB, against: Name | None = None
+) -> Location:
     """Write the report of a run or of a closed pass to ``out``, by default ``report.html`` in its folder.
 
-    ``max_mb`` is the most audio in it, in megabytes. Raises ``ValueError`` if the path is neither, or not finished.
+    ``max_mb`` is the most audio in it, in megabytes; ``against`` is another run to compare a run with. Raises
+    ``ValueError`` if the path is neither, or not finished.
     """
     folder = location(path)
     target = folder / "report.html" if out is None else location(out)
@@ -63,11 +67,14 @@ def write_run_report(path: Name, out: Name | None = None, *, max_mb: float = MAX
             f"{folder} must be a run, a pass or a search, got a path without iterations/, stems/ and trials.parquet; "
             "give its folder"
         )
-    write_bytes(target, _page(facts, max_mb).encode())
+    if against is not None and not (facts.is_run and (location(against) / "iterations").is_dir()):
+        raise ValueError(f"--against must be a run to compare a run with, got {against} for {path}; give two runs")
+    compared = compare(facts, collect_run(location(against))) if against is not None else None
+    write_bytes(target, _page(facts, max_mb, compared).encode())
     return target
 
 
-def _page(facts: RunFacts, max_mb: float) -> str:
+def _page(facts: RunFacts, max_mb: float, compared: Comparison | None) -> str:
     clips, plots, labels, spent = (
         played_clips(facts, max_mb=max_mb),
         learning(facts),
@@ -77,6 +84,7 @@ def _page(facts: RunFacts, max_mb: float) -> str:
     passes = [_pass_part(one, facts.is_run) for one in facts.passes]
     parts = [
         *([("gain", "Gain")] if plots else []),
+        *([("compared", "Compared")] if compared is not None else []),
         *((f"pass-{number}", one.title) for number, one in enumerate(passes, 1)),
         *([("listen", "Listen")] if clips else []),
         *([("labels", "Labels")] if labels else []),
@@ -91,6 +99,7 @@ def _page(facts: RunFacts, max_mb: float) -> str:
         figures=glance(facts),
         parts=parts,
         plots=plots,
+        compared=compared,
         clips=clips,
         sounds=sounds(clips),
         judged=judged_stems(clips),

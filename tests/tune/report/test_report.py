@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from engine.storage.files import write_json
 from tests.support.command import Cli
 from tests.tune.report.conftest import DURATION_S, FILE, LABELS, LIMITS, MARKUP, NUM_CLIPS
 from tune.report.collect import collect_pass, collect_run
+from tune.report.compare import compare
 from tune.report.listen import BANDS, COLUMNS, played_clips
 from tune.report.page import is_number, only_warned
 from tune.report.parts import (
@@ -204,6 +206,27 @@ def test_what_is_no_run_and_what_is_not_finished(cli: Cli, tmp_path: Path, run_f
     assert "none of its iterations is finished" in cli("report", run_folder).error()
     (run_folder / "iterations" / "1" / "stems" / "manifest.json").unlink()
     assert "the pass is not finished" in cli("report", run_folder / "iterations" / "1").error()
+
+
+def test_a_run_is_compared_with_another(run_folder: Path, cli: Cli) -> None:
+    facts = collect_run(run_folder)
+    same = compare(facts, collect_run(run_folder))
+    counts = {row[0]: int(row[1]) for row in same.tables[-1].rows}
+    kept = flow(facts.passes[-1])[-1].count
+    assert counts == {
+        **{"kept by both": kept, "kept by this run only": 0, "kept by the other only": 0},
+        "rejected by both": NUM_STEMS - kept,
+    }
+    young = replace(facts, records=facts.records[:2], passes=facts.passes[:1])
+    other = compare(facts, young)
+    counts = {row[0]: int(row[1]) for row in other.tables[-1].rows}
+    assert sum(counts.values()) == NUM_STEMS
+    assert counts["kept by both"] + counts["kept by the other only"] == flow(young.passes[0])[-1].count
+    assert [row[3] for row in other.tables[1].rows] == ["+1.00"] * len(LABELS)
+    assert other.plot is not None and "the other: 4.00 at 0, 5.00 at 1" in other.plot.description
+    assert cli("report", run_folder, "--against", run_folder).code == 0
+    assert 'id="compared"' in (run_folder / "report.html").read_text()
+    assert "--against must be a run" in cli("report", run_folder, "--against", run_folder / "iterations").error()
 
 
 def test_a_run_with_the_seed_alone_has_a_report(tmp_path: Path, run_folder: Path) -> None:
