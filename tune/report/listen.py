@@ -39,7 +39,7 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sound:
+class PlayedSound:
     """A signal to play, in base64: audio, and spectrogram as ``BANDS`` by ``COLUMNS`` bytes, the lowest band first."""
 
     key: str
@@ -52,7 +52,7 @@ class PlayedStem:
     """A stem with its verdict and scores."""
 
     label: str
-    sound: Sound
+    sound: PlayedSound
     verdict: str
     is_kept: bool
     reason: str
@@ -80,7 +80,7 @@ class PlayedClip:
     duration_s: float
     is_cut: bool
     """Only its first seconds are here."""
-    mixture: Sound
+    mixture: PlayedSound
     versions: Sequence[Version]
 
 
@@ -102,7 +102,7 @@ def played_clips(facts: RunFacts, *, max_mb: float) -> list[PlayedClip]:
     return found
 
 
-def _sounds(clip: PlayedClip) -> Iterator[Sound]:
+def _sounds(clip: PlayedClip) -> Iterator[PlayedSound]:
     yield clip.mixture
     yield from (stem.sound for version in clip.versions for stem in version.stems)
 
@@ -210,11 +210,11 @@ def _scores(row: StemRow, limits: _Limits) -> Iterator[Score]:
         )
 
 
-def _sound(key: str, samples_T: np.ndarray, rate_hz: int, top: float) -> Sound:
+def _sound(key: str, samples_T: np.ndarray, rate_hz: int, top: float) -> PlayedSound:
     opus = encode_opus(np.clip(samples_T, -1.0, 1.0), sample_rate_hz=rate_hz)
     level_FN = 10.0 * np.log10(_power(samples_T, rate_hz) / top + 1e-12) / _RANGE_DB + 1.0
     bytes_FN = np.round(255.0 * np.clip(level_FN, 0.0, 1.0)).astype(np.uint8)
-    return Sound(key=key, opus=_base64(opus), picture=_base64(bytes_FN.tobytes()))
+    return PlayedSound(key=key, opus=_base64(opus), picture=_base64(bytes_FN.tobytes()))
 
 
 def _base64(data: bytes) -> str:

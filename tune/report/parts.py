@@ -43,7 +43,7 @@ class FlowRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
+class BarPart:
     """A part of a bar, in percent."""
 
     name: str
@@ -53,12 +53,12 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Where the time of an iteration went."""
+    """The time of an iteration by what it was spent on."""
 
     name: str
-    wall: Sequence[Segment]
+    wall: Sequence[BarPart]
     """Wall time of the pass, the training and the rest."""
-    workers: Sequence[Segment]
+    workers: Sequence[BarPart]
     """Time of all workers of the pass by step."""
     note: str
 
@@ -318,10 +318,10 @@ def times(facts: RunFacts) -> Iterator[Times]:
         )
 
 
-def _segments(spent_s: Mapping[str, float]) -> list[Segment]:
+def _segments(spent_s: Mapping[str, float]) -> list[BarPart]:
     total_s = sum(spent_s.values()) or 1.0
     return [
-        Segment(
+        BarPart(
             name=name,
             text=f"{duration_text(some_s)}, {percent(some_s, total_s)}",
             width=round(100 * some_s / total_s, 2),
