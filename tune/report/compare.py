@@ -27,7 +27,8 @@ def compare(facts: RunFacts, other: RunFacts) -> Comparison:
         Curve(name=name, points=_curve(one), is_muted=one is other)
         for name, one in (("this run", facts), ("the other", other))
     ]
-    same = _validation(facts) == _validation(other)
+    ours, theirs = _validation(facts), _validation(other)
+    same = all(ours[name] == theirs[name] for name in ours if name in theirs)  # a version may add settings
     equal = "the same settings" if same else "different settings, so their SDRi is not comparable"
     tables = [_outcomes(facts, other), _labels(facts, other), *_same_stems(facts, other)]
     return Comparison(
@@ -42,11 +43,11 @@ def _curve(facts: RunFacts) -> list[tuple[float, float]]:
     return [(at, value) for at, value in values if value is not None]
 
 
-def _validation(facts: RunFacts) -> object:
-    """The settings of the validation mixtures, without the places of their files; null without any."""
+def _validation(facts: RunFacts) -> dict[str, object]:
+    """The settings of the validation mixtures, without the places of their files."""
     settings = parse_yaml(facts.config.encode()) if facts.config else None
     found = settings.get("validation") if isinstance(settings, dict) else None
-    return {name: value for name, value in found.items() if name != "clips"} if isinstance(found, dict) else None
+    return {name: value for name, value in found.items() if name != "clips"} if isinstance(found, dict) else {}
 
 
 def _outcomes(facts: RunFacts, other: RunFacts) -> Table:

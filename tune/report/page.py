@@ -20,7 +20,7 @@ from engine.cli.tables import Table
 from tune.report.parts import rule_text
 
 _LOGGER = logging.getLogger(__name__)
-_NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?%?( [±/] [+-]?\d+(\.\d+)?)?")
+_NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?%?( [±/] [+-]?\d+(\.\d+)?| (s|min|h))?")
 _PACKAGES = ("clearsep-engine", "ray", "torch", "torchaudio", "numpy", "pyarrow")
 
 

@@ -78,7 +78,7 @@ def require_good(browser: Browser, path: Path) -> None:
 
 @pytest.fixture
 def run_page(run_folder: Path) -> Path:
-    path = write_run_report(run_folder)
+    path = write_run_report(run_folder, against=run_folder)
     assert isinstance(path, Path)
     return path
 
@@ -90,6 +90,7 @@ def test_a_run_has_no_barrier_and_shows_hostile_names_as_text(browser: Browser, 
         assert MARKUP in text and LABELS[1] in text and FILE in text
         assert "right\\u202eto left" in text and "more …" in text
         assert page.locator("h1").inner_text().endswith("run")
+        assert page.locator("#compared table").count() == 3
 
 
 def is_drawn(canvas: Locator) -> bool:
