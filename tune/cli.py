@@ -1,4 +1,4 @@
-"""Commands of whole runs and around them: ``demo``, ``run``, ``label``, ``tune``, ``inspect`` and ``settings``."""
+"""Commands of whole runs and around them: from ``demo``, ``run`` and ``tune`` to ``report`` and ``settings``."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def demo(
         raise ValueError(f"-o must be a local folder, got {out} (the demo synthesises its sounds there); give one")
     config = build(RunConfig, override(demo_settings(out, unlabelled=unlabelled), set_ or []))
     with connected(address):
-        summary = run(config, f"{out}/{'unlabelled' if unlabelled else 'run'}")
+        summary = run(config, folder := f"{out}/{'unlabelled' if unlabelled else 'run'}")
+    _report(folder)
     print_result(lambda: run_tables(summary), summary, as_json)
 
 
@@ -78,7 +79,18 @@ def run(
     config = run_config(recipe, set_ or [])
     with connected(address):
         summary = run_all(config, out, retry_failed=retry_failed, slice=slice_)
+    if slice_ is None:
+        _report(out)
     print_result(lambda: run_tables(summary), summary, as_json)
+
+
+def _report(folder: str) -> None:
+    """Write the report of a run that has just ended."""
+    from tune.report.page import only_warned
+    from tune.report.write import write_run_report
+
+    with only_warned(folder):
+        _LOGGER.info(f"the report: {write_run_report(folder)}")
 
 
 def label(
@@ -184,6 +196,34 @@ def tune_(
     print_result(lambda: search_tables(report), report, as_json)
 
 
+def report(
+    path: Annotated[str, typer.Argument(metavar="RUN|PASS|SEARCH", help="Folder or s3:// address.")],
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", help="The page; default: report.html in the folder.")
+    ] = None,
+    against: Annotated[str | None, typer.Option(metavar="RUN", help="Another run, to compare a run with.")] = None,
+    max_mb: Annotated[float, typer.Option(min=0.0, help="Most audio in the page, in megabytes; 0: none.")] = 25.0,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run, a pass or a search: one HTML page to look at and to listen to, which needs no network.
+
+    Example: `clearsep report runs/first`, then open `runs/first/report.html`
+    """
+    from engine.cli.tables import Table
+    from engine.storage.paths import location
+    from tune.report.write import write_run_report
+    from tune.search.report import write_search_page
+
+    folder = location(path)
+    if (folder / "trials.parquet").is_file() and against is None:
+        target = location(out) if out is not None else folder / "report.html"
+        write_search_page(folder, target)
+    else:
+        target = write_run_report(folder, out, max_mb=max_mb, against=against)
+    value = {"report": str(target)}
+    print_result(lambda: [Table(title="Report", columns=["", ""], rows=[["page", str(target)]])], value, as_json)
+
+
 def inspect(
     path: Annotated[
         str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint (of others too) or a corpus.")
@@ -262,5 +302,6 @@ def register(app: typer.Typer) -> None:
     app.command()(run)
     app.command()(label)
     app.command("tune")(tune_)
+    app.command()(report)
     app.command()(inspect)
     app.command()(settings)

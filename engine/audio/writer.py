@@ -1,4 +1,4 @@
-"""Audio files that are written block by block: float32 WAV of any length, also to a pipe, and 24-bit FLAC.
+"""Audio files that are written block by block: float32 WAV of any length, also to a pipe, and 24-bit FLAC; and Opus.
 
 WAV is our own because libsndfile cannot write to a pipe, and neither turns a WAV of more than 4 GiB into RF64 (EBU Tech
 3306) when its length is known at last, which Python's soundfile cannot request.
@@ -8,10 +8,12 @@ Shape legend: ``T`` samples, ``C`` channels.
 
 from __future__ import annotations
 
+import io
 import struct
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import av
 import numpy as np
 import soundfile as sf
 
@@ -109,6 +111,21 @@ def open_writer(
     if file_format == "flac":
         return FlacWriter(path, sample_rate_hz=sample_rate_hz, num_channels=num_channels, comment=comment)
     return WavWriter(open(path, "wb"), sample_rate_hz=sample_rate_hz, num_channels=num_channels, comment=comment)
+
+
+def encode_opus(samples_T: Samples, *, sample_rate_hz: int, bits_per_s: int = 64_000) -> bytes:
+    """Mono samples as Opus in WebM, which browsers play; for listening, as Opus is lossy.
+
+    It is the same for the same samples. Samples beyond full scale are clipped.
+    """
+    data, frame = io.BytesIO(), av.AudioFrame.from_ndarray(samples_T[None].astype(np.float32), "flt", "mono")
+    frame.sample_rate = sample_rate_hz
+    with av.open(data, "w", format="webm", container_options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libopus", rate=48_000, layout="mono")
+        stream.bit_rate = bits_per_s
+        for some in (frame, None):
+            container.mux(stream.encode(some))
+    return data.getvalue()
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -45,6 +45,7 @@ PROMISES = {
     "convert": "Convert a checkpoint of AudioSep, CLAPSep or CLAP into a folder of this project",
     "export": "Write tracks or a separator in a format that other programs load",
     "failures": "List failures: first the reasons with their counts",
+    "report": "Write the report of a run, a pass or a search: one HTML page",
     "inspect": "Show the contents of a run, a pass",
     "settings": "List settings with type, range, default and meaning",
     "preflight": "Check every node of a cluster before a long job",

@@ -49,6 +49,7 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("train/tables.py",),
     ("train/cli.py",),
     ("tune/tables.py",),
+    ("tune/report",),
     ("tune/search",),
     ("tune/cli.py",),
     ("cluster",),

@@ -1,21 +1,20 @@
-"""Figures of a search's report, drawn by Optuna with Plotly."""
+"""Figures of a search's report: curves, parallel coordinates, importance by Optuna's fANOVA, Pareto front."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
 import optuna.importance
-import optuna.visualization
-import plotly.graph_objects
 
-from tune.search.verdict import TrialRow, comparable_rows, last_rows
+from engine.cli.tables import Table
+from tune.report.plots import Curve, Plot, coordinates, lines, scatter
+from tune.search.verdict import TrialRow, comparable_rows, last_rows, pareto_rows
 
-Section = list[plotly.graph_objects.Figure | str]
-"""A part of the report: figures, and sentences about them."""
+Section = list[Plot | Table | str]
+"""A part of the report: plots, tables and sentences."""
 
 
 def figures(rows: Sequence[TrialRow]) -> dict[str, Section]:
@@ -41,74 +40,71 @@ def _not_drawn(reason: str) -> Section:
 
 
 def _curves(rows: Sequence[TrialRow]) -> Section:
-    study, names = optuna.create_study(direction="maximize"), []
-    for row in reversed(last_rows(rows)):  # Optuna draws the last trial on top
-        curve = {
-            one["iteration"]: one["sdri_db"]
+    curves: list[Curve] = []
+    for row in last_rows(rows):
+        points = [
+            (float(one["iteration"]), one["sdri_db"])
             for one in rows
             if (one["kind"], one["trial"]) == (row["kind"], row["trial"]) and one["sdri_db"] is not None
-        }
-        if curve and row["kind"] != "repeat":
-            value = curve[max(curve)]
-            study.add_trial(optuna.trial.create_trial(value=value, intermediate_values=curve))
-            names.append(html.escape(f"{row['name']}: {row['description']}"))
-    if not names:
-        return _not_drawn("no trial has a figure")
-    figure = optuna.visualization.plot_intermediate_values(study)
-    for trace, name in zip(figure.data, names, strict=True):
-        trace.name = name
-    xaxis = {"title": "iteration", "dtick": 1}
-    figure.update_layout(title=None, xaxis=xaxis, yaxis_title="SDRi dB", showlegend=True)
-    return [figure]
+        ]
+        if points and row["kind"] != "repeat":
+            curves.append(Curve(name=f"{row['name']}: {row['description']}", points=points, is_muted=bool(curves)))
+    best = curves[0].name if curves else ""
+    plot = lines(f"SDRi of every trial; strong: {best}", curves, x_label="iteration", y_label="SDRi dB")
+    return [plot] if plot is not None else _not_drawn("no trial has a figure")
 
 
 def _coordinates(rows: Sequence[TrialRow]) -> Section:
-    drawn = _drawn_study(rows)
+    drawn = _drawn_trials(rows)
     if isinstance(drawn, str):
         return _not_drawn(drawn)
-    study, shared, notes = drawn
-    figure = optuna.visualization.plot_parallel_coordinate(study, params=shared, target_name="SDRi dB")
-    for dimension, name in zip(figure.data[0].dimensions[1:], shared, strict=True):
-        dimension.label = name  # Optuna cuts names at 20 characters, and several begin alike
-    figure.update_layout(title=None)
-    return [figure, *notes]
+    last, columns, notes = drawn
+    axes: dict[str, Sequence[float | str]] = {"SDRi dB": [row["sdri_db"] or 0.0 for row in last], **columns}
+    return [
+        coordinates(f"Parameters of the drawn trials; strong: {last[0]['name']}", axes, [row["name"] for row in last]),
+        *notes,
+    ]
 
 
 def _importance(rows: Sequence[TrialRow]) -> Section:
-    drawn = _drawn_study(rows)
+    drawn = _drawn_trials(rows)
     if isinstance(drawn, str):
         return _not_drawn(drawn)
-    study, shared, notes = drawn
-    if len({trial.value for trial in study.trials}) == 1:
+    last, columns, notes = drawn
+    if len({row["sdri_db"] for row in last}) == 1:
         return _not_drawn("all trials have the same SDRi")
-    if all(distribution.single() for distribution in (study.trials[0].distributions[name] for name in shared)):
+    spaces = {name: _distribution(values) for name, values in columns.items()}
+    if all(distribution.single() for distribution in spaces.values()):
         return _not_drawn("every parameter that all trials have in common has one value")
-    figure = optuna.visualization.plot_param_importances(
-        study,
-        evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0),
-        params=shared,
-        target_name="SDRi dB",
-    )
-    figure.update_layout(title=None)
-    return [figure, *notes]
+    study = optuna.create_study(direction="maximize")
+    for number, row in enumerate(last):
+        some = {name: values[number] for name, values in columns.items()}
+        study.add_trial(optuna.trial.create_trial(params=some, distributions=spaces, value=row["sdri_db"]))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(columns))
+    cells = [[name, f"{fraction:.2f}"] for name, fraction in found.items()]
+    title = "Fraction of the variance of SDRi that a parameter explains"
+    return [Table(title=title, columns=["parameter", "importance"], rows=cells), *notes]
 
 
 def _front(rows: Sequence[TrialRow]) -> Section:
-    last = comparable_rows(rows)
-    if not last:
-        return _not_drawn("no trial has a figure and a cost")
-    study = optuna.create_study(directions=["minimize", "maximize"])
-    for row in last:
-        attributes = {"trial": html.escape(row["name"]), "schedule": html.escape(row["description"])}
-        values = [(row["cost_s"] or 0.0) / 3600.0, row["sdri_db"] or 0.0]
-        study.add_trial(optuna.trial.create_trial(values=values, user_attrs=attributes))
-    figure = optuna.visualization.plot_pareto_front(study, target_names=["cost h", "SDRi dB"])
-    figure.update_layout(title=None)
-    return [figure]
+    front = {(row["kind"], row["trial"]) for row in pareto_rows(rows)}
+    points = [
+        (
+            f"{row['name']}: {row['description']}",
+            ((row["cost_s"] or 0.0) / 3600.0, row["sdri_db"] or 0.0),
+            (row["kind"], row["trial"]) in front,
+        )
+        for row in comparable_rows(rows)
+    ]
+    plot = scatter(
+        "SDRi and cost of every trial; strong: the Pareto front", points, x_label="cost h", y_label="SDRi dB"
+    )
+    return [plot] if plot is not None else _not_drawn("no trial has a figure and a cost")
 
 
-def _drawn_study(rows: Sequence[TrialRow]) -> tuple[optuna.Study, list[str], list[str]] | str:
-    """The finished drawn trials as an Optuna study, their common parameters, and a sentence if some have others.
+def _drawn_trials(rows: Sequence[TrialRow]) -> tuple[list[TrialRow], dict[str, list[Any]], list[str]] | str:
+    """The finished drawn trials, best first, the parameters that all have, and a sentence if some have others.
 
     Returns the reason if they cannot be drawn. Stopped trials are left out: their figures are of an earlier iteration.
     """
@@ -119,25 +115,21 @@ def _drawn_study(rows: Sequence[TrialRow]) -> tuple[optuna.Study, list[str], lis
     ]
     if len(last) < 2:
         return "fewer than two drawn trials have finished"
-    params = [{html.escape(name): value for name, value in json.loads(row["params"]).items()} for row in last]
+    params = [json.loads(row["params"]) for row in last]
     shared = sorted(set(params[0]).intersection(*params[1:]))
     if not shared:
         return "the trials have no parameter in common"
     columns = {name: _column([some[name] for some in params]) for name in shared}
-    spaces = {name: _distribution(values) for name, values in columns.items()}
-    study = optuna.create_study(direction="maximize")
-    for number, row in enumerate(last):
-        some = {name: values[number] for name, values in columns.items()}
-        study.add_trial(optuna.trial.create_trial(params=some, distributions=spaces, value=row["sdri_db"]))
     others = sorted({name for some in params for name in some} - set(shared))
-    return study, shared, [f"Left out, because not every trial has them: {', '.join(others)}."] if others else []
+    notes = [f"Left out, because not every trial has them: {', '.join(others)}."] if others else []
+    return last, columns, notes
 
 
 def _column(values: Sequence[Any]) -> list[Any]:
     """Values of a parameter: numbers if all are numbers, else texts, because Optuna takes true for 1."""
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return [float(value) for value in values]
-    return [html.escape(value if isinstance(value, str) else json.dumps(value)) for value in values]
+    return [value if isinstance(value, str) else json.dumps(value) for value in values]
 
 
 def _distribution(values: Sequence[Any]) -> optuna.distributions.BaseDistribution:

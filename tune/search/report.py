@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
-import jinja2
-import markupsafe
-import plotly.graph_objects
-import plotly.io
 import yaml
+from typing_extensions import TypedDict
 
-from engine.cli.display import MAX_MESSAGE, markdown, shown
+from engine.cli.display import MAX_MESSAGE, markdown
 from engine.cli.tables import Table
 from engine.settings import Tree
-from engine.storage.files import write_bytes, write_json
+from engine.storage.files import read_record, write_bytes, write_json
 from engine.storage.paths import Location
+from tune.report.page import only_warned, render
+from tune.report.parts import Figure, duration_text
 from tune.search.figures import figures
 from tune.search.verdict import (
     Candidate,
@@ -138,15 +136,12 @@ def write_report(
     write_trials(rows, out / "trials.parquet")
     parts = [f"# {markdown(title)}", markdown(text, most=MAX_MESSAGE)]
     parts += [f"## {table.title}\n\n{table.markdown()}" for table in made]
-    schedule = ""
+    schedule = _schedule_text(found)
     if found is not None:
         best = {**settings, "schedule": [_without_nulls(one) for one in found["schedule"]]}
-        schedule = yaml.safe_dump({"schedule": best["schedule"]}, sort_keys=False)
         parts.append(f"## Best schedule\n\n```yaml\n{schedule}```")
         write_bytes(out / "best.yaml", yaml.safe_dump(best, sort_keys=False).encode())
     write_bytes(out / "report.md", ("\n\n".join(parts) + "\n").encode())
-    page = _page(title=title, verdict=text, tables=made, schedule=schedule, figures=list(figures(rows).items()))
-    write_bytes(out / "report.html", page.encode())
     summary: SearchSummary = {
         "verdict": found,
         "verdict_text": text,
@@ -156,6 +151,8 @@ def write_report(
         "rows": rows,
     }
     write_json(out / "summary.json", summary)
+    with only_warned(out):
+        write_bytes(out / "report.html", _page(summary, title, schedule).encode())
     return summary
 
 
@@ -175,28 +172,60 @@ def _without_nulls(value: Any) -> Any:  # noqa: ANN401 - walks any JSON-like val
     return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
 
 
-def _page(**values: Any) -> str:  # noqa: ANN401 - the values of the template
-    """One page that needs no network."""
-    loader = jinja2.PackageLoader("tune.search", "")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, finalize=_finalized
+def _page(summary: SearchSummary, title: str, schedule: str) -> str:
+    """The page of a search: tables and figures in one order, for a reader who starts at the verdict."""
+    trials, confirmation, shared, front = search_tables(summary)
+    drawn = figures(summary["rows"])
+    sections = [
+        ("confirmation", "Confirmation", [confirmation]),
+        *((name.split()[0].lower(), name, some) for name, some in drawn.items()),
+        ("front", "Pareto front", [front]),
+        ("trials", "Trials", [trials]),
+        ("sharing", "Sharing", [shared]),
+    ]
+    return render(
+        "search.html.jinja",
+        kind="report of a search",
+        title=title,
+        lead=summary["verdict_text"],
+        figures=list(_glance(summary)),
+        parts=[*((id_, name) for id_, name, _ in sections), ("origin", "Origin")],
+        sections=sections,
+        schedule=schedule,
     )
-    environment.filters |= {"figure": _figure_html(), "shown": shown}
-    return environment.get_template("report.html.jinja").render(**values)
 
 
-def _finalized(value: object) -> object:
-    """A value as the page has it: foreign text, if it is not HTML of ours."""
-    return value if isinstance(value, markupsafe.Markup) else shown(value, most=MAX_MESSAGE)
+def _glance(summary: SearchSummary) -> Iterator[Figure]:
+    """The figures at the top."""
+    found, shared = summary["verdict"], summary["sharing"]
+    if found is not None:
+        seeds = f"{found['num_seeds']} seed{'s' if found['num_seeds'] != 1 else ''}"
+        value = f"{found['confirmed_sdri_db']:.2f}"
+        yield Figure(name="SDRi of the winner", value=value, unit="dB", note=f"confirmed with {seeds}")
+        for lead in found["leads"]:
+            more = {True: "more than the spread", False: "not more than the spread", None: "spread unknown"}
+            note = f"over {lead['over']}: {more[lead['is_more_than_spread']]}"
+            yield Figure(name="Lead", value=f"{lead['by_db']:+.2f}", unit="dB", note=note)
+    last = last_rows(summary["rows"])
+    stopped = sum(row["state"] != "finished" for row in last)
+    yield Figure(
+        name="Trials", value=str(len(last)), note=f"{stopped} stopped or failed" if stopped else "all finished"
+    )
+    value, unit = duration_text(shared["built_s"]).split(" ")
+    note = f"{shared['ratio']:.0%} of what they cost alone" if shared["ratio"] is not None else ""
+    yield Figure(name="Time", value=value, unit=unit, note=note)
 
 
-def _figure_html() -> Callable[[plotly.graph_objects.Figure], str]:
-    """Writes figures as HTML; the first brings Plotly itself along."""
-    numbers = itertools.count()
+def write_search_page(search: Location, out: Location) -> None:
+    """Write the page of a finished search again, from its summary; raises ``ValueError`` if it is not finished."""
+    if not (search / "summary.json").is_file():
+        raise ValueError(f"cannot report {search} (the search is not finished); run the command of the search again")
+    summary = read_record(search / "summary.json", SearchSummary)
+    write_bytes(out, _page(summary, search.name, _schedule_text(summary["verdict"])).encode())
 
-    def html(figure: plotly.graph_objects.Figure) -> str:
-        number = next(numbers)
-        text: str = plotly.io.to_html(figure, full_html=False, include_plotlyjs=number == 0, div_id=f"figure-{number}")
-        return text
 
-    return html
+def _schedule_text(found: Verdict | None) -> str:
+    """The winner's schedule as YAML; empty without a winner."""
+    if found is None:
+        return ""
+    return yaml.safe_dump({"schedule": [_without_nulls(one) for one in found["schedule"]]}, sort_keys=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import pyarrow as pa
+from typing_extensions import TypedDict
 
 from engine.storage.files import write_parquet
 from engine.storage.paths import Location

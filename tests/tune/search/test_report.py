@@ -246,22 +246,19 @@ def test_parameters_that_only_some_trials_have_are_left_out_and_named() -> None:
     ]
     shown = figures(drawn(*params))
     coordinates, note = shown["Parallel coordinates"]
-    assert [one.label for one in coordinates.data[0].dimensions] == [
-        *("SDRi dB", "b.value", "min_estimated_si_sdr_db.shape")
-    ]
-    assert list(coordinates.data[0].dimensions[1]["values"]) == [4.0, 2.0, 1.0], "best first"
+    assert [tick.text for tick in coordinates.y_ticks] == ["SDRi dB", "b.value", "min_estimated_si_sdr_db.shape"]
+    assert "b.value: 4.0, 2.0, 1.0" in coordinates.description, "best first"
     assert note == "Left out, because not every trial has them: min_estimated_si_sdr_db.value."
     importance, again = shown["Importance"]
     assert again == note
-    assert set(importance.data[0].y) == {"b.value", "min_estimated_si_sdr_db.shape"}
-    assert sum(importance.data[0].x) == pytest.approx(1.0)
+    assert {line[0] for line in importance.rows} == {"b.value", "min_estimated_si_sdr_db.shape"}
+    assert sum(float(line[1]) for line in importance.rows) == pytest.approx(1.0, abs=0.011)
 
 
 def test_null_true_and_one_are_three_values_of_a_parameter() -> None:
-    trace = figures(drawn({"a": None}, {"a": True}, {"a": 1}))["Parallel coordinates"][0].data[0]
-    axis = trace.dimensions[1]
-    names = dict(zip(axis.tickvals, axis.ticktext, strict=True))
-    assert [names[value] for value in axis["values"]] == ["1", "true", "null"]
+    plot = figures(drawn({"a": None}, {"a": True}, {"a": 1}))["Parallel coordinates"][0]
+    assert "a: 1, true, null" in plot.description
+    assert {"1", "true", "null"} <= {mark.text for mark in plot.marks}
 
 
 @pytest.mark.parametrize("name", ["Parallel coordinates", "Importance"])
@@ -287,12 +284,10 @@ def test_every_trial_has_its_learning_curve_but_for_repeats() -> None:
         row("3", 0, **FAILED),
         row("4", kind="repeat"),
     ]
-    (figure,) = figures(rows)["Learning curves"]
-    assert {trace.name: (list(trace.x), list(trace.y)) for trace in figure.data} == {
-        "ClearSep 10 dB: re_sdr 3": ([1, 2], [3.0, 4.0]),
-        "1: re_sdr 3": ([1], [3.5]),
-        "2: re_sdr 3": ([1], [2.5]),
-    }
+    (plot,) = figures(rows)["Learning curves"]
+    curves = ("ClearSep 10 dB: re_sdr 3: 3.00 at 1, 4.00 at 2", "1: re_sdr 3: 3.50 at 1", "2: re_sdr 3: 2.50 at 1")
+    assert plot.description.endswith(f". {'; '.join(curves)}.")
+    assert [shape.title for shape in plot.shapes if shape.kind == "line"] == ["ClearSep 10 dB: re_sdr 3"]
     assert "no trial has a figure" in sentence(rows[4:], "Learning curves")
 
 
@@ -302,10 +297,12 @@ def test_the_figure_of_the_front_has_the_front() -> None:
         row("b", sdri_db=5.0, cost_s=10800.0),
         row("c", sdri_db=4.0, cost_s=3600.0),
     ]
-    (figure,) = figures(rows)["SDRi and cost"]
-    beaten, front = figure.data
-    assert (list(beaten.x), list(beaten.y)) == ([3.0], [5.0])
-    assert sorted(zip(front.x, front.y, strict=True)) == [(1.0, 4.0), (2.0, 6.0)]
+    (plot,) = figures(rows)["SDRi and cost"]
+    kinds = {shape.title: shape.kind for shape in plot.shapes}
+    assert kinds == {
+        **{"Pareto front": "line", "a: re_sdr 3": "dot", "c: re_sdr 3": "dot", "b: re_sdr 3": "muted-dot"},
+    }
+    assert "b: re_sdr 3: 3, 5.00" in plot.description
     assert "no trial has" in sentence([row("d", 0, **FAILED)], "SDRi and cost")
 
 
@@ -330,10 +327,10 @@ def test_the_report_holds_trials_verdict_and_a_schedule_to_run(tmp_path: Path) -
     assert json.loads((tmp_path / "summary.json").read_text()) == values
     page, text = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
     assert "<script>alert(1)" not in page
-    assert page.count("plotly.js v") == 1, "the figures' library is in the page, once"
-    assert not [line for line in page.split("<") if line.startswith("script") and " src=" in line[:80]], "no network"
+    assert len(page) < 100_000
+    assert "http" not in page.replace("http-equiv", ""), "no network"
     for name in ("Learning curves", "Parallel coordinates", "Importance", "SDRi and cost"):
-        assert f"<h2>{name}</h2>" in page
+        assert f">{name}</h2>" in page
     assert "Not drawn" not in page
     assert "0.40 dB ahead of ClearSep 10 dB" in text and "0.40 dB ahead of ClearSep 10 dB" in page
     best = build(RunConfig, yaml.safe_load((tmp_path / "best.yaml").read_text()))
@@ -361,9 +358,6 @@ def test_text_of_users_never_becomes_markup(tmp_path: Path) -> None:
         12,
     }
     assert "alert(1)&lt;/script> a \\| b c |" in text
-    for section in figures(rows).values():
-        for figure in section:
-            assert isinstance(figure, str) or "<script" not in json.dumps(figure.to_plotly_json(), default=list)
 
 
 def test_best_is_the_run_with_the_winners_schedule_without_thresholds_that_are_off(tmp_path: Path) -> None:
