@@ -277,7 +277,9 @@ def test_evaluate_takes_settings_of_its_mixtures(cli: Cli, clips: Path, write_ch
     assert (report["num_same_label"], len(report["confidence_95"]["capi_sdri_db"])) == (2, 2)
     assert "CAPI-SDRi dB" in cli(*words, "same_label_fraction=1").out
     assert "must say how its clips are mixed, got ['clips']" in cli(*words, "clips=c.csv").error()
-    assert "there is no setting same_labels; did you mean 'same_label_fraction'?" in cli(*words, "same_labels=1").error()
+    assert (
+        "there is no setting same_labels; did you mean 'same_label_fraction'?" in cli(*words, "same_labels=1").error()
+    )
 
 
 def test_evaluate_names_a_label_that_the_separator_does_not_know(
