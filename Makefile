@@ -21,8 +21,9 @@ demo: setup ## run the whole loop on synthesised sounds, under ten minutes on tw
 tune-demo: setup ## search for a schedule of thresholds on the same sounds, under 15 minutes on two cores
 	$(BIN)/clearsep tune demo -o runs/tune-demo
 
+# Many processes of a test share the cores: their idle threads must sleep, not spin (benchmarks/log.md).
 test: setup ## run all tests, slow ones too
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 test-fast: setup ## run the tests that neither start Ray nor train, about 8 minutes
 	$(BIN)/python -m pytest -m "not slow"
