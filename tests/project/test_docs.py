@@ -152,7 +152,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_of_docs_is_one_or_two_links_from_the_readme():
-    linked = set(re.findall(r"\]\((docs/[^)#\s]+)", README.read_text()))
+    linked = set(re.findall(r"\]\((docs/[^)#\s]+\.md)", README.read_text()))
     assert linked == {name_of(page) for page in files_of("docs", suffix=".md")}
 
 
