@@ -1,4 +1,4 @@
-"""Commands of whole runs and around them: from ``demo``, ``run`` and ``tune`` to ``report`` and ``settings``."""
+"""Commands of whole runs and around them: from ``demo``, ``run`` and ``tune`` to ``watch`` and ``settings``."""
 
 from __future__ import annotations
 
@@ -224,6 +224,25 @@ def report(
     print_result(lambda: [Table(title="Report", columns=["", ""], rows=[["page", str(target)]])], value, as_json)
 
 
+def watch(
+    path: Annotated[str, typer.Argument(metavar="RUN|PASS", help="Folder or s3:// address.")],
+    every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a run or a pass is at, until it is done; also one on a cluster or in S3, from its files.
+
+    Example: `clearsep watch runs/first`
+    """
+    from tune.report.watch import Watch, watch_until_done
+
+    watch = Watch(path)
+    if as_json:
+        print_result(list, {**watch.look(), **watch.summary()}, as_json)
+    else:
+        watch_until_done(watch, every_s=every_s, once=once)
+
+
 def inspect(
     path: Annotated[
         str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint (of others too) or a corpus.")
@@ -303,5 +322,6 @@ def register(app: typer.Typer) -> None:
     app.command()(label)
     app.command("tune")(tune_)
     app.command()(report)
+    app.command()(watch)
     app.command()(inspect)
     app.command()(settings)

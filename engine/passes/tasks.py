@@ -99,7 +99,7 @@ class Tasks:
 
         Files that are missing or damaged are written again; retry tasks are left as they are.
         """
-        counts = self._counts()
+        counts = self.counts()
         if counts is None or "sha256" not in counts or not all(self._intact(counts["sha256"], "tasks-")):
             retries = [path.name for _, path in self._files("retry")]
             num_tasks, num_clips = self.write_rows(
@@ -131,7 +131,7 @@ class Tasks:
 
     def append(self, rows: Iterable[TaskRow], *, rows_per_task: int) -> int:
         """Append retry tasks, all in one file and so all or none of them; returns the number of clips."""
-        name, counts = _file_name("retry", self.num_tasks()), self._counts()
+        name, counts = _file_name("retry", self.num_tasks()), self.counts()
         num_clips = sum(_write(self.folder / name, chunks(rows, rows_per_task)))
         if counts is not None:
             self._record(counts, [name])
@@ -142,7 +142,7 @@ class Tasks:
 
         The clips of those tasks then count as failed again, so that a retry can be planned again.
         """
-        counts = self._counts()
+        counts = self.counts()
         if counts is None or all(self._intact(counts.get("sha256", {}), "retry-")):
             return None
         sha256 = counts["sha256"]
@@ -157,7 +157,7 @@ class Tasks:
 
     def damaged(self) -> list[str]:
         """Names of the files of tasks that are missing or damaged."""
-        if self._counts() is None and any(self.folder.glob("tasks*")):
+        if self.counts() is None and any(self.folder.glob("tasks*")):
             return ["tasks.json"]
         sha256 = self._sha256()
         return [name for name, is_intact in zip(sha256, self._intact(sha256, ""), strict=True) if not is_intact]
@@ -169,7 +169,7 @@ class Tasks:
                 for group in range(file.num_row_groups):
                     yield first + group, file.metadata.row_group(group).num_rows
 
-    def _counts(self) -> TaskCounts | None:
+    def counts(self) -> TaskCounts | None:
         """The content of ``tasks.json``; null if there is none or if it is damaged, so that it is written again."""
         path = self.folder / "tasks.json"
         try:
@@ -180,7 +180,7 @@ class Tasks:
 
     def _sha256(self) -> dict[str, str]:
         """The recorded checksums of files, by name."""
-        counts = self._counts()
+        counts = self.counts()
         return counts.get("sha256", {}) if counts is not None else {}
 
     def _record(self, counts: TaskCounts, names: Sequence[str]) -> None:
@@ -226,7 +226,7 @@ class Tasks:
 
     def _files(self, kind: str = "") -> list[tuple[int, Location]]:
         """The first task of every file, and the file."""
-        counts = self._counts()
+        counts = self.counts()
         if counts is not None and "sha256" in counts:
             names = list(counts["sha256"])
         else:

@@ -88,6 +88,20 @@ def lock(out: Location, name: str, *, wait: bool = False, what: str | None = Non
         yield
 
 
+def holder_of(out: Location, name: str) -> str | None:
+    """The process that holds a lock, in words; null if nobody does, as far as can be seen without taking it.
+
+    A process of another machine that ended without a word holds a lock file as long as nobody else takes it.
+    """
+    path = out / f".{name}.lock"
+    if isinstance(path, Path):
+        holder, age_s = _parse(path.read_bytes()) if path.is_file() else _Holder(), 0.0
+    else:
+        version = path.read_version()
+        holder, age_s = (_parse(version.data), version.age_s) if version is not None else (_Holder(), 0.0)
+    return None if "pid" not in holder or _is_gone(holder, age_s) else _describe(holder)
+
+
 def _this_process() -> _Holder:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return {"host": socket.gethostname(), "pid": os.getpid(), "processes": _process_space(), "since": since}
@@ -264,6 +278,7 @@ class _FileKeeper(_Keeper):
         _LOGGER.warning("the lock file %s was deleted or replaced; it is locked again", self._path)
 
     def release(self) -> None:
+        self._file.truncate(0)  # it names nobody
         self._file.close()
 
 

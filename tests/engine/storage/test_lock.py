@@ -15,7 +15,7 @@ import pytest
 from engine.errors import InUseError, LockLostError
 from engine.storage import lock as lock_module
 from engine.storage.files import remove_tree
-from engine.storage.lock import lock
+from engine.storage.lock import holder_of, lock
 from engine.storage.paths import location
 
 pytest_plugins = ["tests.support.s3_server"]
@@ -97,6 +97,18 @@ def test_the_second_process_learns_who_uses_the_folder(out, start):
         assert "is in use by process" in refused(out)
     with lock(out, "run"):
         pass
+
+
+def test_the_holder_can_be_seen_without_taking_the_lock(out, start):
+    assert holder_of(out, "run") is None
+    with lock(out, "run"):
+        assert holder_of(out, "run").startswith(f"process {os.getpid()} on ")
+    assert holder_of(out, "run") is None, "this process lives, but released it"
+    process = start(out)
+    assert holder_of(out, "run").startswith(f"process {process.pid} on ")
+    process.kill()
+    process.wait()
+    assert holder_of(out, "run") is None
 
 
 def test_the_lock_of_a_killed_process_is_free(out, start):

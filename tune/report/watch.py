@@ -1,0 +1,196 @@
+"""The state of a run or a pass at this moment, read from its files: by anybody who reaches them, while others work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+from typing_extensions import TypedDict
+
+from engine.cli.console import print_result
+from engine.cli.display import console, rich_table, shown
+from engine.passes.records import ShardRecord, done_names, find_record
+from engine.passes.tasks import Tasks
+from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
+from engine.storage.files import open_binary, read_record
+from engine.storage.lock import holder_of
+from engine.storage.paths import Location, Name, location
+from tune.run import RunSummary
+from tune.steps.labels import TAGS
+from tune.tables import iterations_table
+
+DONE = "done"
+"""The step of a run or a pass that has ended."""
+
+
+class Activity(TypedDict):
+    """The work that a run or a pass is at, as far as its files tell."""
+
+    step: str
+    """Such as ``iteration 2: separating``; ``done`` at the end."""
+    done: int
+    """Clips of a pass, or steps of a training up to its last progress line."""
+    total: int
+    """Clips or steps in all; 0: not known."""
+    unit: str
+    """``clips`` or ``steps``; empty for work that is not counted."""
+    num_failed: int
+    """Queries of the pass that failed so far."""
+    audio_per_s: float | None
+    """Seconds of audio that the pass did in a second since the watch began; null before anything was done."""
+    holder: str | None
+    """The process that works on it; null: nobody does."""
+
+
+@dataclass(kw_only=True)
+class _Pass:
+    """A pass that is watched: the records of its shards that were read, and the rate since then."""
+
+    records: dict[str, ShardRecord] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+    audio_s_before: float | None = None
+
+
+class Watch:
+    """Looks at a run or a pass again and again; of the records of shards it reads those that are new."""
+
+    def __init__(self, path: Name) -> None:
+        """Raises ``ValueError`` for a path that is neither a run nor a pass."""
+        self.folder = location(path)
+        self.is_run = (self.folder / "config.yaml").is_file()
+        if not (self.is_run or (self.folder / "stems" / "pass.json").is_file()):
+            raise ValueError(
+                f"{path} must be a run or a pass, got a path without config.yaml and stems/pass.json; give its folder, "
+                "once it has begun"
+            )
+        self._passes: dict[str, _Pass] = {}
+
+    def look(self) -> Activity:
+        """The work that it is at."""
+        if not self.is_run:
+            return self._pass(self.folder, "separating", holder_of(self.folder, "pass"))
+        return self._run(holder_of(self.folder, "run"))
+
+    def summary(self) -> RunSummary:
+        """The finished iterations of a run; a pass has none."""
+        path = self.folder / "summary.json"
+        found: RunSummary = {"iterations": []}
+        return read_record(path, RunSummary) if self.is_run and path.is_file() else found
+
+    def _run(self, holder: str | None) -> Activity:
+        with open_binary(self.folder / "config.yaml") as file:
+            settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
+        folder, num_iterations = self.folder / "iterations", len(settings["schedule"])
+        open_ = (one for one in range(num_iterations + 1) if not (folder / str(one) / "iteration.json").is_file())
+        number = next(open_, None)
+        if number is None:
+            return _activity(DONE, None)
+        if number == 0:
+            return _training(folder / "0", "iteration 0: training the seed", settings["seed_training"], holder)
+        out, name, tags = folder / str(number), f"iteration {number}", folder / "0" / TAGS
+        if number == 1 and (tags / "stems" / "pass.json").is_file() and not _is_closed(tags):
+            return self._pass(tags, "iteration 0: tagging", holder)
+        if (out / "stems" / "pass.json").is_file() and not _is_closed(out):
+            return self._pass(out, f"{name}: separating", holder)
+        if not (out / "tracks" / "manifest.json").is_file():
+            return _activity(f"{name}: {'filtering' if _is_closed(out) else 'preparing'}", holder)
+        return _training(out, f"{name}: distilling", settings["distil"], holder)
+
+    def _pass(self, out: Location, step: str, holder: str | None) -> Activity:
+        if _is_closed(out):
+            return _activity(DONE, None)
+        one = self._passes.setdefault(str(out), _Pass())
+        for name in sorted({*done_names(out)} - one.records.keys()):
+            if (record := find_record(out, name)) is not None:
+                one.records[name] = record
+        audio_s = sum(record["audio_s"] for record in one.records.values())
+        if one.audio_s_before is None:
+            one.audio_s_before, one.began = audio_s, time.monotonic()
+        new_s, counts = audio_s - one.audio_s_before, Tasks(out / "corpus").counts()
+        activity = _activity(step, holder)
+        return {
+            **activity,
+            "done": sum(record["num_clips"] for record in one.records.values()),
+            "total": counts["num_clips"] if counts is not None else 0,
+            "unit": "clips",
+            "num_failed": sum(record["num_failed"] for record in one.records.values()),
+            "audio_per_s": new_s / (time.monotonic() - one.began) if new_s else None,
+        }
+
+
+def _is_closed(out: Location) -> bool:
+    return (out / "stems" / "manifest.json").is_file()
+
+
+def _training(folder: Location, step: str, settings: Mapping[str, Any], holder: str | None) -> Activity:
+    """The training of an iteration's separator, or, when that is there, its evaluation."""
+    if (folder / "separator" / "separator.json").is_file():
+        return _activity(f"{step.partition(':')[0]}: evaluating", holder)
+    states = (folder / ".separator-training").glob("*/state-*.pt")
+    done = max((int(path.name.split("-")[1]) for path in states), default=0)
+    return {**_activity(step, holder), "done": done, "total": int(settings["steps"]), "unit": "steps"}
+
+
+def _activity(step: str, holder: str | None) -> Activity:
+    return {
+        "step": step,
+        "done": 0,
+        "total": 0,
+        "unit": "",
+        "num_failed": 0,
+        "audio_per_s": None,
+        "holder": holder,
+    }
+
+
+def watch_until_done(watch: Watch, *, every_s: float, once: bool = False) -> None:
+    """Show a run or a pass until it is done, or ``once``: on a terminal in place, elsewhere a line for every change."""
+    screen, before = console(), ""
+    with Live(console=screen, auto_refresh=False, transient=False) as live:
+        while True:
+            activity = watch.look()
+            text = activity_text(activity)
+            if screen.is_terminal:
+                live.update(_picture(watch, activity, text), refresh=True)
+            elif text != before:
+                screen.print(text)
+            if once or activity["step"] == DONE:
+                break
+            before = text
+            time.sleep(every_s)
+    if not screen.is_terminal:
+        print_result(lambda: [table] if (table := iterations_table(watch.summary())).rows else [], None, False)
+
+
+def _picture(watch: Watch, activity: Activity, text: str) -> RenderableType:
+    bar = [ProgressBar(total=activity["total"], completed=activity["done"], width=60)] if activity["total"] else []
+    return Group(*_tables(watch), Text(shown(text)), *bar)
+
+
+def _tables(watch: Watch) -> list[RenderableType]:
+    """The finished iterations of a run."""
+    table = iterations_table(watch.summary())
+    return [rich_table(table.title, table.columns, table.rows)] if table.rows else []
+
+
+def activity_text(activity: Activity) -> str:
+    """An activity in one line."""
+    if activity["step"] == DONE:
+        return DONE
+    parts = []
+    if activity["unit"]:
+        total = f" of {activity['total']:,}" if activity["total"] else ""
+        parts.append(f"{activity['done']:,}{total} {activity['unit']}")
+    if activity["audio_per_s"] is not None:
+        parts.append(f"{activity['audio_per_s']:.0f} s of audio a second")
+    if activity["num_failed"]:
+        parts.append(f"{activity['num_failed']:,} queries failed")
+    if activity["holder"] is None:
+        parts.append("nobody works on it: start the same command to resume")
+    return ", ".join([activity["step"], *parts])
