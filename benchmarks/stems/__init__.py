@@ -1,0 +1,1 @@
+"""Experiments on the content of stems: their true quality, and what a student makes of it."""
