@@ -159,7 +159,7 @@ def watch_until_done(watch: Watch, *, every_s: float, once: bool = False) -> Non
             if screen.is_terminal:
                 live.update(_picture(watch, activity, text), refresh=True)
             elif text != before:
-                screen.print(text)
+                screen.print(text, soft_wrap=True)
             if once or activity["step"] == DONE:
                 break
             before = text
