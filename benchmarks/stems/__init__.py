@@ -1,1 +1,0 @@
-"""Experiments on the content of stems: their true quality, and what a student makes of it."""
