@@ -1,6 +1,6 @@
 """What decibels of stems are worth in decibels of a student, and which faults of stems cost it most.
 
-    python -m benchmarks.quality.slope --esc10 DIR [--out runs/stems] [--part K/N] [--only ARM ...] [--quick]
+    python -m benchmarks.labels.slope --esc10 DIR [--out runs/stems] [--part K/N] [--only ARM ...] [--quick]
 
 A student starts from the seed separator of fold 1 and learns from fold 1 and from one target for each label of each
 natural clip of folds 2 and 3: a teacher's stems (the first teacher is the seed, the next one its student), the truth,
