@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location
 from train.capture import Model, captured
 from train.data.config import MixConfig
+from train.data.mixer import Mixer
 from train.data.training_data import TrainingData, make_mixer
 from train.evaluation.mixtures import ValidationConfig
 from train.judges.calibrate import CalibrationConfig, calibrate_on
@@ -190,15 +192,42 @@ def train(
     mixer = make_mixer(
         data, config.mix, seed=seed, sample_rate_hz=work.rate_hz, start=began, embeddings=known, device=device
     )
-    student = Student(config, mixer.labels, start=began, network=work.size.network, device=device, embedder=embedder)
+    learn(work, folder, mixer, config, start=began, embedder=embedder)
+    return folder
+
+
+def learn(
+    work: Setting,
+    folder: Path,
+    mixer: Mixer,
+    config: DistilConfig,
+    *,
+    start: str | None = None,
+    embedder: QueryEmbedder | None = None,
+) -> None:
+    """Train a separator on the batches of a mixer, on its device, and save it."""
+    device = mixer.render.device
+    student = Student(config, mixer.labels, start=start, network=work.size.network, device=device, embedder=embedder)
     model: Model = student.separator
     if device.type == "cuda":
         first = mixer.batch(0)
         model = captured(student.separator, first.mix_BT, first.query)
-    for step in range(steps):
+    for step in range(config.steps):
         student.learn(model, mixer.batch(step))
     save(student.result(), folder)
-    return folder
+
+
+def add_parts(parser: argparse.ArgumentParser, arms: Iterable[str]) -> None:
+    """Add the options by which several processes share the trainings of a benchmark."""
+    parser.add_argument("--part", default="0/1", help="K/N: this process does every Nth training from the Kth")
+    parser.add_argument("--only", nargs="*", choices=list(arms), help="arms to do (default all)")
+
+
+def own_part(arguments: argparse.Namespace, students: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The trainings of this process, of all pairs of an arm and a seed: the first seeds first."""
+    part, num_parts = map(int, arguments.part.split("/"))
+    wanted = [student for student in students if not arguments.only or student[0] in arguments.only]
+    return sorted(wanted, key=lambda student: student[1])[part::num_parts]
 
 
 def prepare(work: Setting) -> None:

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import pages
-from benchmarks.setting import QUICK, Setting, Size, train
+from benchmarks.setting import QUICK, Setting, Size, add_parts, learn, own_part, train
 from engine.audio.loading import Loader
 from engine.corpus.read import read_corpus
 from engine.schema import ClipRow
 from engine.scoring.metrics import si_sdr_db, snr_db
-from engine.separators import NetworkConfig, load, save
+from engine.separators import NetworkConfig, load
 from engine.settings import build
 from engine.storage.files import read_json
 from train.data.config import MixConfig
@@ -40,7 +40,7 @@ from train.data.sharing import share_mixture
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import draw_mixtures, resolve_validation
-from train.student import DistilConfig, Student
+from train.student import DistilConfig
 from tune.recipes import MIX
 
 _PAGE = Path(__file__).with_name("slope.md")
@@ -102,11 +102,12 @@ def holes(level_db: float) -> Targets:
             noise, (_BLOB_BINS, _BLOB_FRAMES), stride=1, padding=(_BLOB_BINS // 2, _BLOB_FRAMES // 2)
         )
         energy_SFN, removed = spectra_SFN.abs().square(), 10.0 ** (level_db / 10.0)
-        for blobs_FN, energy_FN, spectrum_FN in zip(blobs_SFN, energy_SFN, spectra_SFN, strict=True):
+        kept_SFN = torch.ones(energy_SFN.shape)
+        for blobs_FN, energy_FN, kept_FN in zip(blobs_SFN, energy_SFN, kept_SFN, strict=True):
             order = blobs_FN.flatten().argsort()
             cumulated = energy_FN.flatten()[order].cumsum(0)
-            spectrum_FN.view(-1)[order[cumulated <= removed * cumulated[-1]]] = 0.0
-        return torch.istft(spectra_SFN, _FFT, _FFT // 4, window=window, length=clip.truth_ST.shape[1])
+            kept_FN.view(-1)[order[cumulated <= removed * cumulated[-1]]] = 0.0
+        return torch.istft(spectra_SFN * kept_SFN, _FFT, _FFT // 4, window=window, length=clip.truth_ST.shape[1])
 
     return targets
 
@@ -209,17 +210,7 @@ class Bench:
             return folder
         self.quality(name)
         config = DistilConfig(steps=self.work.size.student_steps, mix=build(MixConfig, MIX), seed=seed)
-        mixer = self._mixer(name, config)
-        student = Student(
-            config,
-            mixer.labels,
-            start=str(self.work.seed),
-            network=self.work.size.network,
-            device=torch.device("cpu"),
-        )
-        for step in range(config.steps):
-            student.learn(student.separator, mixer.batch(step))
-        save(student.result(), folder)
+        learn(self.work, folder, self._mixer(name, config), config, start=str(self.work.seed))
         return folder
 
     def _mixer(self, name: str, config: DistilConfig) -> Mixer:
@@ -291,17 +282,14 @@ def main() -> None:
     """Command line."""
     parser = pages.parser(__doc__)
     Setting.add_arguments(parser)
-    parser.add_argument("--part", default="0/1", help="K/N: this process does every Nth training from the Kth")
-    parser.add_argument("--only", nargs="*", choices=list(ARMS), help="arms to do (default all)")
+    add_parts(parser, ARMS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Setting.from_arguments(arguments)
     size = QUICK if arguments.quick else Size(network=NetworkConfig(channels=128, num_blocks=8), num_two=320)
     out = arguments.out or Path("runs/stems-quick" if arguments.quick else "runs/stems")
     bench = Bench(dataclasses.replace(work, size=size, out=out.resolve()))
-    part, num_parts = map(int, arguments.part.split("/"))
-    students = [(name, seed) for seed in _SEEDS for name in arguments.only or ARMS]
-    for name, seed in students[part::num_parts]:
+    for name, seed in own_part(arguments, [(name, seed) for name in ARMS for seed in _SEEDS]):
         figures = bench.figures(name, seed)
         pages.log(f"{name}, seed {seed}: SDRi {figures['sdri_db']:.2f}, SI-SDRi {figures['si_sdri_db']:.2f}")
     about = (

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks import pages
-from benchmarks.setting import Setting, TrueSiSdr, train
+from benchmarks.setting import Setting, TrueSiSdr, add_parts, own_part, train
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Quantile, Thresholds
 from engine.selection.tracks import select_tracks
@@ -233,14 +233,11 @@ def main() -> None:
     """Command line."""
     parser = pages.parser(__doc__)
     Setting.add_arguments(parser)
-    parser.add_argument("--part", default="0/1", help="K/N: this process does every Nth training from the Kth")
-    parser.add_argument("--only", nargs="*", choices=list(ARMS), help="arms to do (default all)")
+    add_parts(parser, ARMS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     work = Setting.from_arguments(arguments)
-    part, num_parts = map(int, arguments.part.split("/"))
-    students = [(name, seed) for name in arguments.only or ARMS for seed in ARMS[name].seeds]
-    for name, seed in sorted(students, key=lambda student: student[1])[part::num_parts]:
+    for name, seed in own_part(arguments, [(name, seed) for name, arm in ARMS.items() for seed in arm.seeds]):
         train_arm(work, name, seed)
     folders = {name: sorted((work.out / "gain" / name).glob("seed-*.json")) for name in ARMS}
     results = {name: [read_json(path) for path in paths] for name, paths in folders.items() if paths}

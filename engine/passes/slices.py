@@ -22,7 +22,7 @@ from engine.passes.speed.progress import require_few_failures
 from engine.passes.tasks import WHOLE, Slice, TaskCounts
 from engine.storage.files import read_record, remove_tree, write_json
 from engine.storage.fingerprints import write_sealed
-from engine.storage.lock import lock
+from engine.storage.lock import holder_of, lock
 from engine.storage.paths import Location
 
 _LOGGER = logging.getLogger(__name__)
@@ -61,14 +61,28 @@ def take(out: Location, part: Slice, held: ExitStack) -> None:
 
     The number of slices of the last start is kept; the whole pass is the only slice of one.
     """
-    path = out / "corpus" / "slices.json"
-    before = Slice(1, read_record(path, _Slices)["count"]) if path.is_file() else WHOLE
+    before = _last(out)
     if before.count != part.count:
         for other in before.all():
             with _held(out, other):  # it is not at work
                 begin_slice(out, other)
-        write_json(path, _Slices(count=part.count))
+        write_json(_count_path(out), _Slices(count=part.count))
     held.enter_context(_held(out, part))
+
+
+def _count_path(out: Location) -> Location:
+    return out / "corpus" / "slices.json"
+
+
+def _last(out: Location) -> Slice:
+    """Some slice of as many as there were at the last start."""
+    path = _count_path(out)
+    return Slice(1, read_record(path, _Slices)["count"]) if path.is_file() else WHOLE
+
+
+def holders(out: Location) -> list[str]:
+    """The processes that work on a pass or on slices of it, as :func:`engine.storage.lock.holder_of` has them."""
+    return [found for part in _last(out).all() if (found := holder_of(out, part.name("stems"))) is not None]
 
 
 def hand_folder(out: Location, part: Slice) -> Location:

@@ -14,7 +14,7 @@ from tune.report.collect import PassFacts, RunFacts
 from tune.report.plots import Curve, Plot, histogram, lines
 from tune.report.stems import score_names
 
-_REASONS = (*RULES, "label_cap_ratio", "no_label")
+_NO_LABEL = "no_label"
 _UNITS = {"_db": " dB", "_fraction": "", "_ratio": ""}
 _ADDRESS = re.compile(r"(\w+://)(?:[^\s/@'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
 
@@ -100,8 +100,7 @@ def sentence(facts: RunFacts) -> str:
         else:
             parts.append(f"{many} {'are' if number != 1 else 'is'} finished." if number else "The seed is ready.")
     if last is not None:
-        failed = last.summary["num_failed"]
-        total = last.summary["num_queries"]
+        failed, total = last.summary["num_failed"], last.summary["num_queries"]
         if last.selection is not None:
             kept = last.selection["num_kept"]
             where = f"In {last.name}, " if facts.is_run else ""
@@ -173,8 +172,9 @@ def flow(one: PassFacts) -> list[FlowRow]:
         outcomes.append(("kept", "stems", "", one.summary["num_stems"], ""))
     else:
         counts, limits = one.selection["num_rejected"], one.selection["thresholds"]
-        for rule in sorted(counts, key=lambda name: _REASONS.index(name) if name in _REASONS else len(_REASONS)):
-            outcomes.append(("rejected", rule, _limit(rule, limits), counts[rule], ""))
+        for rule in sorted(counts, key=lambda name: _turn(name, limits)):
+            note = "labels that were only tried, or dropped" if rule == _NO_LABEL else ""
+            outcomes.append(("rejected", rule, _limit(rule, limits), counts[rule], note))
         by_floor = one.selection.get("num_kept_by_floor", 0)
         note = f"{by_floor:,} of them by {FLOOR}" if by_floor else ""
         outcomes.append(("kept", "kept", "", one.selection["num_kept"], note))
@@ -183,12 +183,18 @@ def flow(one: PassFacts) -> list[FlowRow]:
     for kind, name, limit, count, note in outcomes:
         width = 100.0 * count / total if total else 0.0
         place = max(0.0, place - width)
-        rows.append(
-            FlowRow(
-                kind=kind, name=name, limit=limit, count=count, left=round(place, 3), width=round(width, 3), note=note
-            )
-        )
+        left, width = round(place, 3), round(width, 3)
+        rows.append(FlowRow(kind=kind, name=name, limit=limit, count=count, left=left, width=width, note=note))
     return rows
+
+
+def _turn(rule: str, limits: Mapping[str, object]) -> tuple[int, int]:
+    """The turn of a rule, as :func:`engine.selection.filter.judge` applies them: quantiles are of what numbers left."""
+    if rule == _NO_LABEL:
+        return 0, 0
+    if rule not in RULES:  # the cap of a label
+        return 3, 0
+    return 2 if isinstance(limits.get(rule), Mapping) else 1, list(RULES).index(rule)
 
 
 def _limit(rule: str, limits: Mapping[str, object]) -> str:
@@ -226,9 +232,8 @@ def distributions(one: PassFacts) -> tuple[list[Plot], list[Plot]]:
     for name in score_names():
         rule, limit = limits.get(name, ("", None))
         text, unit = score_text(name)
-        plot = histogram(
-            f"{text}{f' ({unit.strip()})' if unit else ''}", *one.stems.values(name), limit=limit, rule=rule
-        )
+        title = f"{text}{f' ({unit.strip()})' if unit else ''}"
+        plot = histogram(title, *one.stems.values(name), limit=limit, rule=rule)
         if plot is not None:
             (ruled if rule else others).append(plot)
     return ruled, others
@@ -256,13 +261,8 @@ def labels_table(facts: RunFacts) -> Table | None:
         gain = [f"{known[-1] - known[0]:+.2f}" if len(known) > 1 else ""] if len(measured) > 1 else []
         rows.append([label, *cells, *map(db_text, values), *gain])
     names = ["SDRi, seed" if number == 0 else f"SDRi, {number}" for number, _ in measured]
-    columns = [
-        "label",
-        "stems",
-        *(["kept", "kept %"] if judged else []),
-        *names,
-        *(["gain"] if len(measured) > 1 else []),
-    ]
+    columns = ["label", "stems", *(["kept", "kept %"] if judged else []), *names]
+    columns += ["gain"] if len(measured) > 1 else []
     return Table(title="By label", columns=columns, rows=rows)
 
 

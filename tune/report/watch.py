@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,8 @@ from typing_extensions import TypedDict
 
 from engine.cli.console import print_result
 from engine.cli.display import console, rich_table, shown
-from engine.passes.records import ShardRecord, done_names, find_record
+from engine.passes.records import ShardRecord, done_names, find_record, in_threads
+from engine.passes.slices import holders
 from engine.passes.tasks import Tasks
 from engine.storage.documents import MAX_SETTINGS_BYTES, bounded, parse_yaml
 from engine.storage.files import open_binary, read_record
@@ -35,7 +37,7 @@ class Activity(TypedDict):
     step: str
     """Such as ``iteration 2: separating``; ``done`` at the end."""
     done: int
-    """Clips of a pass, or steps of a training up to its last progress line."""
+    """Clips of a pass, or steps of a training up to its last saved state."""
     total: int
     """Clips or steps in all; 0: not known."""
     unit: str
@@ -45,7 +47,7 @@ class Activity(TypedDict):
     audio_per_s: float | None
     """Seconds of audio that the pass did in a second since the watch began; null before anything was done."""
     holder: str | None
-    """The process that works on it; null: nobody does."""
+    """The process that works on it, and the number of further ones; null: nobody does."""
 
 
 @dataclass(kw_only=True)
@@ -74,50 +76,62 @@ class Watch:
     def look(self) -> Activity:
         """The work that it is at."""
         if not self.is_run:
-            return self._pass(self.folder, "separating", holder_of(self.folder, "pass"))
+            return self._pass(self.folder, "separating")
         return self._run(holder_of(self.folder, "run"))
 
     def summary(self) -> RunSummary:
         """The finished iterations of a run; a pass has none."""
         path = self.folder / "summary.json"
-        found: RunSummary = {"iterations": []}
-        return read_record(path, RunSummary) if self.is_run and path.is_file() else found
+        return read_record(path, RunSummary) if self.is_run and path.is_file() else RunSummary(iterations=[])
 
     def _run(self, holder: str | None) -> Activity:
-        with open_binary(self.folder / "config.yaml") as file:
-            settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
-        folder, num_iterations = self.folder / "iterations", len(settings["schedule"])
-        open_ = (one for one in range(num_iterations + 1) if not (folder / str(one) / "iteration.json").is_file())
+        settings, folder = self._settings(), self.folder / "iterations"
+        numbers = range(len(settings["schedule"]) + 1)
+        open_ = (one for one in numbers if not (folder / str(one) / "iteration.json").is_file())
         number = next(open_, None)
         if number is None:
             return _activity(DONE, None)
         if number == 0:
-            return _training(folder / "0", "iteration 0: training the seed", settings["seed_training"], holder)
+            is_given, of_seed = settings.get("separator") is not None, settings["seed_training"]
+            return _training(folder / "0", "iteration 0: training the seed", of_seed, holder, is_given=is_given)
         out, name, tags = folder / str(number), f"iteration {number}", folder / "0" / TAGS
         if number == 1 and (tags / "stems" / "pass.json").is_file() and not _is_closed(tags):
-            return self._pass(tags, "iteration 0: tagging", holder)
+            return self._pass(tags, "iteration 0: tagging")
         if (out / "stems" / "pass.json").is_file() and not _is_closed(out):
-            return self._pass(out, f"{name}: separating", holder)
+            return self._pass(out, f"{name}: separating")
         if not (out / "tracks" / "manifest.json").is_file():
             return _activity(f"{name}: {'filtering' if _is_closed(out) else 'preparing'}", holder)
         return _training(out, f"{name}: distilling", settings["distil"], holder)
 
-    def _pass(self, out: Location, step: str, holder: str | None) -> Activity:
+    def _settings(self) -> Mapping[str, Any]:
+        """The settings of the run; raises ``ValueError`` if they are damaged."""
+        path = self.folder / "config.yaml"
+        try:
+            with open_binary(path) as file:
+                settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
+        except ValueError as error:
+            raise ValueError(f"cannot read {path} ({error}); start the command of the run again") from error
+        if not isinstance(settings, dict) or not {"schedule", "seed_training", "distil"} <= settings.keys():
+            raise ValueError(f"{path} must have the settings of a run, got others; give the folder of a run")
+        return settings
+
+    def _pass(self, out: Location, step: str) -> Activity:
         if _is_closed(out):
             return _activity(DONE, None)
         one = self._passes.setdefault(str(out), _Pass())
-        for name in sorted({*done_names(out)} - one.records.keys()):
-            if (record := find_record(out, name)) is not None:
-                one.records[name] = record
+        new = sorted({*done_names(out)} - one.records.keys())
+        found = in_threads(functools.partial(find_record, out), new)
+        one.records |= {name: record for name, record in zip(new, found, strict=True) if record is not None}
         audio_s = sum(record["audio_s"] for record in one.records.values())
         if one.audio_s_before is None:
             one.audio_s_before, one.began = audio_s, time.monotonic()
         new_s, counts = audio_s - one.audio_s_before, Tasks(out / "corpus").counts()
-        activity = _activity(step, holder)
+        done = sum(record["num_clips"] for record in one.records.values())
+        first, *more = [*holders(out), None]
         return {
-            **activity,
-            "done": sum(record["num_clips"] for record in one.records.values()),
-            "total": counts["num_clips"] if counts is not None else 0,
+            **_activity(step, f"{first} and {len(more) - 1} more" if len(more) > 1 else first),
+            "done": done,
+            "total": max(done, counts["num_clips"]) if counts is not None else 0,  # clips that failed are tried again
             "unit": "clips",
             "num_failed": sum(record["num_failed"] for record in one.records.values()),
             "audio_per_s": new_s / (time.monotonic() - one.began) if new_s else None,
@@ -128,9 +142,11 @@ def _is_closed(out: Location) -> bool:
     return (out / "stems" / "manifest.json").is_file()
 
 
-def _training(folder: Location, step: str, settings: Mapping[str, Any], holder: str | None) -> Activity:
-    """The training of an iteration's separator, or, when that is there, its evaluation."""
-    if (folder / "separator" / "separator.json").is_file():
+def _training(
+    folder: Location, step: str, settings: Mapping[str, Any], holder: str | None, *, is_given: bool = False
+) -> Activity:
+    """The training of an iteration's separator, or, when that is there or was given, its evaluation."""
+    if is_given or (folder / "separator" / "separator.json").is_file():
         return _activity(f"{step.partition(':')[0]}: evaluating", holder)
     states = (folder / ".separator-training").glob("*/state-*.pt")
     done = max((int(path.name.split("-")[1]) for path in states), default=0)
@@ -138,26 +154,17 @@ def _training(folder: Location, step: str, settings: Mapping[str, Any], holder: 
 
 
 def _activity(step: str, holder: str | None) -> Activity:
-    return {
-        "step": step,
-        "done": 0,
-        "total": 0,
-        "unit": "",
-        "num_failed": 0,
-        "audio_per_s": None,
-        "holder": holder,
-    }
+    return Activity(step=step, done=0, total=0, unit="", num_failed=0, audio_per_s=None, holder=holder)
 
 
 def watch_until_done(watch: Watch, *, every_s: float, once: bool = False) -> None:
     """Show a run or a pass until it is done, or ``once``: on a terminal in place, elsewhere a line for every change."""
     screen, before = console(), ""
-    with Live(console=screen, auto_refresh=False, transient=False) as live:
+    with Live(console=screen, auto_refresh=False) as live:
         while True:
-            activity = watch.look()
-            text = activity_text(activity)
+            text = activity_text(activity := watch.look())
             if screen.is_terminal:
-                live.update(_picture(watch, activity, text), refresh=True)
+                live.update(_picture(watch.summary(), activity, text), refresh=True)
             elif text != before:
                 screen.print(text, soft_wrap=True)
             if once or activity["step"] == DONE:
@@ -168,15 +175,11 @@ def watch_until_done(watch: Watch, *, every_s: float, once: bool = False) -> Non
         print_result(lambda: [table] if (table := iterations_table(watch.summary())).rows else [], None, False)
 
 
-def _picture(watch: Watch, activity: Activity, text: str) -> RenderableType:
+def _picture(summary: RunSummary, activity: Activity, text: str) -> RenderableType:
+    table = iterations_table(summary)
+    tables = [rich_table(table.title, table.columns, table.rows)] if table.rows else []
     bar = [ProgressBar(total=activity["total"], completed=activity["done"], width=60)] if activity["total"] else []
-    return Group(*_tables(watch), Text(shown(text)), *bar)
-
-
-def _tables(watch: Watch) -> list[RenderableType]:
-    """The finished iterations of a run."""
-    table = iterations_table(watch.summary())
-    return [rich_table(table.title, table.columns, table.rows)] if table.rows else []
+    return Group(*tables, Text(shown(text)), *bar)
 
 
 def activity_text(activity: Activity) -> str:
@@ -191,6 +194,6 @@ def activity_text(activity: Activity) -> str:
         parts.append(f"{activity['audio_per_s']:.0f} s of audio a second")
     if activity["num_failed"]:
         parts.append(f"{activity['num_failed']:,} queries failed")
-    if activity["holder"] is None:
-        parts.append("nobody works on it: start the same command to resume")
+    nobody = "nobody works on it: start the same command to resume"
+    parts.append(nobody if activity["holder"] is None else f"by {activity['holder']}")
     return ", ".join([activity["step"], *parts])

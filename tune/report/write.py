@@ -58,6 +58,8 @@ def write_run_report(
     """
     folder = location(path)
     target = folder / "report.html" if out is None else location(out)
+    if against is not None and not all((location(one) / "iterations").is_dir() for one in (path, against)):
+        raise ValueError(f"--against must be a run to compare a run with, got {against} for {path}; give two runs")
     if (folder / "iterations").is_dir():
         facts = collect_run(folder)
     elif (folder / "stems").is_dir():
@@ -67,20 +69,14 @@ def write_run_report(
             f"{folder} must be a run, a pass or a search, got a path without iterations/, stems/ and trials.parquet; "
             "give its folder"
         )
-    if against is not None and not (facts.is_run and (location(against) / "iterations").is_dir()):
-        raise ValueError(f"--against must be a run to compare a run with, got {against} for {path}; give two runs")
     compared = compare(facts, collect_run(location(against))) if against is not None else None
     write_bytes(target, _page(facts, max_mb, compared).encode())
     return target
 
 
 def _page(facts: RunFacts, max_mb: float, compared: Comparison | None) -> str:
-    clips, plots, labels, spent = (
-        played_clips(facts, max_mb=max_mb),
-        learning(facts),
-        labels_table(facts),
-        list(times(facts)),
-    )
+    clips, plots = played_clips(facts, max_mb=max_mb), learning(facts)
+    labels, spent = labels_table(facts), list(times(facts))
     passes = [_pass_part(one, facts.is_run) for one in facts.passes]
     parts = [
         *([("gain", "Gain")] if plots else []),
@@ -141,13 +137,9 @@ def _changes(one: PassFacts) -> list[Table]:
         return []
     counts = dict(one.record["labels"])
     names = [name for name in counts if name.startswith("num_")]
-    found = [
-        Table(
-            title=f"Labels of {one.name}: before = kept + dropped + relabelled; after = kept + added",
-            columns=[name.removeprefix("num_") for name in names],
-            rows=[[str(counts[name]) for name in names]],
-        )
-    ]
+    title = f"Labels of {one.name}: before = kept + dropped + relabelled; after = kept + added"
+    columns = [name.removeprefix("num_") for name in names]
+    found = [Table(title=title, columns=columns, rows=[[str(counts[name]) for name in names]])]
     rows = [
         [
             row["path"],

@@ -44,6 +44,19 @@ NUM_STEMS = 2 * NUM_CLIPS
 Write = Callable[..., Path]
 
 
+def test_rules_are_in_the_order_in_which_they_apply(run_folder: Path) -> None:
+    """Labels first, then limits that are numbers, then quantiles of what these left, then the cap of a label."""
+    one = collect_run(run_folder).passes[0]
+    assert one.selection is not None
+    order = ["no_label", "min_stem_level_db", "min_tagger_margin_db", "min_remix_snr_db", "label_cap_ratio"]
+    limits = {"min_stem_level_db": -20.0, "min_tagger_margin_db": 0.0, "label_cap_ratio": 2.0}
+    quantile = {"min_remix_snr_db": {"quantile": 0.2, "by_label": False}}
+    changed = {**one.selection, "num_rejected": dict.fromkeys(sorted(order), 1), "thresholds": {**limits, **quantile}}
+    rows = flow(replace(one, selection=changed))  # type: ignore[arg-type]
+    assert [row.name for row in rows if row.kind == "rejected"] == order
+    assert [row.note for row in rows if row.name == "no_label"] == ["labels that were only tried, or dropped"]
+
+
 def test_the_flow_adds_up_to_what_came_in(run_folder: Path) -> None:
     for one in collect_run(run_folder).passes:
         total, *outcomes = flow(one)
@@ -227,6 +240,10 @@ def test_a_run_is_compared_with_another(run_folder: Path, cli: Cli) -> None:
     assert cli("report", run_folder, "--against", run_folder).code == 0
     assert 'id="compared"' in (run_folder / "report.html").read_text()
     assert "--against must be a run" in cli("report", run_folder, "--against", run_folder / "iterations").error()
+    search = run_folder.parent / "search"
+    search.mkdir()
+    (search / "trials.parquet").touch()
+    assert "--against must be a run" in cli("report", search, "--against", run_folder).error()
 
 
 def test_a_run_with_the_seed_alone_has_a_report(tmp_path: Path, run_folder: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import yaml
 
 from engine.corpus.read import read_corpus
 from engine.passes.records import STEPS, record_path, write_record
-from engine.passes.tasks import Tasks
+from engine.passes.slices import take
+from engine.passes.tasks import WHOLE, Slice, Tasks
 from engine.schema import failure
 from engine.storage.files import write_json
 from engine.storage.fingerprints import read_sealed
@@ -77,9 +79,7 @@ def test_the_steps_of_a_run_follow_its_files(run: Path, write_pass: Write, cli: 
     assert text(run) == "iteration 1: filtering" + NOBODY
     write(out / "tracks" / "manifest.json")
     with lock(run, "run"):
-        assert text(run) == "iteration 1: distilling, 0 of 1,200 steps"
-        holder = Watch(run).look()["holder"]
-        assert holder is not None and holder.startswith(f"process {os.getpid()} on ")
+        assert text(run).startswith(f"iteration 1: distilling, 0 of 1,200 steps, by process {os.getpid()} on ")
     write(out / "separator" / "separator.json")
     assert text(run) == "iteration 1: evaluating" + NOBODY
     write(out / "iteration.json")
@@ -106,12 +106,29 @@ def test_a_pass_has_its_clips_and_failures_and_the_speed_since_the_first_look(
     for path in [*out.glob(f"*/{SHARD}*")]:
         path.with_name(path.name.replace("000000", "000001")).write_bytes(path.read_bytes())
     again = watch.look()
-    assert again["done"] == 6 and (again["audio_per_s"] or 0.0) > 0.0
-    assert "6 of 4 clips" in cli("watch", out, "--once").out
+    assert (again["done"], again["total"]) == (6, 6), "failed clips that are tried again count twice"
+    assert (again["audio_per_s"] or 0.0) > 0.0
+    assert f"6 of 6 clips, 4 queries failed{NOBODY}" in cli("watch", out, "--once").out
+    for parts, end in (((WHOLE,), ""), ((Slice(1, 3), Slice(2, 3)), " and 1 more")):
+        with ExitStack() as held:
+            for part in parts:
+                take(out, part, held)
+            holder = watch.look()["holder"] or ""
+            assert holder.startswith(f"process {os.getpid()} on ") and holder.endswith(end)
+    assert watch.look()["holder"] is None
+
+
+def test_a_given_seed_is_not_trained(run: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(settings | {"separator": "seed"}))
+    assert text(run) == "iteration 0: evaluating" + NOBODY
 
 
 def test_what_is_neither_a_run_nor_a_pass_is_refused(tmp_path: Path, cli: Cli) -> None:
     assert "must be a run or a pass" in cli("watch", tmp_path).error()
+    for content in ("a: 1", "- a", "schedule: ["):
+        (tmp_path / "config.yaml").write_text(content)
+        assert "config.yaml" in cli("watch", tmp_path).error()
 
 
 @pytest.mark.slow
