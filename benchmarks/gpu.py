@@ -247,7 +247,7 @@ def training_row(name: str, network: NetworkConfig, size: int, clips: Path, *, s
     mixer = make_mixer(data, config.mix, seed=0, sample_rate_hz=network.sample_rate_hz, device=device)
     student = Student(config, mixer.labels, start=None, network=network, device=device)
     batch, numbers = mixer.batch(0), itertools.count(1)
-    model = captured(student.separator, batch.mix_BT, batch.query) if device.type == "cuda" else student.separator
+    model = captured(student.separator, batch) if device.type == "cuda" else student.separator
     alone_s = seconds(lambda: student.learn(model, batch), repeats=steps)
     made_s = seconds(lambda: mixer.batch(next(numbers)), repeats=steps)
     with Watch() as watch:

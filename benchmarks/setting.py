@@ -210,8 +210,7 @@ def learn(
     student = Student(config, mixer.labels, start=start, network=work.size.network, device=device, embedder=embedder)
     model: Model = student.separator
     if device.type == "cuda":
-        first = mixer.batch(0)
-        model = captured(student.separator, first.mix_BT, first.query)
+        model = captured(student.separator, mixer.batch(0))
     for step in range(config.steps):
         student.learn(model, mixer.batch(step))
     save(student.result(), folder)

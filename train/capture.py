@@ -12,9 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from train.data.batch import Batch
+
 _LOGGER = logging.getLogger(__name__)
-Model = Callable[[Tensor, Tensor], Tensor]
-"""Returns stems ``[B, T]`` of mixtures ``[B, T]`` and queries."""
+Model = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Returns stems ``[B, T]`` of mixtures ``[B, T]``, queries and their rivals."""
 
 
 def half_precision(device: torch.device) -> torch.autocast:
@@ -29,25 +31,27 @@ class _Call(nn.Module):
         super().__init__()
         self.separator = separator
 
-    def forward(self, mix_BT: Tensor, query: Tensor) -> Tensor:
-        stems_BT: Tensor = self.separator(mix_BT, query)
+    def forward(self, mix_BT: Tensor, query: Tensor, rivals: Tensor) -> Tensor:
+        stems_BT: Tensor = self.separator(mix_BT, query, rivals)
         return stems_BT
 
 
-def captured(separator: nn.Module, mix_BT: Tensor, query: Tensor) -> Model:
-    """The separator, which replays graphs for batches of the shape of these samples and computes others as it is.
+def captured(separator: nn.Module, batch: Batch) -> Model:
+    """The separator, which replays graphs for batches of the shape of this one and computes others as it is.
 
     No other thread may use the card meanwhile. If the separator cannot be captured, it is returned as it is.
     """
     try:
-        with half_precision(mix_BT.device):
-            call = torch.cuda.make_graphed_callables(_Call(separator), (mix_BT, query), allow_unused_input=True)
+        sample = (batch.mix_BT, batch.query, batch.rivals)
+        with half_precision(batch.mix_BT.device):
+            call = torch.cuda.make_graphed_callables(_Call(separator), sample, allow_unused_input=True)
     except RuntimeError as error:
         _LOGGER.warning(f"training without CUDA graphs ({str(error).partition(chr(10))[0]}): slower, but the same")
         return separator
-    replayed, shapes = cast(Model, call), (mix_BT.shape, query.shape)
+    replayed, shapes = cast(Model, call), [one.shape for one in sample]
 
-    def model(mix_BT: Tensor, query: Tensor) -> Tensor:
-        return (replayed if (mix_BT.shape, query.shape) == shapes else cast(Model, separator))(mix_BT, query)
+    def model(mix_BT: Tensor, query: Tensor, rivals: Tensor) -> Tensor:
+        given = (mix_BT, query, rivals)
+        return (replayed if [one.shape for one in given] == shapes else cast(Model, separator))(*given)
 
     return model

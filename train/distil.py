@@ -229,8 +229,7 @@ def _model(student: Student, mixer: Mixer, num_ranks: int) -> Model:
         return parallel
     if student.device.type != "cuda":
         return student.separator
-    batch = mixer.batch(student.step)
-    return captured(student.separator, batch.mix_BT, batch.query)
+    return captured(student.separator, mixer.batch(student.step))
 
 
 def _restore(student: Student, task: TrainingTask, device: torch.device, rank: int) -> None:

@@ -122,7 +122,7 @@ class Student:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._schedule()
         with half_precision(self.device):
-            stems_BT = model(batch.mix_BT, batch.query)
+            stems_BT = model(batch.mix_BT, batch.query, batch.rivals)
         loss = self.loss(batch, stems_BT.float())
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -30,6 +30,7 @@ from engine.corpus.read import read_corpus
 from engine.schema import ClipRow
 from engine.scoring.metrics import si_sdr_db, snr_db
 from engine.separators import NetworkConfig, load
+from engine.separators.queries import query_for
 from engine.settings import build
 from engine.storage.files import read_json
 from train.data.config import MixConfig
@@ -188,10 +189,12 @@ class Bench:
     def _separator(self, number: int) -> Targets:
         """The stems of a teacher, as the engine's students get them: the clip is divided among them."""
         teacher = self.work.seed if number == 1 else self.student(f"teacher-{number - 1}", 0)
-        system = SeparatorSystem(load(teacher))
+        separator = load(teacher)
+        system = SeparatorSystem(separator)
 
         def targets(clip: Clip) -> Tensor:
-            (stems_ST,) = system.separate([(clip.mix_T, clip.labels)])
+            queries = [query_for(label, clip.labels, separator) for label in clip.labels]
+            (stems_ST,) = system.separate([(clip.mix_T, queries)])
             if isinstance(stems_ST, Exception):
                 raise stems_ST
             return share_mixture(mixture_T=clip.mix_T, stems_ST=stems_ST, sample_rate_hz=self.work.rate_hz)

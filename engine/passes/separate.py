@@ -26,7 +26,7 @@ from engine.scoring.model_scores import Scorer
 from engine.scoring.stored import ScoredBatch, ScoredClip, batches_of, score_together
 from engine.separators import Separator
 from engine.separators.batching import FIRST_S, BatchedSeparator, SeparationRequest
-from engine.separators.queries import Query
+from engine.separators.queries import Query, query_for
 from engine.storage.in_hand import InHand
 from engine.storage.retry import is_transient
 from engine.taggers import Tagger
@@ -58,6 +58,7 @@ def separate_clips(
     clip fails as a whole, so that a retry can process it as a whole.
     """
     unknown = unknown_labels((label for clip in clips for label in clip.row["labels"]), batched.separator)
+    present = [[label for label in labels_present(clip.row) if label not in unknown] for clip in clips]
     queries = [(number, label) for number, clip in enumerate(clips) for label in clip.row["labels"]]
     known = [(number, label) for number, label in queries if label not in unknown]
     mixtures = uploaded(clips, batched.device) if mixtures is None else mixtures
@@ -65,7 +66,7 @@ def separate_clips(
         [
             SeparationRequest(
                 samples_T=mixtures[number],
-                query=query_for(label, labels_present(clips[number].row), batched.separator),
+                query=query_for(label, present[number], batched.separator),
             )
             for number, label in known
         ]
@@ -93,12 +94,6 @@ def separate_clips(
         for number, by_label in sorted(stems.items())
     ]
     return separated, failures
-
-
-def query_for(label: str, labels_present: Sequence[str], separator: Separator) -> str | Query:
-    """The query for a label of a clip: the clip's other labels are unwanted, if the separator uses that."""
-    others = [other for other in labels_present if plain_label(other) != plain_label(label)]
-    return Query(label, unwanted=others) if others and getattr(separator, "uses_unwanted", False) else label
 
 
 def _failure(clip: DecodedClip, error: Exception, label: str | None = None) -> FailureRow:

@@ -54,14 +54,26 @@ class SeparatorDescription(Description):
     """SHA-256 of the file that was converted."""
 
 
-def _checkpoint(architecture: str, config: type, make: Any) -> Checkpoint[NetworkSeparator]:  # noqa: ANN401 - a class
+def _checkpoint(
+    architecture: str,
+    config: type,
+    make: Any,  # noqa: ANN401 - a class
+    newer: tuple[str, ...] = (),
+) -> Checkpoint[NetworkSeparator]:
     return Checkpoint(
-        kind="separator", architecture=architecture, config=config, make=make, description=SeparatorDescription
+        kind="separator",
+        architecture=architecture,
+        config=config,
+        make=make,
+        description=SeparatorDescription,
+        newer=newer,
     )
 
 
 _CHECKPOINTS = {
-    BUILT_IN: _checkpoint(BUILT_IN, NetworkConfig, QuerySeparator),
+    BUILT_IN: _checkpoint(
+        BUILT_IN, NetworkConfig, QuerySeparator, newer=("queries.rivals_LQ", "queries.project_rivals.weight")
+    ),
     ClapSep.architecture: _checkpoint(ClapSep.architecture, ClapSepConfig, ClapSep),
     AudioSep.architecture: _checkpoint(AudioSep.architecture, AudioSepConfig, AudioSep),
 }

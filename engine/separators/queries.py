@@ -123,13 +123,33 @@ def label_of_query(query: str | Query) -> str:
     if isinstance(query, str):
         return query
     query = as_query(query)
-    (part, *others) = query.wanted
-    if others or not isinstance(part.sound, str):
-        raise ValueError(
-            f"a query of a separator with a closed vocabulary must be one label, got {query.text!r}; give one of its "
-            "labels, or take a separator with a text encoder"
-        )
+    if len(query.wanted) > 1:
+        raise _no_label(query.text)
+    return _label_of(query.wanted[0])
+
+
+def unwanted_labels(query: str | Query) -> list[str]:
+    """The labels that a query excludes, for the same; ``ValueError`` if one is no label."""
+    return [] if isinstance(query, str) else [_label_of(part) for part in query.unwanted]
+
+
+def _label_of(part: QueryPart) -> str:
+    if not isinstance(part.sound, str):
+        raise _no_label(_AN_EXAMPLE)
     return part.sound
+
+
+def _no_label(got: str) -> ValueError:
+    return ValueError(
+        f"a query of a separator with a closed vocabulary must be one label, got {got!r}; give one of its labels, or "
+        "take a separator with a text encoder"
+    )
+
+
+def query_for(label: str, labels_present: Sequence[str], separator: object) -> str | Query:
+    """The query for a label of a mixture: the other labels are unwanted, if the separator uses that."""
+    others = [other for other in labels_present if plain_label(other) != plain_label(label)]
+    return Query(label, unwanted=others) if others and getattr(separator, "uses_unwanted", False) else label
 
 
 def _parts(sounds: Sounds) -> tuple[QueryPart, ...]:

@@ -73,6 +73,8 @@ class Checkpoint(Generic[Network]):
     """Makes a network from its config object and its labels."""
     description: type = Description
     """Type of the description: a :class:`Description`, perhaps with further fields."""
+    newer: tuple[str, ...] = ()
+    """Weights that folders of earlier versions lack; they are zeros there."""
 
     def save(
         self,
@@ -154,7 +156,9 @@ class Checkpoint(Generic[Network]):
         try:
             values = load(weights.read_bytes())  # before the network takes memory, for the bytes are freed after it
             network = self._make(description, folder)
-            network.load_state_dict(values)
+            own = network.state_dict()
+            zeros = {key: torch.zeros_like(own[key]) for key in self.newer if key in own}
+            network.load_state_dict(zeros | values)
         except (RuntimeError, SafetensorError) as error:
             raise ValueError(self._misfit(folder, error)) from None
         return network.to(device).eval()
@@ -173,11 +177,12 @@ class Checkpoint(Generic[Network]):
             found, num_bytes = _read_header(location(folder) / _WEIGHTS)
         except ValueError as error:
             raise ValueError(self._misfit(folder, error)) from None
+        wanted = {key: one for key, one in wanted.items() if key in found or key not in self.newer}
         for key in sorted({*found, *wanted}):
             if found.get(key) != wanted.get(key):
                 got, needed = (" of shape ".join(map(str, one.get(key, ("none",)))) for one in (found, wanted))
                 raise ValueError(self._misfit(folder, f"{key} must be {needed}, got {got}"))
-        if num_bytes != (needs := sum(one.nbytes for one in stored.values())):
+        if num_bytes != (needs := sum(stored[key].nbytes for key in wanted)):
             raise ValueError(self._misfit(folder, f"weights must have {needs:,} bytes, got {num_bytes:,}"))
 
     def _misfit(self, folder: Name, cause: object) -> str:

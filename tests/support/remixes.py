@@ -103,13 +103,15 @@ def mixer(
     rank: int = 0,
     num_ranks: int = 1,
     device: torch.device | None = None,
+    vectors_LE: np.ndarray | None = None,
 ) -> Mixer:
     items = {"clean": clean, "tracks": tracks, "natural": natural, "pairs": pairs, "absent": absent}
     pools = {
         name: pool(some, mix, seed=seed, rank=rank, num_ranks=num_ranks, device=device) for name, some in items.items()
     }
     labels = sorted({label for some in items.values() for item in some for label in item.labels})
-    return mixer_class(mix)(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, device=device)
+    kind, rest = mixer_class(mix), {"vectors_LE": vectors_LE, "device": device}
+    return kind(pools, labels, mix, sample_rate_hz=RATE_HZ, seed=seed, rank=rank, **rest)
 
 
 def sounds(pool: Pool) -> set[str]:
@@ -269,6 +271,7 @@ def batch_of(mix_GT: torch.Tensor, target_GT: torch.Tensor, group_B: Sequence[in
         weight_G=torch.ones(len(target_GT)),
         mixture_G=torch.arange(len(target_GT)),
         is_complete_G=torch.zeros(len(target_GT), dtype=torch.bool),
+        rivals=torch.zeros(len(groups_B), 2),
     )
 
 
@@ -353,6 +356,7 @@ def two_clips(*, weight: float = 1.0, is_complete: bool = True) -> Batch:
         weight_G=weight_G / weight_G.mean(),
         mixture_G=torch.tensor([0, 1, 1]),
         is_complete_G=torch.tensor([False, is_complete, is_complete]),
+        rivals=torch.zeros(5, 4),
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engine.separators import QuerySeparator
 from tests.conftest import TINY
-from tests.support.remixes import config, mixer, pair_item, tone_item
+from tests.support.remixes import batch_of, config, mixer, pair_item, tone_item
 from train.capture import captured, half_precision
 
 CARD = torch.device("cuda:0")
@@ -15,10 +17,10 @@ on_a_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 
 def test_what_cannot_be_captured_trains_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    separator, mix_BT = QuerySeparator(TINY, ["a", "b"]), torch.zeros(1, 4000)
+    separator, batch = QuerySeparator(TINY, ["a", "b"]), batch_of(torch.zeros(1, 4000), torch.zeros(1, 4000), [0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "make_graphed_callables", _refuse)
-        assert captured(separator, mix_BT, torch.tensor([0])) is separator
+        assert captured(separator, batch) is separator
     assert "training without CUDA graphs (operation not permitted)" in caplog.text
 
 
@@ -36,14 +38,17 @@ def test_a_captured_separator_has_the_stems_and_gradients_of_the_separator(
     precision = _in_32_bits if bits == 32 else half_precision
     torch.manual_seed(0)
     separator = QuerySeparator(TINY, ["a", "b", "c"]).to(CARD).train()
+    separator.queries.rivals_LQ.data.normal_()
     query, mixes = torch.tensor([0, 2], device=CARD), torch.randn(3, 2, 8000, device=CARD)
-    model = captured(separator, mixes[0].clone(), query)
+    rivals = torch.tensor([[0.0, 1.0, 1.0], [0.0, 0.0, 0.0]], device=CARD)
+    sample = batch_of(mixes[0].cpu(), mixes[0].cpu(), [0, 1])
+    model = captured(separator, replace(sample, mix_BT=mixes[0].clone(), index_B=query, rivals=rivals))
     assert model is not separator
     for mix_BT in (*mixes, mixes[0, :, :5000]):  # the last one has another length
         results = []
         for each in (separator, model):
             with precision(CARD):
-                stems_BT = each(mix_BT, query)
+                stems_BT = each(mix_BT, query, rivals)
             gradients = torch.autograd.grad(stems_BT.float().square().mean(), list(separator.parameters()))
             results.append([one.detach().float().clone() for one in (stems_BT, *gradients)])
         for one, other in zip(*results, strict=True):

@@ -279,8 +279,8 @@ class _Split(torch.nn.Module):
         noise_BT += left_GT[batch.group_B] / batch.group_B.bincount()[batch.group_B, None]
         self.stems_BT, self.weight = noise_BT, torch.nn.Parameter(torch.ones(1))
 
-    def forward(self, mix_BT: torch.Tensor, index_B: torch.Tensor) -> torch.Tensor:
-        assert len(mix_BT) == len(index_B) == len(self.stems_BT)
+    def forward(self, mix_BT: torch.Tensor, index_B: torch.Tensor, rivals_BL: torch.Tensor) -> torch.Tensor:
+        assert len(mix_BT) == len(index_B) == len(rivals_BL) == len(self.stems_BT)
         return self.stems_BT + 0.0 * self.weight
 
 

@@ -1,6 +1,6 @@
 """A batch of training mixtures as tensors.
 
-Shape legend: B queries, G groups of queries that share a target, T samples, E features of an embedding.
+Shape legend: B queries, G groups of queries that share a target, T samples, L labels, E features of an embedding.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ class Batch:
     """Number of the mixture that each group belongs to, counted from 0."""
     is_complete_G: Tensor
     """True if the targets of that mixture add up to it."""
+    rivals: Tensor
+    """Rivals that each query names: ones at the positions of their labels ``[B, L]``, or the mean of their embeddings
+    ``[B, E]`` for a separator that reads text; zeros for none."""
     query_BE: Tensor | None = None
     """Each query as an embedding, for a separator that reads text."""
 

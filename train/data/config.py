@@ -29,6 +29,9 @@ class MixConfig:
     """Sources are brought to equal level and then moved up or down by at most this."""
     silence_rate: Fraction = 0.05
     """Fraction of mixtures whose query names a sound that they do not contain; the target is silence (ClearSep)."""
+    rivals_rate: Fraction = 0.8
+    """Fraction of mixtures whose query names the other sounds as unwanted, as a pass does; the others keep the student
+    able to answer a label alone."""
     clean_fraction: Fraction = 0.5
     """Fraction of sources drawn from single-source clips where a label has both clips and tracks."""
     max_events_ratio: Annotated[NonNegative, NEWER] = 4.0

@@ -74,6 +74,8 @@ class TrainingMixture:
     """Every label that may sound in the mixture."""
     targets: tuple[Target, ...]
     """What the student learns from it."""
+    sounding: frozenset[str] = frozenset()
+    """Labels of its sounds, which its queries name as rivals; empty: they name none."""
     is_complete: bool = False
     """True if the targets add up to the mixture."""
 
@@ -125,6 +127,7 @@ class DrawnBatch:
     weight_G: Tensor
     mixture_G: Tensor
     is_complete_G: Tensor
+    rivals: Tensor
     query_BE: Tensor | None = None
 
     def to(self, device: torch.device) -> DrawnBatch:
@@ -184,7 +187,17 @@ def collate(mixtures: Sequence[TrainingMixture], positions: Mapping[str, int], *
         weight_G=torch.from_numpy(weight_G / weight_G.mean()).float(),
         mixture_G=torch.tensor([number for number, _ in groups]),
         is_complete_G=torch.tensor([mixtures[number].is_complete for number, _ in groups]),
+        rivals=_rivals([(mixtures[number].sounding, target.labels) for number, target in groups], positions),
     )
+
+
+def _rivals(groups: Iterable[tuple[frozenset[str], tuple[str, ...]]], positions: Mapping[str, int]) -> Tensor:
+    """Ones ``[B, L]`` at the labels of the sounds of each query's mixture that are not its own."""
+    rows = [sounding - {label} for sounding, labels in groups for label in labels]
+    rivals_BL = torch.zeros(len(rows), len(positions))
+    for rivals_L, rivals in zip(rivals_BL, rows, strict=True):
+        rivals_L[[positions[label] for label in rivals if label in positions]] = 1.0
+    return rivals_BL
 
 
 def _in_parts(crops: Iterable[Crop]) -> list[Crop]:

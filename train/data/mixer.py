@@ -71,12 +71,18 @@ class Mixer:
             self._in_pools.clear()
         rng = np.random.default_rng([self.seed, 2, self.rank, step])
         mixtures = [self.mixture(rng) for _ in range(self.config.batch_size)]
+        names_rivals = rng.random(len(mixtures)) < self.config.rivals_rate
+        mixtures = [
+            made if named else replace(made, sounding=frozenset())
+            for made, named in zip(mixtures, names_rivals, strict=True)
+        ]
         drawn = collate(mixtures, self._positions, num_samples=self.render.num_samples)
         if self.vectors_LE is None:
             return drawn
         variation = self.config.query_variation
         query_BE = varied_queries(drawn, mixtures, self._positions, self.vectors_LE, variation, rng)
-        return replace(drawn, query_BE=query_BE)
+        rivals_BE = torch.nn.functional.normalize(drawn.rivals @ torch.from_numpy(self.vectors_LE))
+        return replace(drawn, query_BE=query_BE, rivals=rivals_BE)
 
     def mixture(self, rng: np.random.Generator) -> TrainingMixture:
         """A natural clip or a remix; in some, the query names a sound that is not there and the target is silence."""
@@ -85,7 +91,7 @@ class Mixer:
             return made
         absent = [label for label in self._sorted_labels if label not in made.labels_present]
         silence = Target(labels=(absent[rng.integers(len(absent))],), crops=())
-        return TrainingMixture(crops=made.crops, labels_present=made.labels_present, targets=(silence,))
+        return replace(made, targets=(silence,), is_complete=False)
 
     def natural_mixture(self, rng: np.random.Generator) -> TrainingMixture | None:
         """In ``clip_fraction`` of the mixtures a natural clip, else None."""
@@ -96,8 +102,9 @@ class Mixer:
         """A natural clip with one of its tracks as the target."""
         sound = self.draw_from(rng, self.pools["pairs"])
         track, clip = self.cropper.crop(rng, sound)
+        present = sound.item.labels_present
         target = Target(labels=sound.item.labels, crops=(track,), weight=self.weight(sound))
-        return TrainingMixture(crops=(clip,), labels_present=sound.item.labels_present, targets=(target,))
+        return TrainingMixture(crops=(clip,), labels_present=present, targets=(target,), sounding=present)
 
     def remix(self, rng: np.random.Generator) -> TrainingMixture:
         """Sounds of different clips; the first one is the target."""
@@ -110,7 +117,10 @@ class Mixer:
         sounds = self.draw_sounds(rng, present, num_sources)
         crops = tuple(self.cropper.crop(rng, sound)[0] for sound in sounds)
         target = Target(labels=sounds[0].item.labels, crops=crops[:1], weight=self.weight(sounds[0]))
-        return TrainingMixture(crops=crops, labels_present=_labels_present(sounds), targets=(target,))
+        sounding = frozenset(label for sound in sounds for label in sound.item.labels)
+        return TrainingMixture(
+            crops=crops, labels_present=_labels_present(sounds), targets=(target,), sounding=sounding
+        )
 
     def draw_sounds(
         self, rng: np.random.Generator, present: Sequence[str], num_sources: int, *, first: Sequence[Sound] = ()

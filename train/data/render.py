@@ -59,6 +59,7 @@ class Renderer:
             mixture_G=drawn.mixture_G,
             is_complete_G=drawn.is_complete_G,
             query_BE=drawn.query_BE,
+            rivals=drawn.rivals,
         )
 
     def _cut(self, drawn: DrawnBatch) -> Tensor:

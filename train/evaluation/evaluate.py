@@ -23,6 +23,7 @@ from engine.schema import plain_label
 from engine.scoring.metrics import bss_sdr_db, level_db, si_sdr_db, snr_db
 from engine.separators import Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
+from engine.separators.queries import Query, query_for
 from engine.storage.factories import device_of, in_32_bits
 from train.evaluation.class_aware import match_sources
 from train.evaluation.figures import Evaluation, LabelMatch, Scored, summarise
@@ -39,7 +40,7 @@ class SeparationSystem(Protocol):
 
 
 class SeparatorSystem:
-    """A separator as a separation system: it sees the mixture and the labels, nothing else.
+    """A separator as a separation system: it sees the mixture and the queries, nothing else.
 
     Mixtures at ``sample_rate_hz`` (default: the separator's) are resampled for the separator, and its stems back.
     """
@@ -50,12 +51,17 @@ class SeparatorSystem:
         self._sample_rate_hz = sample_rate_hz or separator.sample_rate_hz
 
     def __call__(self, mixture: EvaluationMixture) -> Tensor:
-        (stems_ST,) = self.separate([(torch.from_numpy(mixture.mix_T), mixture.labels)])
+        (stems_ST,) = self.separate([(torch.from_numpy(mixture.mix_T), self.queries(mixture))])
         if isinstance(stems_ST, Exception):
             raise stems_ST
         return stems_ST
 
-    def separate(self, wanted: Sequence[tuple[Tensor, Sequence[str]]]) -> list[Tensor | Exception]:
+    def queries(self, mixture: EvaluationMixture, *more: str) -> list[str | Query]:
+        """Queries for the labels of a mixture and for more labels."""
+        rivals = mixture.labels if mixture.names_rivals else ()
+        return [query_for(label, rivals, self._batched.separator) for label in (*mixture.labels, *more)]
+
+    def separate(self, wanted: Sequence[tuple[Tensor, Sequence[str | Query]]]) -> list[Tensor | Exception]:
         """Stems ``[S, T]`` of mixtures ``[T]``, one for each of a mixture's queries, on :attr:`device`.
 
         An exception, such as a ``ValueError`` for an unknown query, stands for the stems of its mixture.
@@ -180,7 +186,7 @@ def _separated(
         if not quick:
             absent = [system.absent_label(one, np.random.default_rng([seed, number])) for number, one in group]
         extra = [() if label is None else (label,) for label in absent]
-        queries = [(*mixture.labels, *more) for (_, mixture), more in zip(group, extra, strict=True)]
+        queries = [system.queries(mixture, *more) for (_, mixture), more in zip(group, extra, strict=True)]
         answers = system.separate(list(zip(mixes, queries, strict=True)))
     else:
         answers = [system(mixture) for _, mixture in group]

@@ -42,6 +42,9 @@ class ValidationConfig:
     """Only this much of each clip is used, in seconds."""
     seed: Seed = 0
     """Seed of the draw."""
+    names_rivals: bool = True
+    """Name the other labels of a mixture in each query as unwanted, as a pass does, if the separator uses that; false:
+    one label in each query."""
     same_label_fraction: Annotated[Fraction, NEWER] = 0.0
     """Fraction of mixtures in which one label has a second source; above 0, class-aware figures are reported too."""
 
@@ -88,6 +91,8 @@ class EvaluationMixture:
     """Sources ``[P, T]`` of each label, which add up to its row of ``sources_ST``; None: no class-aware scores."""
     other_labels: tuple[str, ...] | None = ()
     """Labels of those other sources; None: unknown, so that no label is known to be absent."""
+    names_rivals: bool = False
+    """Name the other queries' labels in each query as unwanted, if the separator uses that."""
 
     @property
     def mix_T(self) -> np.ndarray:
@@ -198,5 +203,5 @@ def draw_mixtures(validation: ValidationSet, *, sample_rate_hz: int) -> list[Eva
     for mixture in loaded(draws):
         if isinstance(mixture, Exception):
             raise mixture
-        mixtures.append(mixture)
+        mixtures.append(dataclasses.replace(mixture, names_rivals=settings.names_rivals))
     return mixtures

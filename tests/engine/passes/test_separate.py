@@ -8,6 +8,7 @@ import torch
 from engine.passes.separate import separate_clips
 from engine.schema import FAILURES
 from engine.separators.batching import BatchedSeparator, SeparationRequest, SizeSearch, pack
+from engine.separators.queries import Query
 from tests.support.signals import (
     RATE_HZ,
     BandSeparator,
@@ -147,6 +148,21 @@ def test_an_unknown_label_fails_alone():
     ]
     assert {row["error_class"] for row in failures} == {"ValueError"}
     assert all("does not know 'whale'" in row["message"] for row in failures)
+
+
+def test_a_query_names_the_other_labels_of_its_clip_that_the_separator_knows():
+    clips = [decoded(mixture(800), ("low", "whale", "high"), clip_id="a"), decoded(mixture(400), ("low",))]
+    knowing = tiny_separator()
+    torch.nn.init.normal_(knowing.queries.rivals_LQ)
+    separated, failures = separate_clips(clips, BatchedSeparator(separator=knowing, batch_s=10.0))
+    check_conservation(clips, separated, failures)
+    assert [row["label"] for row in failures] == ["whale"]
+    mix_BT = torch.from_numpy(mixture(800))[None]
+    for label, other in (("low", "high"), ("high", "low")):
+        stem_BT = knowing.separate(mix_BT, [Query(label, unwanted=other)])
+        torch.testing.assert_close(stems_of(separated)["a", label][None], stem_BT)
+    alone_BT = knowing.separate(torch.from_numpy(mixture(400))[None], ["low"])
+    torch.testing.assert_close(stems_of(separated)["clip-400", "low"][None], alone_BT)
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_gives_the_same_stems():

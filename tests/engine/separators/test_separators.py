@@ -23,6 +23,7 @@ from engine.separators import (
     save,
 )
 from engine.separators.network import band_edges
+from engine.separators.queries import AudioExample, Query
 from engine.storage.files import sha256_file
 from tests.support.signals import (
     RATE_HZ,
@@ -136,7 +137,7 @@ def test_a_recording_longer_than_a_chunk(num_samples):
     mix_BT = noise(1, num_samples)
     stem_BT = separator.separate(mix_BT, ["low"])
     with torch.inference_mode():
-        whole_BT = separator(mix_BT, torch.tensor([0]))
+        whole_BT = separator(mix_BT, torch.tensor([0]), torch.zeros(1, 2))
     assert stem_BT.shape == whole_BT.shape
     assert snr_db(estimate=stem_BT, reference=whole_BT) > 25
 
@@ -156,7 +157,7 @@ def test_a_stem_has_no_more_energy_than_its_mixture_in_any_bin():
         for parameter in separator.parameters():
             parameter.mul_(3.0)
         power_BNF = torch.stft(mix_BT, 256, 64, window=torch.hann_window(256), return_complex=True).abs().square().mT
-        mask_BNF = separator.network.mask(power_BNF, separator.queries(torch.tensor([0])))
+        mask_BNF = separator.network.mask(power_BNF, separator.encode(["low"]))
     assert mask_BNF.shape == power_BNF.shape
     assert not mask_BNF.is_complex() and mask_BNF.min() >= 0
     assert mask_BNF.max() <= 1 + 1e-6
@@ -212,6 +213,51 @@ def test_growing_leaves_old_stems_bit_identical():
     assert separator.separate(mix_BT, ["rain", "The sound of bird"]).shape == mix_BT.shape
     separator.queries.grow(["cat", "dog"])
     assert separator.labels == ("dog", "cat", "bird", "rain")
+
+
+def knowing_rivals(labels=("low", "high", "hum")):
+    separator = tiny_separator(list(labels))
+    torch.manual_seed(1)
+    separator.queries.rivals_LQ.data.normal_()
+    return separator
+
+
+def test_rivals_change_the_stem_of_a_separator_that_learned_with_them():
+    mix_BT, query = noise(1, 3000), Query("low", unwanted=["HIGH", "The sound of hum"])
+    new, trained = tiny_separator(["low", "high", "hum"]), knowing_rivals()
+    assert not new.uses_unwanted and torch.equal(new.separate(mix_BT, [query]), new.separate(mix_BT, ["low"]))
+    assert trained.uses_unwanted
+    stems = [trained.separate(mix_BT, [one])[0] for one in ("low", Query("low", unwanted="high"), query)]
+    pairs = zip(stems, [*stems[1:], stems[0]], strict=True)
+    assert all(snr_db(estimate=one[None], reference=other[None]) < 40 for one, other in pairs)
+    together = trained.separate(mix_BT, ["high", query], rows=[0, 0], lengths=[3000])
+    torch.testing.assert_close(together[1], stems[2])
+
+
+def test_a_rival_must_be_a_label_too():
+    with pytest.raises(ValueError, match="there is no label 'rain'"):
+        knowing_rivals().separate(noise(1, 100), [Query("low", unwanted="rain")])
+    example = AudioExample(samples_T=np.zeros(9), sample_rate_hz=8000)
+    with pytest.raises(ValueError, match="must be one label, got 'an audio example'"):
+        knowing_rivals().separate(noise(1, 100), [Query("low", unwanted=example)])
+
+
+def test_rivals_of_new_labels_change_nothing_before_they_are_learned():
+    separator, mix_BT = knowing_rivals(), noise(1, 3000)
+    before_BT = separator.separate(mix_BT, [Query("low", unwanted="high")])
+    separator.queries.grow(["rain"])
+    assert torch.equal(separator.separate(mix_BT, [Query("low", unwanted=["high", "rain"])]), before_BT)
+
+
+def test_a_folder_from_before_rivals_loads_and_separates_the_same(tmp_path):
+    separator, mix_BT = tiny_separator(), noise(1, 3000)
+    before_BT = separator.separate(mix_BT, ["low"])
+    del separator.queries.rivals_LQ
+    save(separator, tmp_path)
+    old = load(tmp_path)
+    assert not old.uses_unwanted and torch.equal(old.separate(mix_BT, ["low"]), before_BT)
+    save(old, tmp_path / "new")
+    assert load(tmp_path / "new").queries.rivals_LQ.shape == old.queries.vectors_LQ.shape
 
 
 def test_growing_by_another_spelling_raises_and_changes_nothing():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -18,11 +20,14 @@ from tests.support.remixes import (
     mixer,
     mixtures,
     named,
+    pair_item,
     pitch_hz,
     raw,
     together,
     tone,
+    tone_item,
 )
+from train.data.batch import Batch
 from train.data.items import Item, clean_items
 
 
@@ -106,6 +111,49 @@ def test_the_query_of_a_silent_target_is_not_in_the_mixture(clean: list[Item]) -
         assert query not in {label for label, _ in contents(mix_T)}
         queries.add(query)
     assert queries == set(LABELS)
+
+
+def rivals_of(batch: Batch, labels: Sequence[str]) -> list[set[str]]:
+    return [{label for label, one in zip(labels, row, strict=True) if one} for row in batch.rivals.tolist()]
+
+
+@pytest.mark.parametrize(("rivals_rate", "tolerance"), [(0.0, 0.0), (0.5, 0.1), (1.0, 0.0)])
+def test_queries_name_the_other_sounds_of_their_mixture(
+    clean: list[Item], rivals_rate: float, tolerance: float
+) -> None:
+    made = mixer(clean, config(batch_size=64, silence_rate=0.2, rivals_rate=rivals_rate))
+    rows = []
+    for step in range(4):
+        batch = made.batch(step)
+        for mix_T, index, rivals in zip(
+            batch.mix_BT, batch.index_B.tolist(), rivals_of(batch, made.labels), strict=True
+        ):
+            rows.append(bool(rivals))
+            assert rivals in (set(), {label for label, _ in contents(mix_T)} - {made.labels[index]})
+    assert np.mean(rows) == pytest.approx(rivals_rate, abs=tolerance)
+
+
+def test_what_may_leak_into_a_remix_is_no_rival_but_all_labels_of_a_natural_clip_are(clean: list[Item]) -> None:
+    track = tone_item("dog", 5, labels_present=("dog", "wind"))
+    remixes = mixer(clean, config(batch_size=64, rivals_rate=1.0), tracks=[track])
+    batch = remixes.batch(0)
+    for mix_T, index, rivals in zip(
+        batch.mix_BT, batch.index_B.tolist(), rivals_of(batch, remixes.labels), strict=True
+    ):
+        assert rivals == {label for label, _ in contents(mix_T)} - {remixes.labels[index]}
+    pair = pair_item("dog", 0.5, labels_present=("rain",))
+    clips = mixer(clean, config(clip_fraction=1.0, silence_rate=0.0, rivals_rate=1.0), pairs=[pair])
+    assert all(rivals == {"rain"} for rivals in rivals_of(clips.batch(0), clips.labels))
+
+
+def test_rivals_of_a_student_that_reads_text_are_the_mean_of_their_embeddings(clean: list[Item]) -> None:
+    vectors_LE = np.eye(len(LABELS), dtype=np.float32)
+    settings = config(batch_size=64, rivals_rate=0.5, three_source_fraction=0.5)
+    by_label, in_text = mixer(clean, settings), mixer(clean, settings, vectors_LE=vectors_LE)
+    ones, mean = by_label.batch(0).rivals, in_text.batch(0).rivals
+    assert torch.equal(ones > 0, mean > 0)
+    assert torch.allclose(mean.norm(dim=1), ones.any(1).float())
+    assert {0, 1, 2} == set(ones.sum(1).int().tolist())
 
 
 def test_sources_are_at_equal_level_without_gain(clean: list[Item]) -> None:

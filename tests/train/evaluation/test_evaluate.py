@@ -13,6 +13,7 @@ import train.evaluation.evaluate
 from engine.audio.levels import active_rms
 from engine.corpus.sources import read_sources
 from engine.separators import load
+from engine.separators.queries import Query
 from train.evaluation.evaluate import SeparatorSystem, evaluate, score_mixtures
 from train.evaluation.figures import Scored, confidence_interval, summarise
 from train.evaluation.mixtures import (
@@ -157,6 +158,22 @@ def test_a_separator_is_given_the_mixture_and_the_labels(clips: Path, write_chec
     assert torch.allclose(stems_ST[1], alone_T, atol=1e-5)
     report = evaluate(SeparatorSystem(separator), [mixture])
     assert np.isfinite([report["sdri_db"], report["si_sdri_db"]]).all()
+
+
+@pytest.mark.parametrize("names_rivals", [True, False])
+def test_queries_name_the_other_labels_of_a_mixture_where_that_is_used(clips: Path, names_rivals: bool) -> None:
+    plain, knowing = Scaled(1.0), Scaled(1.0)
+    knowing.uses_unwanted = True
+    mixtures = draw(clips, num_mixtures=3, num_sources=2, names_rivals=names_rivals)
+    for separator in (plain, knowing):
+        evaluate(SeparatorSystem(separator), mixtures)
+    assert {type(query) for query in plain.queries} == {str}
+    for mixture in mixtures:
+        for label in mixture.labels:
+            others = [other for other in mixture.labels if other != label]
+            assert (Query(label, unwanted=others) if names_rivals else label) in knowing.queries
+    three = [query for query in knowing.queries if isinstance(query, Query) and len(query.unwanted) == 2]
+    assert len(three) == (3 if names_rivals else 0)  # the absent label of each mixture
 
 
 def test_a_label_the_separator_does_not_know_is_named(clips: Path, write_checkpoint: Write) -> None:

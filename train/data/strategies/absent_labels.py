@@ -56,4 +56,5 @@ class AbsentLabelMixer(Mixer):
         sound = self.draw_from(rng, self.pools["absent"])
         crops = tuple(self.cropper.crop(rng, sound))
         silence = Target(labels=sound.item.labels, crops=())
-        return TrainingMixture(crops=crops, labels_present=sound.item.labels_present, targets=(silence,))
+        present = sound.item.labels_present
+        return TrainingMixture(crops=crops, labels_present=present, sounding=present, targets=(silence,))

@@ -62,9 +62,11 @@ class MixItMixer(Mixer):
         both = (first, partners[rng.integers(len(partners))])
         crops = tuple(self.cropper.crop(rng, sound)[0] for sound in both)
         targets = (Target(labels=sound.item.labels, crops=(crop,)) for sound, crop in zip(both, crops, strict=True))
+        present = first.item.labels_present | both[1].item.labels_present
         return TrainingMixture(
             crops=crops,
-            labels_present=first.item.labels_present | both[1].item.labels_present,
+            labels_present=present,
+            sounding=present,
             targets=tuple(targets),
             is_complete=True,
         )

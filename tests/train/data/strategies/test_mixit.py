@@ -135,6 +135,7 @@ def test_queries_of_consistency_alone_are_not_reassigned() -> None:
         weight_G=torch.tensor([2.0, 0.0]),
         mixture_G=torch.tensor([0, 0]),
         is_complete_G=torch.tensor([True, True]),
+        rivals=torch.zeros(2, 2),
     )
     assert best_groups(made, stems("ba")).tolist() == [0, 1]
     assert float(batch_loss(made, stems("ab"))) == pytest.approx(float(batch_loss(made, stems("ac"))), abs=1e-3)
