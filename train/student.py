@@ -16,7 +16,7 @@ from engine.settings import RUNTIME, Count, CountOrZero, Fraction, NonNegative, 
 from train.capture import Model, half_precision
 from train.data.batch import Batch
 from train.data.config import MixConfig
-from train.data.strategies.compose import loss_of
+from train.data.strategies.compose import loss_of, prepared
 from train.evaluation.figures import Evaluation
 
 
@@ -121,6 +121,7 @@ class Student:
         """One update; returns the loss in dB, on the device, without waiting for it."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._schedule()
+        batch = prepared(self.config.mix, batch, self.average)
         with half_precision(self.device):
             stems_BT = model(batch.mix_BT, batch.query, batch.rivals)
         loss = self.loss(batch, stems_BT.float())

@@ -23,7 +23,7 @@ FIRST_THRESHOLDS: Tree = THRESHOLDS | {
 }
 """Default thresholds of iteration 1: a weak separator's imperfect stems are still worth learning from."""
 
-MIX: Tree = {"clip_fraction": 0.33}
+MIX: Tree = {"clip_fraction": 0.33, "self_remix": {"fraction": 0.2}}
 """Mixtures of a student that learns from such tracks, where they differ from the default (``benchmarks/gain.py``)."""
 
 

@@ -38,6 +38,7 @@ from train.data.items import Item, clean_items
 from train.data.mixer import Mixer
 from train.data.pools import Pool
 from train.data.sharing import share_mixture
+from train.data.strategies.compose import mixer_class
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import draw_mixtures, resolve_validation
@@ -228,13 +229,30 @@ class Bench:
             "clean": clean_items(self.work.sources(1), sample_rate_hz=rate_hz),
             "tracks": self._items(name, num_signals=1),
             "pairs": self._items(name, num_signals=2),
+            "natural": self._clips(name),
         }
         pools = {
             kind: Pool(some, config.mix, sample_rate_hz=rate_hz, seed=seed, rank=0, num_ranks=1, loader=Loader())
             for kind, some in items.items()
         }
         labels = load(self.work.seed).labels
-        return Mixer(pools, labels, config.mix, sample_rate_hz=rate_hz, seed=seed, rank=0)
+        return mixer_class(config.mix)(pools, labels, config.mix, sample_rate_hz=rate_hz, seed=seed, rank=0)
+
+    def _clips(self, name: str) -> list[Item]:
+        return [
+            Item(
+                labels=tuple(row["labels"]),
+                labels_present=frozenset(row["labels"]),
+                clip=row["clip_id"],
+                duration_s=5.0,
+                load=functools.partial(self._clip, row),
+            )
+            for row in (self.rows if ARMS[name].has_targets else ())
+        ]
+
+    def _clip(self, row: ClipRow) -> np.ndarray:
+        mix_T: np.ndarray = np.sum([self.work.truth(row["path"], label) for label in row["labels"]], axis=0)
+        return mix_T
 
     def _items(self, name: str, *, num_signals: int) -> list[Item]:
         return [
@@ -253,7 +271,7 @@ class Bench:
         target_T: np.ndarray = soundfile.read(self.target_file(name, row, label), dtype="float32")[0]
         if num_signals == 1:
             return target_T
-        return np.stack([target_T, np.sum([self.work.truth(row["path"], one) for one in row["labels"]], axis=0)])
+        return np.stack([target_T, self._clip(row)])
 
     def figures(self, name: str, seed: int) -> Figures:
         """SDRi of a student on the validation mixtures, once."""

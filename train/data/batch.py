@@ -5,6 +5,7 @@ Shape legend: B queries, G groups of queries that share a target, T samples, L l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ class Batch:
     rivals: Tensor
     """Rivals that each query names: ones at the positions of their labels ``[B, L]``, or the mean of their embeddings
     ``[B, E]`` for a separator that reads text; zeros for none."""
+    pairs: tuple[tuple[Sequence[int], Sequence[int]], ...] = ()
+    """Mixtures of two natural clips that are both targets: the numbers of the queries of each clip."""
     query_BE: Tensor | None = None
     """Each query as an embedding, for a separator that reads text."""
 

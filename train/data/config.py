@@ -13,6 +13,7 @@ from train.data.strategies.estimate_weights import EstimateWeights
 from train.data.strategies.label_balance import LabelBalance
 from train.data.strategies.mixit import MixIt
 from train.data.strategies.natural_targets import NaturalTargets
+from train.data.strategies.self_remix import SelfRemix
 
 
 @config
@@ -55,6 +56,9 @@ class MixConfig:
     """Variation of queries in text, for students that read it."""
     natural_targets: NaturalTargets | None = None
     """Remix natural clips whose whole mixture is the target."""
+    self_remix: Annotated[SelfRemix | None, NEWER] = None
+    """Separate two natural clips, exchange their stems, separate again, and learn to add up to the clips
+    (Self-Remixing, arXiv 2211.10194). A step takes longer, and on a GPU it cannot be replayed as a graph."""
     mixit: MixIt | None = None
     """Mix two natural clips and learn both as targets (MixIT, arXiv 2006.12701)."""
     consistency: Consistency | None = None
@@ -67,8 +71,10 @@ class MixConfig:
     """Draw labels by how many sounds they have; null: evenly."""
 
     def __post_init__(self) -> None:
-        if self.mixit is not None and self.clip_fraction + self.mixit.fraction > 1.0:
-            together = self.clip_fraction + self.mixit.fraction
-            raise ValueError(
-                f"clip_fraction and mixit.fraction must be at most 1 together, got {together}; lower one of them"
-            )
+        if self.mixit is not None and self.self_remix is not None:
+            raise ValueError("one of mixit and self_remix must be null, got both; leave one out")
+        for name, pairs in (("mixit", self.mixit), ("self_remix", self.self_remix)):
+            if pairs is not None and (together := self.clip_fraction + pairs.fraction) > 1.0:
+                raise ValueError(
+                    f"clip_fraction and {name}.fraction must be at most 1 together, got {together}; lower one of them"
+                )

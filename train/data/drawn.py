@@ -128,6 +128,7 @@ class DrawnBatch:
     mixture_G: Tensor
     is_complete_G: Tensor
     rivals: Tensor
+    pairs: tuple[tuple[Sequence[int], Sequence[int]], ...] = ()
     query_BE: Tensor | None = None
 
     def to(self, device: torch.device) -> DrawnBatch:
@@ -188,7 +189,17 @@ def collate(mixtures: Sequence[TrainingMixture], positions: Mapping[str, int], *
         mixture_G=torch.tensor([number for number, _ in groups]),
         is_complete_G=torch.tensor([mixtures[number].is_complete for number, _ in groups]),
         rivals=_rivals([(mixtures[number].sounding, target.labels) for number, target in groups], positions),
+        pairs=tuple(_pairs(mixtures)),
     )
+
+
+def _pairs(mixtures: Iterable[TrainingMixture]) -> Iterable[tuple[range, range]]:
+    """The queries of each mixture that is complete with two targets."""
+    row = 0
+    for mixture in mixtures:
+        ends = [row, *(row := row + len(target.labels) for target in mixture.targets)]
+        if mixture.is_complete and len(ends) == 3 and all(target.weight > 0.0 for target in mixture.targets):
+            yield range(ends[0], ends[1]), range(ends[1], ends[2])
 
 
 def _rivals(groups: Iterable[tuple[frozenset[str], tuple[str, ...]]], positions: Mapping[str, int]) -> Tensor:

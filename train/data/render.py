@@ -60,6 +60,7 @@ class Renderer:
             is_complete_G=drawn.is_complete_G,
             query_BE=drawn.query_BE,
             rivals=drawn.rivals,
+            pairs=drawn.pairs,
         )
 
     def _cut(self, drawn: DrawnBatch) -> Tensor:

@@ -20,7 +20,7 @@ def share_mixture(*, mixture_T: Tensor, stems_ST: Tensor, sample_rate_hz: int) -
     Liutkus & Badeau 2015 (their alpha of 1), from estimated magnitudes.
     """
     size = 2 ** round(torch.log2(torch.tensor(_WINDOW_S * sample_rate_hz)).item())
-    window = torch.hann_window(size)
+    window = torch.hann_window(size, device=mixture_T.device)
     spectra = torch.stft(
         torch.cat([mixture_T[None], stems_ST]), size, size // 4, window=window, pad_mode="constant", return_complex=True
     )

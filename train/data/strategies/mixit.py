@@ -33,10 +33,10 @@ class MixIt:
 
 
 class MixItMixer(Mixer):
-    """Draws natural clips, alone or two at a time."""
+    """Draws natural clips, alone or two at a time; for Self-Remixing too."""
 
     def natural_mixture(self, rng: np.random.Generator) -> TrainingMixture | None:
-        settings = self.config.mixit
+        settings = self.config.mixit or self.config.self_remix
         assert settings is not None
         clip_fraction = self.config.clip_fraction if self.pools["pairs"].by_label else 0.0
         two_fraction = settings.fraction if self.pools["natural"].by_label else 0.0
