@@ -29,6 +29,7 @@ from engine.audio.loading import Loader
 from engine.corpus.read import read_corpus
 from engine.schema import ClipRow
 from engine.scoring.metrics import si_sdr_db, snr_db
+from engine.scoring.sharing import share_mixture
 from engine.separators import NetworkConfig, load
 from engine.separators.queries import query_for
 from engine.settings import build
@@ -37,7 +38,6 @@ from train.data.config import MixConfig
 from train.data.items import Item, clean_items
 from train.data.mixer import Mixer
 from train.data.pools import Pool
-from train.data.sharing import share_mixture
 from train.data.strategies.compose import mixer_class
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate

@@ -26,11 +26,11 @@ from benchmarks import pages
 from engine.audio.flac import decode_flac24, encode_flac24
 from engine.passes.shards import read_audio, write_shard
 from engine.schema import STEMS
+from engine.scoring.sharing import share_mixture
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
 from engine.storage.files import write_json, write_parquet
 from train.data.items import track_items
-from train.data.sharing import share_mixture
 
 _PAGE = Path(__file__).with_name("tracks.md")
 _RATE_HZ, _CLIP_S, _CLIPS_PER_SHARD = 16000, 10.0, 32

@@ -51,6 +51,12 @@ def separate(
         Literal["wav", "flac"], typer.Option("--format", help="32-bit float WAV or 24-bit FLAC.")
     ] = "wav",
     residual: Annotated[bool, typer.Option("--residual", help="Also write the mixture without its stems.")] = False,
+    complete: Annotated[
+        bool,
+        typer.Option(
+            "--complete", help="The queries name every sound of the inputs: divide the inputs among their stems."
+        ),
+    ] = False,
     estimator: Annotated[str | None, typer.Option(help=ESTIMATOR_HELP)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace stems that are there already.")] = False,
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the separator runs.")] = "auto",
@@ -72,6 +78,7 @@ def separate(
         separator=separator,
         file_format=file_format,
         residual=residual,
+        complete=complete,
         estimator=estimator,
         overwrite=overwrite,
         device=device,

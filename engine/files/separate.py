@@ -23,7 +23,7 @@ from engine.files.averages import ScoreAverages
 from engine.files.best import choose_best
 from engine.files.names import HEAD_BYTES, RESIDUAL, STEM_MARK, AudioInput, find_inputs
 from engine.files.stream import separated_blocks
-from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, make_targets
+from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, make_targets, with_rivals
 from engine.scoring.estimator import SiSdrEstimator, load_estimator
 from engine.scoring.scores import Scores
 from engine.separators import Separator, SeparatorFactory, find_separator
@@ -86,6 +86,8 @@ class SeparationPlan:
     targets: tuple[StemQuery, ...]
     file_format: FileFormat
     residual: bool
+    complete: bool
+    """The targets are all sounds of the inputs."""
     estimator: SiSdrEstimator | None
     overwrite: bool
     device: str
@@ -107,6 +109,7 @@ def separate_file(
     unwanted: Sounds = (),
     file_format: FileFormat = "wav",
     residual: bool = False,
+    complete: bool = False,
     estimator: SiSdrEstimator | Name | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -115,9 +118,11 @@ def separate_file(
 
     Stems have the file's rate, channels and number of samples; a stereo image is kept. ``wav`` is float32, ``flac`` has
     24 bits. ``unwanted`` sounds are excluded from every stem, by separators that can. ``residual`` writes the file
-    without all stems too. A stem that is there already is left, if it is of the same input, query and separator.
-    Several separators, or a list of queries in place of one, are alternatives: the ``estimator`` chooses. Raises
-    ``ValueError`` for a file that cannot be decoded and a query that the separator cannot answer.
+    without all stems too. ``complete`` states that the queries are all sounds in the file: each excludes the others, by
+    separators that can, and the file is divided among its stems. A stem that is there already is left, if it is of the
+    same input, query and separator. Several separators, or a list of queries in place of one, are alternatives: the
+    ``estimator`` chooses. Raises ``ValueError`` for a file that cannot be decoded and a query that the separator cannot
+    answer.
 
     >>> (stem,) = cs.separate_file("mixture.wav", "bell", separator="separator", out="stems")
     >>> stem["query"], stem["duration_s"], stem["num_channels"]
@@ -128,6 +133,7 @@ def separate_file(
         separator=separator,
         file_format=file_format,
         residual=residual,
+        complete=complete,
         estimator=estimator,
         overwrite=overwrite,
         device=device,
@@ -144,6 +150,7 @@ def plan_separation(
     separator: AnySeparator | Sequence[AnySeparator],
     file_format: FileFormat = "wav",
     residual: bool = False,
+    complete: bool = False,
     estimator: SiSdrEstimator | Name | None = None,
     overwrite: bool = False,
     device: str = "auto",
@@ -151,6 +158,9 @@ def plan_separation(
     """Open separators and check queries. Raises ``ValueError`` for whatever cannot work with any file."""
     if file_format not in ("wav", "flac"):
         raise ValueError(f"the format of stems must be wav or flac, got {file_format!r}; choose one")
+    if complete and (len(targets) < 2 or residual):
+        got = "a residual" if residual else "one"
+        raise ValueError(f"a complete set of queries must be two or more without a residual, got {got}; change it")
     device = _device(device)
     several = separator if isinstance(separator, list | tuple) else [separator]
     opened = [_opened(one, device) for one in several]
@@ -165,6 +175,7 @@ def plan_separation(
         targets=tuple(targets),
         file_format=file_format,
         residual=residual,
+        complete=complete,
         estimator=estimator,
         overwrite=overwrite,
         device=device,
@@ -249,7 +260,8 @@ def separate_into(
     """Separate one file into a folder; stems that are there already, from the same input, are left."""
     outputs = _outputs(source, plan, out)
     missing = [one for one in outputs if plan.overwrite or not one.is_there()]
-    if missing and not plan.has_choice and all(one.target for one in missing):  # the others are not needed
+    needs_others = plan.has_choice or plan.complete
+    if missing and not needs_others and all(one.target for one in missing):
         plan = replace(plan, targets=tuple(one.target for one in missing if one.target), residual=False)
         made = missing
     else:
@@ -299,7 +311,9 @@ class _Output:
 def _outputs(source: AudioInput, plan: SeparationPlan, out: Location) -> list[_Output]:
     everything = [target.identity for target in plan.targets]
     chosen_by = plan.estimator.fingerprint if plan.has_choice and plan.estimator is not None else None
-    others = [everything, chosen_by] if chosen_by else None  # the choice depends on all targets
+    others: object = [everything, chosen_by] if chosen_by else None  # the choice depends on all targets
+    if plan.complete:
+        others = [everything, chosen_by, "complete"]
     found = []
     for target in [*plan.targets, *([None] if plan.residual else [])]:
         made_of = [target.identity if target else [everything, RESIDUAL], others]
@@ -331,7 +345,14 @@ def separate_stream(
     writers = open_writers(rate_hz, num_channels)
     averages = ScoreAverages(len(queries), sample_rate_hz=separator.sample_rate_hz, estimator=plan.estimator)
     num_samples, started_s = 0, time.perf_counter()
-    separated = separated_blocks(chain([first], blocks), separator, queries, device=plan.device, on_stems=averages.push)
+    separated = separated_blocks(
+        chain([first], blocks),
+        separator,
+        with_rivals(queries) if plan.complete and getattr(separator, "uses_unwanted", False) else queries,
+        divides=plan.complete,
+        device=plan.device,
+        on_stems=averages.push,
+    )
     with closing(separated):
         for channels_CT, stems_QCT in separated:
             for writer, stem_CT in zip(writers, stems_QCT, strict=False):

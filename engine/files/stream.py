@@ -30,14 +30,18 @@ def separated_blocks(
     separator: Separator,
     queries: Sequence[str | Query],
     *,
+    divides: bool = False,
     device: str = "cpu",
     on_stems: OnStems = lambda mix_T, stems_QT: None,
 ) -> Generator[tuple[Samples, Samples], None, None]:
-    """Yield the recording ``[C, T]`` and its stems ``[Q, C, T]``, at the recording's rate and with all its samples."""
+    """Yield the recording ``[C, T]`` and its stems ``[Q, C, T]``, at the recording's rate and with all its samples.
+
+    ``divides``: the recording is divided among the stems.
+    """
     stream: _Stream | None = None
     for block in blocks:
         if stream is None:
-            stream = _Stream(block, separator, queries, device, on_stems)
+            stream = _Stream(block, separator, queries, divides, device, on_stems)
         yield from stream.push(block)
     if stream is not None:
         yield from stream.finish()
@@ -47,11 +51,17 @@ class _Stream:
     """Mixes to mono, resamples, separates, resamples back, and applies the stems to the channels."""
 
     def __init__(
-        self, first: ChannelBlock, separator: Separator, queries: Sequence[str | Query], device: str, on_stems: OnStems
+        self,
+        first: ChannelBlock,
+        separator: Separator,
+        queries: Sequence[str | Query],
+        divides: bool,
+        device: str,
+        on_stems: OnStems,
     ) -> None:
         rate, num_channels = first.sample_rate_hz, first.samples_TC.shape[1]
         batch_s = min(_GPU_BATCH_S, _MAX_WAITING / (rate * num_channels)) if device == "cuda" else 0.0
-        self._windows = WindowedSeparator(separator, queries, batch_s=batch_s, device=device)
+        self._windows = WindowedSeparator(separator, queries, divides=divides, batch_s=batch_s, device=device)
         self._to_separator = _resampler(rate, separator.sample_rate_hz, 1)
         self._to_file = _resampler(separator.sample_rate_hz, rate, len(queries))
         self._image = StereoImage(sample_rate_hz=rate, mono_channels=first.mono_channels) if num_channels > 1 else None

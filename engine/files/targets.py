@@ -65,6 +65,15 @@ def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str
     return [StemQuery(name=name, alternatives=one.alternatives) for name, one in zip(unique, targets, strict=True)]
 
 
+def with_rivals(queries: Sequence[OneQuery]) -> list[OneQuery]:
+    """Queries for all sounds of a mixture: each excludes what the others want."""
+    full = [as_query(query) for query in queries]
+    return [
+        Query(own.wanted, (*own.unwanted, *(part for other in full for part in other.wanted if part not in own.wanted)))
+        for own in full
+    ]
+
+
 def _with_unwanted(query: OneQuery, unwanted: Sounds) -> OneQuery:
     """A plain text stays one, for separators that know labels alone."""
     more = Query("all", unwanted).unwanted

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from engine.audio.sndfile import Samples
+from engine.scoring.sharing import share_mixture
 from engine.separators import Query, Separator
 from engine.separators.batching import BatchedSeparator, SeparationRequest
 
@@ -28,9 +29,18 @@ class WindowedSeparator:
     """
 
     def __init__(
-        self, separator: Separator, queries: Sequence[str | Query], *, batch_s: float = 0.0, device: str = "cpu"
+        self,
+        separator: Separator,
+        queries: Sequence[str | Query],
+        *,
+        divides: bool = False,
+        batch_s: float = 0.0,
+        device: str = "cpu",
     ) -> None:
-        """``batch_s`` is the most audio in one call, in seconds; a window for one query at least."""
+        """``batch_s`` is the most audio in one call, in seconds; a window for one query at least.
+
+        ``divides``: the mixture is divided among its stems (:func:`~engine.scoring.sharing.share_mixture`).
+        """
         window_s = float(getattr(separator, "chunk_s", _WINDOW_S))
         overlap_s = float(getattr(separator, "overlap_s", _OVERLAP_S))
         self._window = max(2, round(window_s * separator.sample_rate_hz))
@@ -38,7 +48,7 @@ class WindowedSeparator:
         self._fade = max(1, self._overlap // 2)
         self._margin = (self._overlap - self._fade) // 2
         self._in_T = (np.sin(np.pi / 2 * (np.arange(self._fade) + 0.5) / self._fade) ** 2).astype(np.float32)
-        self._queries = queries
+        self._queries, self._divides = queries, divides
         batch_s = max(window_s, batch_s)
         self._at_once = max(1, int(batch_s / window_s / len(queries)))
         self._batched = BatchedSeparator(separator=separator, batch_s=batch_s, device=device)
@@ -75,7 +85,15 @@ class WindowedSeparator:
         """Stems ``[Q, T]`` of windows."""
         windows = [torch.from_numpy(self._held_T[start - self._begin :][:size]) for start in starts]
         requests = [SeparationRequest(samples_T=one_T, query=query) for one_T in windows for query in self._queries]
-        return np.split(stems_of(self._batched, requests), len(windows))
+        stems = np.split(stems_of(self._batched, requests), len(windows))
+        return [self._divided(*pair) for pair in zip(windows, stems, strict=True)] if self._divides else stems
+
+    def _divided(self, mixture_T: torch.Tensor, stems_QT: Samples) -> Samples:
+        rate_hz = self._batched.separator.sample_rate_hz
+        shares_QT: Samples = share_mixture(
+            mixture_T=mixture_T, stems_ST=torch.from_numpy(stems_QT), sample_rate_hz=rate_hz
+        ).numpy()
+        return shares_QT
 
     def _joined(self, start: int, stems_QT: Samples, stop: int) -> tuple[Samples, Samples]:
         """The mixture and its stems up to ``stop``, of a window's stems and the tail of those before."""

@@ -57,8 +57,9 @@ SIGNATURES = {
     " -> 'SearchSummary'",
     "separate_file": "(path: 'str | os.PathLike[str]', queries: 'Queries', *,"
     " separator: 'AnySeparator | Sequence[AnySeparator]', out: 'Name', unwanted: 'Sounds' = (),"
-    " file_format: 'FileFormat' = 'wav', residual: 'bool' = False, estimator: 'SiSdrEstimator | Name | None' = None,"
-    " overwrite: 'bool' = False, device: 'str' = 'auto') -> 'list[FileStem]'",
+    " file_format: 'FileFormat' = 'wav', residual: 'bool' = False,"
+    " complete: 'bool' = False, estimator: 'SiSdrEstimator | Name | None' = None, overwrite: 'bool' = False,"
+    " device: 'str' = 'auto') -> 'list[FileStem]'",
     "select_tracks": "(stems: 'Name', out: 'Name', thresholds: 'Thresholds', *,"
     " estimator: 'Estimator | str | os.PathLike[str] | None' = None, accepted: 'AcceptedLabels | None' = None,"
     " events: 'Iterable[EventRow] | None' = None) -> 'Selection'",

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.corpus.sources import read_sources
+from engine.scoring.sharing import share_mixture
 from engine.selection.thresholds import Thresholds
 from engine.selection.tracks import select_tracks
 from train.data.batch import Batch
@@ -19,7 +20,6 @@ from train.data.config import MixConfig
 from train.data.items import Item, clean_items, track_items
 from train.data.mixer import Mixer
 from train.data.pools import Pool
-from train.data.sharing import share_mixture
 from train.data.strategies.compose import mixer_class
 from train.data.strategies.natural_targets import natural_items
 from train.losses import clearsep_loss

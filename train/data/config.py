@@ -41,7 +41,7 @@ class MixConfig:
     A label without clean clips gets as many as the median label has room for. 0: none.
     """
     share_mixture: bool = True
-    """Learn from tracks that divide their clip among its labels (``train/data/sharing.py``), not from bare stems."""
+    """Learn from tracks that divide their clip among its labels (``engine/scoring/sharing.py``), not from stems."""
     augment: bool = True
     """Change the speed (and with it the pitch) by up to a quarter and colour the spectrum by some dB."""
     clip_fraction: Fraction = 0.0

@@ -17,9 +17,9 @@ from engine.corpus.sources import SourceClips
 from engine.errors import AudioError, SilentError
 from engine.passes.shards import read_audio, read_clip
 from engine.schema import plain_label
+from engine.scoring.sharing import share_mixture
 from engine.selection.tracks import read_events, read_tracks
 from engine.storage.paths import Location, Name
-from train.data.sharing import share_mixture
 
 
 class TrackRow(TypedDict):

@@ -12,6 +12,7 @@ import torch
 
 import clearsep as cs
 from engine.audio.decoder import shared_decoder
+from engine.errors import AudioError
 from engine.files import separate as separate_module
 from engine.files.names import find_inputs, safe_name
 from engine.files.separate import plan_separation, separate_files
@@ -163,6 +164,42 @@ def test_inputs_and_outputs_may_be_in_s3(s3, mixture):
     assert samples_TC.shape == (len(SIGNAL_T), 2)
 
 
+def test_a_complete_set_of_stems_divides_the_file(tmp_path):
+    """Of "all" and "low" the file is divided evenly below 1 kHz: what both took is counted once."""
+    sf.write(tmp_path / "street.wav", SIGNAL_T, RATE_HZ, subtype="FLOAT")
+    stems = separate(tmp_path / "street.wav", ["all", "low"], complete=True)
+    parts = [sf.read(stem["path"], dtype="float32")[0] for stem in stems]
+    assert snr_db(sum(parts), SIGNAL_T) > 80
+    levels = [np.square(part).sum() / np.square(SIGNAL_T).sum() for part in parts]
+    assert levels == pytest.approx([3 / 4 + 1 / 4 / 4, 1 / 4 / 4], abs=0.02)
+
+
+def test_queries_of_a_complete_set_exclude_each_other(mixture, monkeypatch):
+    seen = []
+
+    def separated(self, mix_BT, queries, *, lengths=None):
+        seen.extend(queries)
+        return mix_BT / 2
+
+    monkeypatch.setattr(BandPass, "separate", separated)
+    separate(mixture, ["low", "high"], complete=True)
+    assert {type(query) for query in seen} == {str}
+    seen.clear()
+    monkeypatch.setattr(BandPass, "uses_unwanted", True, raising=False)
+    separate(mixture, ["low", "high"], complete=True, overwrite=True, unwanted="hum")
+    pairs = {(query.text, tuple(part.sound for part in query.unwanted)) for query in seen}
+    assert pairs == {("low", ("hum", "high")), ("high", ("hum", "low"))} | {(one, ("hum",)) for one in ("low", "high")}
+
+
+def test_stems_of_a_complete_set_are_made_together(mixture):
+    first = separate(mixture, ["low", "high"], complete=True)
+    Path(first[0]["path"]).unlink()
+    again = separate(mixture, ["low", "high"], complete=True)
+    assert [stem["is_new"] for stem in again] == [True, False]
+    with pytest.raises(AudioError, match="must be a stem of the same input, query and separator"):
+        separate(mixture, ["low", "high"])
+
+
 # Resuming.
 
 
@@ -258,6 +295,8 @@ def test_a_choice_needs_an_estimator(mixture):
         ("low", {"unwanted": "high"}, "cannot exclude 'high'"),
         ("lov", {}, "there is no label 'lov'"),
         ("low", {"file_format": "mp3"}, "must be wav or flac, got 'mp3'"),
+        ("low", {"complete": True}, "a complete set of queries must be two or more without a residual, got one"),
+        (["low", "high"], {"complete": True, "residual": True}, "without a residual, got a residual"),
         ("low", {"device": "cuda"}, "got cuda where PyTorch finds no GPU"),
         ("low", {"separator": "no-such-folder"}, "no-such-folder"),
     ],

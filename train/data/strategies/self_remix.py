@@ -15,11 +15,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from engine.scoring.sharing import share_mixture
 from engine.separators import QuerySeparator
 from engine.settings import Fraction, config
 from train.capture import half_precision
 from train.data.batch import Batch
-from train.data.sharing import share_mixture
 
 
 @config

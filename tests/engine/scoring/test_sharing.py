@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from engine.scoring.metrics import si_sdr_db, snr_db
+from engine.scoring.sharing import share_mixture
 from tests.support.signals import RATE_HZ, band_noise, mixture, tone
-from train.data.sharing import share_mixture
 
 
 def _share(mixture_T: np.ndarray, *stems_T: np.ndarray) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Division of a clip among its stems before a student learns from them.
+"""Division of a mixture among its stems, where these are all that sounds in it.
 
 Shape legend: S stems of a clip, T samples, F bins, N frames.
 """
