@@ -37,6 +37,12 @@ def calibrate(
     audio_root: AudioRoot = None,
     allow_outside: AllowOutside = False,
     tagger: Annotated[str | None, typer.Option(help="Folder of a tagger that is not trained on them either.")] = None,
+    verdicts: Annotated[
+        list[str] | None, typer.Option(help="CSV of verdicts from a report, as further evidence; repeatable.")
+    ] = None,
+    passes: Annotated[
+        list[str] | None, typer.Option(metavar="RUN|PASS", help="Run or pass of these verdicts; repeatable.")
+    ] = None,
     set_: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -53,11 +59,15 @@ def calibrate(
     from engine.taggers import find_tagger
     from train.judges.calibrate import CalibrationConfig
     from train.judges.calibrate import calibrate as fit
+    from train.judges.verdicts import read_verdicts
 
+    if bool(verdicts) != bool(passes):
+        raise ValueError("--verdicts must be given with --passes, got one of the two; give both or neither")
+    judged = read_verdicts(verdicts, passes) if verdicts and passes else None
     config = build(CalibrationConfig, override({}, set_ or []))
     clips = read_sources(clean, folds=folds, columns=columns, audio_root=audio_root, allow_outside=allow_outside)
     tagging = find_tagger(tagger).with_labels(clips.labels).open(own_device()) if tagger else None
-    estimator = fit(load_separator(separator, own_device()), clips, tagger=tagging, config=config)
+    estimator = fit(load_separator(separator, own_device()), clips, tagger=tagging, config=config, judged=judged)
     save_estimator(estimator, out)
     tables, value = estimator_report(estimator)
     print_result(lambda: tables, value, as_json)

@@ -146,6 +146,15 @@ def estimator_report(estimator: SiSdrEstimator) -> Report:
     weights = dict(zip(estimator.names, estimator.weight, strict=True))
     value = {"fingerprint": estimator.fingerprint, **estimator.about, "weights": weights}
     rows = [["stems", str(value["num_stems"])], ["error, root mean square", f"{value['rmse_db']:.1f} dB"]]
+    if verdicts := value.get("verdicts"):
+        rows += [
+            ["good and bad stems", f"{verdicts['num_good']} and {verdicts['num_bad']}"],
+            ["stems with contradicting verdicts", str(verdicts["num_contradicting"])],
+            ["verdicts without a stem", str(verdicts["num_without_stem"])],
+            ["AUC on the verdicts, fitted without them", f"{verdicts['auc_before']:.3f}"],
+            ["AUC on the verdicts, cross-validated", f"{verdicts['auc']:.3f}"],
+            ["level of a good stem", f"{verdicts['level_db']:.1f} dB"],
+        ]
     rows += [[f"weight of {name}", f"{weight:+.2f} dB"] for name, weight in weights.items()]
     return [Table(title="Estimate of SI-SDR", columns=["", ""], rows=rows)], value
 

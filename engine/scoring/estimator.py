@@ -3,14 +3,20 @@
 It is a ridge regression on standardised scores: a few clips with known sources are enough to fit it. More flexible
 models (additive hinges, small networks) fitted the calibration better and natural clips worse (benchmarks/log.md).
 
-Shape suffixes: N stems, F scores.
+Verdicts of a listener are further evidence. They censor the SI-SDR: that of a good stem is above the listener's level,
+that of a bad one below. The model is Tobit (Tobin 1958, Econometrica 26), fitted by expectation maximisation (Dempster,
+Laird and Rubin 1977): a censored SI-SDR counts as its expectation under the current estimate and its error. The level
+is that of greatest likelihood, because a listener has no scale in dB. The scale is thus that of the known stems; the
+verdicts change which scores it follows.
+
+Shape suffixes: N stems with a known SI-SDR, M stems with a verdict, F scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +34,8 @@ _TRUTH_DB = (-10.0, 25.0)  # bounds of the true SI-SDR, for the same reason
 _RIDGE = 10.0
 _NUM_FOLDS = 5
 _NUM_ERRORS = 5
+_LEAST_ERROR_DB = 0.1  # a verdict is never more certain than that
+_NUM_IMPUTATIONS = 10  # of the censored SI-SDRs: nothing changes after the sixth or so
 _FILE = "estimator.json"
 _SAME_LENGTH = [(name, "names") for name in ("lowest", "highest", "mean", "deviation", "weight")]
 _SAME_LENGTH += [("error_db", "error_at_db")]
@@ -80,10 +88,41 @@ class SiSdrEstimator:
 _Fields = TypedDict("_Fields", get_type_hints(SiSdrEstimator))  # type: ignore[misc]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedStems:
+    """Stems with the verdict of a listener."""
+
+    scores: pa.Table
+    """Their scores, a row of ``schema.SCORES`` each."""
+    is_good: Sequence[bool]
+    """Verdict on each; must have both."""
+    groups: Sequence[str]
+    """Clip of each."""
+    about: Mapping[str, str | int]
+    """Origin and counts of the verdicts, for ``estimator.json``."""
+
+
+_Fitted = tuple[np.ndarray, np.ndarray, np.ndarray, float]
+
+
+class _Evidence(NamedTuple):
+    """Scores of stems with the SI-SDR or the verdict on each."""
+
+    values_NF: np.ndarray
+    truth_N: np.ndarray
+    judged_MF: np.ndarray
+    is_good_M: np.ndarray
+
+
 def fit_estimator(
-    scores: pa.Table, truth_db: Sequence[float], *, groups: Sequence[int], about: dict[str, Any]
+    scores: pa.Table,
+    truth_db: Sequence[float],
+    *,
+    groups: Sequence[int],
+    about: dict[str, Any],
+    judged: JudgedStems | None = None,
 ) -> SiSdrEstimator:
-    """Fit an estimator to stems whose true SI-SDR is known, one row each.
+    """Fit an estimator to stems whose true SI-SDR is known, one row each, and to verdicts on others.
 
     The error is measured by five-fold cross-validation; stems with the same value of ``groups`` are in one fold. Scores
     that are undefined for all stems are left out. Raises ``ValueError`` for fewer than 50 stems or a constant truth.
@@ -97,13 +136,21 @@ def fit_estimator(
     names = [name for name in SCORES.names if scores[name].null_count < len(scores)]
     values_NF = _features(scores, names)
     lowest_F, highest_F = np.nanquantile(values_NF, (_TAIL, 1.0 - _TAIL), axis=0)
-    values_NF = np.clip(values_NF, lowest_F, highest_F)
-    fold_N = np.unique(np.asarray(groups), return_inverse=True)[1] % _NUM_FOLDS
-    held_out_N = np.zeros(len(truth_N))
-    for fold in np.unique(fold_N):
-        inside = fold_N == fold
-        held_out_N[inside] = _predict(values_NF[inside], *_fit(values_NF[~inside], truth_N[~inside]))
-    mean_F, deviation_F, weight_F, bias = _fit(values_NF, truth_N)
+    known = _Evidence(np.clip(values_NF, lowest_F, highest_F), truth_N, values_NF[:0], np.zeros(0, bool))
+    fold_N, no_folds = _folds(groups), np.zeros(0, int)
+    held_out_N, _ = _held_out(known, fold_N, no_folds, 0.0)
+    fitted, error = _fit(known.values_NF, truth_N), max(_LEAST_ERROR_DB, _root_mean_square(held_out_N - truth_N))
+    if judged is not None:
+        evidence = known._replace(
+            judged_MF=np.clip(_features(judged.scores, names), lowest_F, highest_F),
+            is_good_M=np.asarray(judged.is_good, bool),
+        )
+        held_out_N, held_out_M = _held_out(evidence, fold_N, _folds(judged.groups), error)
+        before_M = _predict(evidence.judged_MF, *fitted)
+        fitted, level_db = _fit_censored(evidence, error)
+        agreement = {"auc_before": _auc(before_M, evidence.is_good_M), "auc": _auc(held_out_M, evidence.is_good_M)}
+        about = about | {"verdicts": {**judged.about, "level_db": level_db, **agreement}}
+    mean_F, deviation_F, weight_F, bias = fitted
     error_at_db, error_db = _errors(held_out_N, truth_N)
     return SiSdrEstimator(
         names=tuple(names),
@@ -115,11 +162,73 @@ def fit_estimator(
         bias=bias,
         error_at_db=error_at_db,
         error_db=error_db,
-        about=about | {"num_stems": len(truth_N), "rmse_db": float(np.sqrt(np.mean((held_out_N - truth_N) ** 2)))},
+        about=about | {"num_stems": len(truth_N), "rmse_db": _root_mean_square(held_out_N - truth_N)},
     )
 
 
-def _fit(values_NF: np.ndarray, truth_N: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def _folds(groups: Sequence[int] | Sequence[str]) -> np.ndarray:
+    folds: np.ndarray = np.unique(np.asarray(groups), return_inverse=True)[1] % _NUM_FOLDS
+    return folds
+
+
+def _root_mean_square(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def _held_out(
+    evidence: _Evidence, fold_N: np.ndarray, fold_M: np.ndarray, error: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates ``[N]`` and ``[M]`` of all stems, each by a fit without its fold."""
+    values_NF, truth_N, judged_MF, is_good_M = evidence
+    held_out_N, held_out_M = np.zeros(len(truth_N)), np.zeros(len(is_good_M))
+    for fold in np.unique([*fold_N, *fold_M]):
+        in_N, in_M = fold_N == fold, fold_M == fold
+        others = _Evidence(values_NF[~in_N], truth_N[~in_N], judged_MF[~in_M], is_good_M[~in_M])
+        fitted, _ = _fit_censored(others, error)
+        held_out_N[in_N], held_out_M[in_M] = _predict(values_NF[in_N], *fitted), _predict(judged_MF[in_M], *fitted)
+    return held_out_N, held_out_M
+
+
+def _fit_censored(evidence: _Evidence, error: float) -> tuple[_Fitted, float]:
+    """Fit to truths and verdicts, and the level of the listener in dB; NaN without verdicts of both kinds."""
+    from scipy.optimize import brentq
+
+    values_NF, truth_N, judged_MF, is_good_M = evidence
+    fitted, level_db = _fit(values_NF, truth_N), float("nan")
+    if is_good_M.all() or not is_good_M.any():  # they set no level
+        return fitted, level_db
+    all_values = np.concatenate([values_NF, judged_MF])
+    for _ in range(_NUM_IMPUTATIONS):
+        estimate_M = _predict(judged_MF, *fitted)
+        low, high = estimate_M.min() - 10.0 * error, estimate_M.max() + 10.0 * error
+        # The likelihood of the verdicts is greatest where they leave the mean of the estimates as it is.
+        level_db = float(brentq(_mean_surprise, low, high, args=(estimate_M, is_good_M, error)))
+        imputed_M = np.clip(estimate_M + _surprise(estimate_M - level_db, is_good_M, error), *_TRUTH_DB)
+        fitted = _fit(all_values, np.concatenate([truth_N, imputed_M]))
+    return fitted, level_db
+
+
+def _mean_surprise(level_db: float, estimate_M: np.ndarray, is_good_M: np.ndarray, error: float) -> float:
+    return float(_surprise(estimate_M - level_db, is_good_M, error).mean())
+
+
+def _surprise(above_M: np.ndarray, is_good_M: np.ndarray, error: float) -> np.ndarray:
+    """Expectation ``[M]`` of SI-SDR minus estimate, given the verdicts and how far estimates are above the level."""
+    from scipy.special import log_ndtr
+
+    sign_M = np.where(is_good_M, 1.0, -1.0)
+    scaled_M = sign_M * above_M / error
+    found: np.ndarray = sign_M * error * np.exp(-(scaled_M**2 + np.log(2.0 * np.pi)) / 2.0 - log_ndtr(scaled_M))
+    return found
+
+
+def _auc(estimate_M: np.ndarray, is_good_M: np.ndarray) -> float:
+    """Probability that a good stem has the higher estimate than a bad one (area under the ROC curve)."""
+    difference = np.subtract.outer(estimate_M[is_good_M], estimate_M[~is_good_M])
+    return float(np.mean((np.sign(difference) + 1.0) / 2.0))
+
+
+def _fit(values_NF: np.ndarray, truth_N: np.ndarray) -> _Fitted:
     """Mean, deviation and weight [F] of each score, and the bias."""
     from sklearn.linear_model import Ridge  # takes a second to import
 
@@ -142,7 +251,7 @@ def _errors(estimate_N: np.ndarray, truth_N: np.ndarray) -> tuple[tuple[float, .
     """Mean estimate and root mean square error in parts of the estimates' range that have equally many stems."""
     parts = np.array_split(np.argsort(estimate_N), _NUM_ERRORS)
     at_db = tuple(float(estimate_N[rows].mean()) for rows in parts)
-    return at_db, tuple(float(np.sqrt(np.mean((estimate_N[rows] - truth_N[rows]) ** 2))) for rows in parts)
+    return at_db, tuple(_root_mean_square(estimate_N[rows] - truth_N[rows]) for rows in parts)
 
 
 def _features(scores: pa.Table, names: Sequence[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from engine.audio.loading import loaded
 from engine.corpus.sources import SourceClips
 from engine.passes.separate import separate_clips
 from engine.schema import SCORES, ClipRow, DecodedClip
-from engine.scoring.estimator import SiSdrEstimator, fit_estimator
+from engine.scoring.estimator import JudgedStems, SiSdrEstimator, fit_estimator
 from engine.scoring.metrics import si_sdr_db
 from engine.scoring.model_scores import Scorer
 from engine.scoring.scores import Scores
@@ -45,16 +45,28 @@ class CalibrationConfig:
 
 
 def calibrate(
-    separator: Separator, clean: SourceClips, *, tagger: Tagger | None = None, config: CalibrationConfig | None = None
+    separator: Separator,
+    clean: SourceClips,
+    *,
+    tagger: Tagger | None = None,
+    config: CalibrationConfig | None = None,
+    judged: JudgedStems | None = None,
 ) -> SiSdrEstimator:
-    """An estimator calibrated on one separator, with clips that neither it nor the tagger learned from."""
+    """An estimator calibrated on one separator, with clips that neither it nor the tagger learned from.
+
+    ``judged`` are stems with verdicts of a listener (:func:`train.judges.verdicts.read_verdicts`), as further evidence.
+    """
     batched = BatchedSeparator(separator=separator, device=device_of(separator))
     scorer = Scorer(batched=batched, tagger=tagger, reseparate=False)
-    return calibrate_on([(scorer, clean)], config or CalibrationConfig(), about={"clean": clean.root})
+    return calibrate_on([(scorer, clean)], config or CalibrationConfig(), about={"clean": clean.root}, judged=judged)
 
 
 def calibrate_on(
-    held_out: Sequence[tuple[Scorer, SourceClips]], config: CalibrationConfig, *, about: Mapping[str, Any]
+    held_out: Sequence[tuple[Scorer, SourceClips]],
+    config: CalibrationConfig,
+    *,
+    about: Mapping[str, Any],
+    judged: JudgedStems | None = None,
 ) -> SiSdrEstimator:
     """An estimator calibrated on stems of several separators, each with clips that it did not learn from.
 
@@ -75,7 +87,8 @@ def calibrate_on(
             rows += scores
             truth_db += si_sdr_db(estimate=item.stems_ST, reference=truth_ST.to(item.stems_ST.device)).tolist()
             groups += [int(item.clip.row["clip_id"])] * len(scores)
-    return fit_estimator(pa.Table.from_pylist(rows, schema=SCORES), truth_db, groups=groups, about=dict(about))
+    table = pa.Table.from_pylist(rows, schema=SCORES)
+    return fit_estimator(table, truth_db, groups=groups, about=dict(about), judged=judged)
 
 
 def _draw_mixtures(

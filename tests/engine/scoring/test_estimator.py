@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from engine.schema import ESTIMATES, SCORES
-from engine.scoring.estimator import fit_estimator, load_estimator, save_estimator
+from engine.scoring.estimator import JudgedStems, fit_estimator, load_estimator, save_estimator
 
 NUM_STEMS = 400
 MASK_DB, LEAK_DB = np.random.default_rng(0).uniform(-10, 20, (2, NUM_STEMS))
@@ -118,6 +118,71 @@ def test_truths_outside_the_bounds_count_as_the_bounds():
 def test_too_few_stems_or_a_constant_truth_are_refused(num_stems, truth_db):
     with pytest.raises(ValueError, match=rf"at least 50 stems .*, got {num_stems} .*; give more single-source clips"):
         calibrated(truth_db, mask_snr_db=MASK_DB[:num_stems])
+
+
+NOISE_DB = 2.0
+LEVEL_DB = 6.0
+
+
+def judged(level_db=LEVEL_DB, *, leak_weight=0.0, num=300, seed=7):
+    """A listener calls a stem good if its SI-SDR is high; it may depend on a score that the calibration ignores."""
+    rng = np.random.default_rng(seed)
+    mask_db, leak_db = rng.uniform(-10, 20, (2, num))
+    sdr_db = 4.0 + 0.4 * mask_db + leak_weight * (leak_db - 5.0) + NOISE_DB * rng.standard_normal(num)
+    return JudgedStems(
+        scores=table(mask_snr_db=mask_db, rival_leak_db=leak_db),
+        is_good=(sdr_db > level_db).tolist(),
+        groups=[str(number // 2) for number in range(num)],
+        about={"fingerprint": "verdicts"},
+    )
+
+
+def with_verdicts(verdicts):
+    """Fitted to stems whose SI-SDR depends on one score, and not on the leak."""
+    truth_db = 4.0 + 0.4 * MASK_DB + NOISE_DB * np.random.default_rng(8).standard_normal(NUM_STEMS)
+    scores = table(mask_snr_db=MASK_DB, rival_leak_db=LEAK_DB)
+    return fit_estimator(scores, truth_db, groups=GROUPS, about={}, judged=verdicts)
+
+
+def test_verdicts_that_agree_with_the_truths_change_nothing_and_show_the_listeners_level():
+    estimator, without = with_verdicts(judged()), with_verdicts(None)
+    found, expected = (estimates(one, mask_snr_db=[-9, 5, 19], rival_leak_db=[5, 5, 5]) for one in (estimator, without))
+    assert found == pytest.approx(expected, abs=0.5)
+    figures = estimator.about["verdicts"]
+    assert figures["fingerprint"] == "verdicts"
+    assert figures["level_db"] == pytest.approx(LEVEL_DB, abs=0.5)
+    assert figures["auc"] == pytest.approx(figures["auc_before"], abs=0.01)
+    assert "verdicts" not in without.about
+
+
+def test_verdicts_move_the_estimates_to_what_the_listener_judges():
+    """To the listener a leak costs 0.3 dB a dB; the known stems show nothing of it. Their scale in dB stays."""
+    verdicts = judged(leak_weight=-0.3, num=1000)
+    estimator, without = with_verdicts(verdicts), with_verdicts(None)
+    low, high = estimates(estimator, mask_snr_db=[5, 5], rival_leak_db=[0, 10])
+    same = estimates(without, mask_snr_db=[5, 5], rival_leak_db=[0, 10])
+    assert same[0] == pytest.approx(same[1], abs=0.3)
+    assert 1.0 < low - high < 3.0, "between 0 dB of the known stems and 3 dB of the listener"
+    assert np.mean([low, high]) == pytest.approx(np.mean(same), abs=0.3)
+    figures = estimator.about["verdicts"]
+    assert figures["auc"] > figures["auc_before"] + 0.02
+    opposite = with_verdicts(judged(leak_weight=0.3, num=1000))
+    assert opposite.weight[1] > 0.5 > -0.5 > estimator.weight[1]
+    assert estimator.about["rmse_db"] > without.about["rmse_db"], "the known stems are fitted less well for it"
+
+
+def test_verdicts_at_random_change_little():
+    is_good = (np.random.default_rng(9).random(300) < 0.5).tolist()
+    estimator, without = with_verdicts(replace(judged(), is_good=is_good)), with_verdicts(None)
+    assert estimator.about["verdicts"]["auc"] == pytest.approx(0.5, abs=0.08)
+    assert estimator.weight[1] == pytest.approx(without.weight[1], abs=0.5)
+
+
+def test_the_verdicts_of_one_clip_do_not_judge_themselves():
+    """Good and bad stems of a single clip: no other clip shows what they have in common."""
+    verdicts = replace(judged(leak_weight=-0.3), groups=["one"] * 300)
+    figures = with_verdicts(verdicts).about["verdicts"]
+    assert figures["auc"] == pytest.approx(figures["auc_before"], abs=0.005)
 
 
 def test_a_saved_estimator_is_loaded(estimator, tmp_path):
