@@ -225,22 +225,22 @@ def report(
 
 
 def watch(
-    path: Annotated[str, typer.Argument(metavar="RUN|PASS", help="Folder or s3:// address.")],
+    path: Annotated[str, typer.Argument(metavar="RUN|PASS|SEARCH", help="Folder or s3:// address.")],
     every_s: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two looks.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Look once.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what a run or a pass is at, until it is done; also one on a cluster or in S3, from its files.
+    """Show what a run, a pass or a search is at, until it is done; also one on a cluster or in S3, from its files.
 
     Example: `clearsep watch runs/first`
     """
     from tune.report.watch import Watch, watch_until_done
 
-    watch = Watch(path)
+    watched = SearchWatch(path) if (location(path) / "search.yaml").is_file() else Watch(path)
     if as_json:
-        print_result(list, {**watch.look(), **watch.summary()}, as_json)
+        print_result(list, watched.snapshot().value, as_json)
     else:
-        watch_until_done(watch, every_s=every_s, once=once)
+        watch_until_done(watched, every_s=every_s, once=once)
 
 
 def inspect(
@@ -248,7 +248,9 @@ def inspect(
         str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint (of others too) or a corpus.")
     ],
     class_map: ClassMap = None,
+    from engine.storage.paths import location
     audio_root: AudioRoot = None,
+    from tune.search.watch import SearchWatch
     columns: Columns = None,
     allow_outside: AllowOutside = False,
     as_json: Json = False,

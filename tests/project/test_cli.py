@@ -46,7 +46,7 @@ PROMISES = {
     "export": "Write tracks or a separator in a format that other programs load",
     "failures": "List failures: first the reasons with their counts",
     "report": "Write the report of a run, a pass or a search: one HTML page",
-    "watch": "Show what a run or a pass is at, until it is done",
+    "watch": "Show what a run, a pass or a search is at, until it is done",
     "inspect": "Show the contents of a run, a pass",
     "settings": "List settings with type, range, default and meaning",
     "preflight": "Check every node of a cluster before a long job",

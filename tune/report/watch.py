@@ -1,12 +1,15 @@
-"""The state of a run or a pass at this moment, read from its files: by anybody who reaches them, while others work."""
+"""The state of a run or a pass at this moment, read from its files: by anybody who reaches them, while others work.
+
+A search has a watch of its own (``tune/search/watch.py``), which is shown in the same way.
+"""
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -16,6 +19,7 @@ from typing_extensions import TypedDict
 
 from engine.cli.console import print_result
 from engine.cli.display import console, rich_table, shown
+from engine.cli.tables import Table
 from engine.passes.records import ShardRecord, done_names, find_record, in_threads
 from engine.passes.slices import holders
 from engine.passes.tasks import Tasks
@@ -50,6 +54,28 @@ class Activity(TypedDict):
     """The process that works on it, and the number of further ones; null: nobody does."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything that a look shows."""
+
+    value: Mapping[str, object]
+    """For ``--json``."""
+    text: str
+    """The work in one line."""
+    is_done: bool
+    done: int
+    total: int
+    """Of the work; 0: not known."""
+    tables: Sequence[Table]
+
+
+class Watched(Protocol):
+    """A run, a pass or a search that is watched."""
+
+    def snapshot(self) -> Snapshot:
+        """Look at it."""
+
+
 @dataclass(kw_only=True)
 class _Pass:
     """A pass that is watched: the records of its shards that were read, and the rate since then."""
@@ -68,8 +94,8 @@ class Watch:
         self.is_run = (self.folder / "config.yaml").is_file()
         if not (self.is_run or (self.folder / "stems" / "pass.json").is_file()):
             raise ValueError(
-                f"{path} must be a run or a pass, got a path without config.yaml and stems/pass.json; give its folder, "
-                "once it has begun"
+                f"{path} must be a run, a pass or a search, got a path without config.yaml, stems/pass.json and "
+                "search.yaml; give its folder, once it has begun"
             )
         self._passes: dict[str, _Pass] = {}
 
@@ -79,13 +105,26 @@ class Watch:
             return self._pass(self.folder, "separating")
         return self._run(holder_of(self.folder, "run"))
 
-    def summary(self) -> RunSummary:
-        """The finished iterations of a run; a pass has none."""
+    def snapshot(self) -> Snapshot:
+        """The work that it is at, with the finished iterations of a run."""
+        activity, summary = self.look(), self._summary()
+        table = iterations_table(summary)
+        return Snapshot(
+            value={**activity, **summary},
+            text=activity_text(activity),
+            is_done=activity["step"] == DONE,
+            done=activity["done"],
+            total=activity["total"],
+            tables=[table] if table.rows else [],
+        )
+
+    def _summary(self) -> RunSummary:
         path = self.folder / "summary.json"
         return read_record(path, RunSummary) if self.is_run and path.is_file() else RunSummary(iterations=[])
 
     def _run(self, holder: str | None) -> Activity:
-        settings, folder = self._settings(), self.folder / "iterations"
+        settings = stored_settings(self.folder / "config.yaml", needs={"schedule", "seed_training", "distil"})
+        folder = self.folder / "iterations"
         numbers = range(len(settings["schedule"]) + 1)
         open_ = (one for one in numbers if not (folder / str(one) / "iteration.json").is_file())
         number = next(open_, None)
@@ -102,18 +141,6 @@ class Watch:
         if not (out / "tracks" / "manifest.json").is_file():
             return _activity(f"{name}: {'filtering' if _is_closed(out) else 'preparing'}", holder)
         return _training(out, f"{name}: distilling", settings["distil"], holder)
-
-    def _settings(self) -> Mapping[str, Any]:
-        """The settings of the run; raises ``ValueError`` if they are damaged."""
-        path = self.folder / "config.yaml"
-        try:
-            with open_binary(path) as file:
-                settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
-        except ValueError as error:
-            raise ValueError(f"cannot read {path} ({error}); start the command of the run again") from error
-        if not isinstance(settings, dict) or not {"schedule", "seed_training", "distil"} <= settings.keys():
-            raise ValueError(f"{path} must have the settings of a run, got others; give the folder of a run")
-        return settings
 
     def _pass(self, out: Location, step: str) -> Activity:
         if _is_closed(out):
@@ -138,6 +165,18 @@ class Watch:
         }
 
 
+def stored_settings(path: Location, *, needs: Collection[str]) -> Mapping[str, Any]:
+    """The settings of a run or a search; raises ``ValueError`` if they are damaged."""
+    try:
+        with open_binary(path) as file:
+            settings = parse_yaml(bounded(file, MAX_SETTINGS_BYTES))
+    except ValueError as error:
+        raise ValueError(f"cannot read {path} ({error}); start the command of its folder again") from error
+    if not isinstance(settings, dict) or not settings.keys() >= set(needs):
+        raise ValueError(f"{path} must have settings of a run or a search, got others; give the folder of one")
+    return settings
+
+
 def _is_closed(out: Location) -> bool:
     return (out / "stems" / "manifest.json").is_file()
 
@@ -157,29 +196,28 @@ def _activity(step: str, holder: str | None) -> Activity:
     return Activity(step=step, done=0, total=0, unit="", num_failed=0, audio_per_s=None, holder=holder)
 
 
-def watch_until_done(watch: Watch, *, every_s: float, once: bool = False) -> None:
-    """Show a run or a pass until it is done, or ``once``: on a terminal in place, elsewhere a line for every change."""
+def watch_until_done(watched: Watched, *, every_s: float, once: bool = False) -> None:
+    """Show a run, a pass or a search until it is done, or ``once``: in place on a terminal, else a line a change."""
     screen, before = console(), ""
     with Live(console=screen, auto_refresh=False) as live:
         while True:
-            text = activity_text(activity := watch.look())
+            seen = watched.snapshot()
             if screen.is_terminal:
-                live.update(_picture(watch.summary(), activity, text), refresh=True)
-            elif text != before:
-                screen.print(text, soft_wrap=True)
-            if once or activity["step"] == DONE:
+                live.update(_picture(seen), refresh=True)
+            elif seen.text != before:
+                screen.print(seen.text, soft_wrap=True)
+            if once or seen.is_done:
                 break
-            before = text
+            before = seen.text
             time.sleep(every_s)
     if not screen.is_terminal:
-        print_result(lambda: [table] if (table := iterations_table(watch.summary())).rows else [], None, False)
+        print_result(lambda: seen.tables, None, False)
 
 
-def _picture(summary: RunSummary, activity: Activity, text: str) -> RenderableType:
-    table = iterations_table(summary)
-    tables = [rich_table(table.title, table.columns, table.rows)] if table.rows else []
-    bar = [ProgressBar(total=activity["total"], completed=activity["done"], width=60)] if activity["total"] else []
-    return Group(*tables, Text(shown(text)), *bar)
+def _picture(seen: Snapshot) -> RenderableType:
+    tables = [rich_table(table.title, table.columns, table.rows) for table in seen.tables]
+    bar = [ProgressBar(total=seen.total, completed=seen.done, width=60)] if seen.total else []
+    return Group(*tables, Text(shown(seen.text)), *bar)
 
 
 def activity_text(activity: Activity) -> str:
@@ -194,6 +232,9 @@ def activity_text(activity: Activity) -> str:
         parts.append(f"{activity['audio_per_s']:.0f} s of audio a second")
     if activity["num_failed"]:
         parts.append(f"{activity['num_failed']:,} queries failed")
-    nobody = "nobody works on it: start the same command to resume"
-    parts.append(nobody if activity["holder"] is None else f"by {activity['holder']}")
-    return ", ".join([activity["step"], *parts])
+    return ", ".join([activity["step"], *parts, holder_text(activity["holder"])])
+
+
+def holder_text(holder: str | None) -> str:
+    """The process that works on something; null: nobody does."""
+    return "nobody works on it: start the same command to resume" if holder is None else f"by {holder}"

@@ -125,7 +125,7 @@ def test_a_given_seed_is_not_trained(run: Path) -> None:
 
 
 def test_what_is_neither_a_run_nor_a_pass_is_refused(tmp_path: Path, cli: Cli) -> None:
-    assert "must be a run or a pass" in cli("watch", tmp_path).error()
+    assert "must be a run, a pass or a search" in cli("watch", tmp_path).error()
     for content in ("a: 1", "- a", "schedule: ["):
         (tmp_path / "config.yaml").write_text(content)
         assert "config.yaml" in cli("watch", tmp_path).error()
