@@ -203,6 +203,9 @@ def report(
     ] = None,
     against: Annotated[str | None, typer.Option(metavar="RUN", help="Another run, to compare a run with.")] = None,
     max_mb: Annotated[float, typer.Option(min=0.0, help="Most audio in the page, in megabytes; 0: none.")] = 25.0,
+    tensorboard: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write event files for TensorBoard into this folder.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write the report of a run, a pass or a search: one HTML page to look at and to listen to, which needs no network.
@@ -215,13 +218,24 @@ def report(
     from tune.search.report import write_search_page
 
     folder = location(path)
-    if (folder / "trials.parquet").is_file() and against is None:
+    is_search = (folder / "trials.parquet").is_file()
+    if is_search and tensorboard is not None:
+        raise ValueError(
+            f"--tensorboard must be for a run or a pass, got the search {path}; give TensorBoard the folder {path}/tune"
+        )
+    if is_search and against is None:
         target = location(out) if out is not None else folder / "report.html"
         write_search_page(folder, target)
     else:
         target = write_run_report(folder, out, max_mb=max_mb, against=against)
     value = {"report": str(target)}
-    print_result(lambda: [Table(title="Report", columns=["", ""], rows=[["page", str(target)]])], value, as_json)
+    if tensorboard is not None:
+        from tune.report.tensorboard import write_events
+
+        write_events(folder, tensorboard)
+        value["tensorboard"] = tensorboard
+    rows = [list(one) for one in value.items()]
+    print_result(lambda: [Table(title="Report", columns=["", ""], rows=rows)], value, as_json)
 
 
 def watch(
@@ -234,7 +248,9 @@ def watch(
 
     Example: `clearsep watch runs/first`
     """
+    from engine.storage.paths import location
     from tune.report.watch import Watch, watch_until_done
+    from tune.search.watch import SearchWatch
 
     watched = SearchWatch(path) if (location(path) / "search.yaml").is_file() else Watch(path)
     if as_json:
@@ -248,9 +264,7 @@ def inspect(
         str, typer.Argument(help="A run, a pass, tracks, a stem shard, a checkpoint (of others too) or a corpus.")
     ],
     class_map: ClassMap = None,
-    from engine.storage.paths import location
     audio_root: AudioRoot = None,
-    from tune.search.watch import SearchWatch
     columns: Columns = None,
     allow_outside: AllowOutside = False,
     as_json: Json = False,
