@@ -20,7 +20,8 @@ from engine.selection.thresholds import Thresholds
 from engine.settings import build, override
 from engine.storage.files import check_record
 from engine.taggers.label_map import TaggerFile
-from tests.project.sources import files_of, name_of
+from tests.project.sources import SOURCES, files_of, name_of, parsed
+from tests.project.test_words import literal
 from tests.support import ROOT
 from train.api import TrainingConfig
 from train.evaluation.mixtures import ValidationConfig
@@ -154,6 +155,19 @@ def test_links_lead_somewhere(page):
 def test_every_page_of_docs_is_one_or_two_links_from_the_readme():
     linked = set(re.findall(r"\]\((docs/[^)#\s]+\.md)", README.read_text()))
     assert linked == {name_of(page) for page in files_of("docs", suffix=".md")}
+
+
+def strings(path: Path) -> set[str]:
+    """Every text in a file of the source, with … for what is filled in."""
+    texts = (literal(node) for node in ast.walk(parsed(path)))
+    return {re.sub(r"(\{[^{}]*\})+", "…", text.replace("%s", "…")) for text in texts if text}
+
+
+def test_messages_of_the_troubleshooting_page_are_in_the_source():
+    quoted = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    known = "\n".join(text for path in SOURCES for text in sorted(strings(path)))
+    assert len(quoted) >= 15
+    assert [message for message in quoted if message not in known] == []
 
 
 # Commands and settings.
