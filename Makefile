@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml Makefile | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo tune-demo test test-fast chaos check bench lock clean
+.PHONY: setup demo tune-demo test test-fast chaos check docs bench lock clean
 
 setup: $(STAMP) ## install the locked dependencies and this project into .venv
 
@@ -36,6 +36,10 @@ check: setup ## check formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy -p engine -p train -p tune -p cluster
 
+docs: setup ## build the documentation as a site in site/, which works from disk; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "open site/index.html"
+
 bench: setup ## write every table of README.md and docs/results.md; needs ESC10=folder with clips.csv and audio/
 	@test -n "$(ESC10)" || { echo "ESC10 must be set; run make bench ESC10=FOLDER with clips.csv and audio/"; exit 1; }
 	$(BIN)/python -m benchmarks.speed.overhead
@@ -61,4 +65,4 @@ lock: setup ## update requirements.lock
 		--no-emit-index-url --no-emit-find-links --no-annotate --no-header --quiet -o requirements.lock
 
 clean: ## remove everything that make has built
-	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf .venv runs site .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,3 +254,37 @@ def test_python_compiles_and_uses_public_names(page):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cs":
                 assert node.attr in dir(clearsep)
+
+
+# The site.
+
+
+def build_site(root: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)]  # --quiet would be lenient
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "NO_COLOR": "1"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_site_is_refused_with_a_broken_link_or_an_unlisted_page(tmp_path):
+    for name in ("mkdocs.yml", "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    (tmp_path / "docs" / "new.md").write_text("[one](nothing.md) and [two](concepts.md#nothing)\n")
+    done = build_site(tmp_path, tmp_path / "site")
+    assert done.returncode != 0
+    assert "Aborted with 3 warnings" in done.stdout + done.stderr
+
+
+def test_the_site_has_every_page_and_needs_no_server(tmp_path):
+    done = build_site(ROOT, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for page in PAGES:
+        name = name_of(page).removeprefix("docs/")
+        named = {"README.md": "index", "examples/README.md": "examples"}.get(name, name.removesuffix(".md"))
+        text = (tmp_path / f"{named if '/' in named else named.lower()}.html").read_text()
+        loaded = re.findall(r'<(?:link|script|img)\b[^>]*?\b(?:href|src)="([^"]*)"', text)
+        assert loaded and not [address for address in loaded if "//" in address or address.startswith("/")]
+        files = {address.partition("#")[0] for address in re.findall(r'\b(?:href|src)="(?!\w+:)([^"]+)"', text)}
+        here = tmp_path / Path(named).parent
+        assert [file for file in files if file and not (here / file).is_file()] == []
