@@ -13,9 +13,9 @@ from tests.support import ROOT
 MAX_LINES, MAX_FUNCTION_LINES, MAX_ENTRIES = 400, 50, 12
 MAX_CODE_LINES = 21_130  # lines of the source that are neither blank, comments, docstrings nor imports; may only fall
 MAX_UNTYPED_RECORDS = 55  # `dict[str, Any]` in the source; may only fall
-CALLED_BY_LIBRARIES = {  # methods of their base classes: rich, io and Ray Tune
+CALLED_BY_LIBRARIES = {  # methods of their base classes: rich, io and Ray Tune; IPython's displays
     *("render_message", "tell", "readinto", "on_trial_start", "on_trial_result", "on_trial_complete"),
-    *("on_trial_error", "on_experiment_end"),
+    *("on_trial_error", "on_experiment_end", "_repr_html_"),
 }
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -6,7 +6,7 @@ Shape suffixes: T samples, F bins, N frames.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,11 +139,8 @@ def _played(
 ) -> PlayedClip:
     signals = [_read(one, some) for one, some in zip(passes, rows, strict=True)]
     mixture_T, _, rate_hz = signals[-1]
-    loudest = max(
-        float(np.abs(one_T).max(initial=0.0)) for mix_T, stems, _ in signals for one_T in (mix_T, *stems.values())
-    )
-    gain = min(_MOST_GAIN, _PEAK / loudest) if loudest else 1.0
-    top = _power(gain * mixture_T, rate_hz).max(initial=1e-12)
+    gain = common_gain(one_T for mix_T, stems, _ in signals for one_T in (mix_T, *stems.values()))
+    top = strongest(gain * mixture_T, rate_hz)
     versions = []
     for letter, one, rules, some, (_, stems, hz) in zip(
         "AB"[-len(passes) :], passes, limits, rows, signals, strict=True
@@ -153,7 +150,7 @@ def _played(
             played = [
                 PlayedStem(
                     label=row["label"],
-                    sound=_sound(f"{key}{letter}{number}", gain * stems[row["label"]], hz, top),
+                    sound=played_sound(f"{key}{letter}{number}", gain * stems[row["label"]], hz, top),
                     verdict=verdict_text(row, is_judged=one.stems.is_judged),
                     is_kept=row["rejected_by"] is None,
                     reason=reasons.get(row["label"], ""),
@@ -176,7 +173,7 @@ def _played(
         path=clip.path,
         duration_s=len(mixture_T) / rate_hz,
         is_cut=len(mixture_T) < rows[-1][0]["num_samples"],
-        mixture=_sound(f"{key}m", gain * mixture_T, rate_hz, top),
+        mixture=played_sound(f"{key}m", gain * mixture_T, rate_hz, top),
         versions=versions,
     )
 
@@ -210,7 +207,19 @@ def _scores(row: StemRow, limits: _Limits) -> Iterator[Score]:
         )
 
 
-def _sound(key: str, samples_T: np.ndarray, rate_hz: int, top: float) -> PlayedSound:
+def common_gain(signals: Iterable[np.ndarray]) -> float:
+    """The gain with which the loudest of some signals has a peak of 0.9."""
+    loudest = max((float(np.abs(one_T).max(initial=0.0)) for one_T in signals), default=0.0)
+    return min(_MOST_GAIN, _PEAK / loudest) if loudest else 1.0
+
+
+def strongest(samples_T: np.ndarray, rate_hz: int) -> float:
+    """The strongest power in the spectrogram of a signal."""
+    return float(_power(samples_T, rate_hz).max(initial=1e-12))
+
+
+def played_sound(key: str, samples_T: np.ndarray, rate_hz: int, top: float) -> PlayedSound:
+    """A signal to play; the levels in its spectrogram are relative to ``top``."""
     opus = encode_opus(np.clip(samples_T, -1.0, 1.0), sample_rate_hz=rate_hz)
     level_FN = 10.0 * np.log10(_power(samples_T, rate_hz) / top + 1e-12) / _RANGE_DB + 1.0
     bytes_FN = np.round(255.0 * np.clip(level_FN, 0.0, 1.0)).astype(np.uint8)
