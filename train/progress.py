@@ -99,6 +99,8 @@ def logged_progress(work: Location) -> Iterator[Path]:
 def _follow(file: Path, done: threading.Event) -> None:
     with file.open() as lines:
         lines.seek(0, os.SEEK_END)
-        while not done.wait(1.0):
+        is_done = False
+        while not is_done:
+            is_done = done.wait(1.0)
             for line in lines:
                 _LOGGER.info("  " + ", ".join(f"{key} {value:.5g}" for key, value in json.loads(line).items()))

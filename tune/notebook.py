@@ -10,7 +10,9 @@ import base64
 import functools
 import html
 import importlib
+import logging
 import struct
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ class _Shown:
     def _repr_html_(self) -> str | None:
         """The result as HTML; None, so that its text is shown, if it is empty or was changed."""
         try:
-            return _result_html(self.source, self) if self else None
+            return (_result_html(self.source, self) or None) if self else None
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
 
@@ -67,18 +69,25 @@ def with_display(name: str, public: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(public)
     def call(*given: Any, **named: Any) -> Any:  # noqa: ANN401 - of any function
+        _log_in_notebook()
         return _shown(name, public(*given, **named))
 
     call.__module__, call.__qualname__ = "clearsep", name  # so that it can be pickled
     return call
 
 
-def _shown(source: str, result: Mapping[str, object] | Sequence[Mapping[str, object]]) -> ShownRecord | ShownRecords:
-    shown: ShownRecord | ShownRecords
-    if isinstance(result, Mapping):
-        shown = ShownRecord(result)
-    else:
-        shown = ShownRecords(_shown(source, one) for one in result)
+def _log_in_notebook() -> None:
+    """Print the progress of a call in a cell that runs it, unless the notebook has set its own log."""
+    logger = logging.getLogger("engine")
+    if "ipykernel" in sys.modules and logger.level == logging.NOTSET and not logger.isEnabledFor(logging.INFO):
+        from engine.cli.console import show_progress
+
+        show_progress()
+
+
+def _shown(source: str, result: Any) -> ShownRecord | ShownRecords:  # noqa: ANN401 - of any function
+    is_one = isinstance(result, Mapping)
+    shown = ShownRecord(result) if is_one else ShownRecords(_shown(source, one) for one in result)
     shown.source = source
     return shown
 

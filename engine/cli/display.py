@@ -7,6 +7,9 @@ lines, progress and reports therefore go through this module. JSON is exact inst
 
 from __future__ import annotations
 
+import functools
+import os
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 
@@ -49,8 +52,15 @@ def markdown(text: object, *, most: int = _MAX_SHOWN) -> str:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """A console that takes text as it is: ``[bold]`` and ``:smile:`` are no markup, and numbers have no colours."""
-    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    """A console that takes text as it is: ``[bold]`` and ``:smile:`` are no markup, and numbers have no colours.
+
+    It is a terminal only where a line can change in place. A log file gets no control codes, even if the environment
+    forces colours, and a notebook gets the lines of a log: rich's own displays there need further packages.
+    """
+    is_terminal = (sys.stderr if stderr else sys.stdout).isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    forced = None if is_terminal else False
+    plain = functools.partial(Console, markup=False, emoji=False, highlight=False, force_jupyter=False)
+    return plain(stderr=stderr, width=width, force_terminal=forced)
 
 
 def rich_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> rich.table.Table:

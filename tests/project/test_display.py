@@ -259,6 +259,28 @@ def test_progress_on_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert NAMES["closing markup"][0] in terminal.text
 
 
+@pytest.mark.parametrize(("variable", "value"), [("FORCE_COLOR", "1"), ("TTY_COMPATIBLE", "1"), ("TERM", "dumb")])
+def test_progress_in_a_log_is_lines(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file whose colours are forced, as on some servers, and a terminal that can only append: no bars, log lines."""
+    log = Terminal()
+    monkeypatch.setattr(log, "isatty", lambda: variable == "TERM")
+    monkeypatch.setattr(sys, "stderr", log)
+    monkeypatch.setenv(variable, value)
+    show_progress()
+    bar = PassProgress(Path("out"), 1.0, Totals(), num_clips=3, doing="separating clips")
+    with bar.shown():
+        bar.progress.update(bar.bar, advance=1)
+        bar.progress.refresh()
+    assert log.text == ""
+    progress = Progress("stage", lambda parameters: ("name", "schedule"))
+    progress.setup()
+    trial = SimpleNamespace(config={}, trial_id="1", last_result=None)
+    progress.on_trial_start(trial=trial)
+    progress.on_trial_result(trials=[], trial=trial, result={"iteration": 1, "sdri_db": 1.0, "kept_h": 1.0})
+    progress.on_experiment_end()
+    assert log.text == "stage: name (schedule), iteration 1: SDRi 1.00 dB, kept 1.000 h, cost  h\n"
+
+
 def test_a_cell_of_markdown_is_text() -> None:
     text = Table(title="", columns=["a", "b"], rows=[[given, "c"] for given, _ in NAMES.values()]).markdown()
     assert len(text.splitlines()) == 2 + len(NAMES)

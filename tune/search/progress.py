@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -117,8 +116,8 @@ class Progress(ray.tune.Callback):  # type: ignore[misc]
         self._live: Live | None = None
 
     def setup(self, **_: object) -> None:
-        if sys.stderr.isatty():
-            self._live = Live(console=console(stderr=True), auto_refresh=False)
+        if (screen := console(stderr=True)).is_terminal:
+            self._live = Live(console=screen, auto_refresh=False)
             self._live.start()
 
     def on_trial_start(self, *, trial: Trial, **_: object) -> None:
