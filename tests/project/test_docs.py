@@ -137,6 +137,16 @@ def test_readme_has_its_first_command_by_line_30():
     assert next(number for number, line in enumerate(lines, 1) if line.startswith("make ")) <= 30
 
 
+# Pictures.
+
+
+@per_page(files_of("docs", suffix=".svg"))
+def test_a_picture_loads_nothing(page):
+    text = page.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
+    assert re.findall(r"https?:|@import|@font-face|<script|href", text) == []
+    assert set(re.findall(r"url\((.)", text)) <= {"#"}
+
+
 # Links.
 
 
