@@ -125,6 +125,16 @@ class FailureRow(ClipRow):
     attempts: int
 
 
+class FailureReason(TypedDict):
+    """Failed queries of one step and class of error."""
+
+    step: str
+    error_class: str
+    num_queries: int
+    example: str
+    """Path and message of one of them."""
+
+
 _SENTENCE = "the sound of "
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -52,7 +53,8 @@ def demo(
     config = build(RunConfig, override(demo_settings(out, unlabelled=unlabelled), set_ or []))
     with connected(address):
         summary = run(config, folder := f"{out}/{'unlabelled' if unlabelled else 'run'}")
-    _report(folder)
+    truth = Path(out) / "corpus" / ("unlabelled/truth" if unlabelled else "truth")
+    _report(folder, truth if truth.is_dir() else None)  # a corpus of an older version has none
     print_result(lambda: run_tables(summary), summary, as_json)
 
 
@@ -84,13 +86,13 @@ def run(
     print_result(lambda: run_tables(summary), summary, as_json)
 
 
-def _report(folder: str) -> None:
+def _report(folder: str, truth: Path | None = None) -> None:
     """Write the report of a run that has just ended."""
     from tune.report.page import only_warned
     from tune.report.write import write_run_report
 
     with only_warned(folder):
-        _LOGGER.info(f"the report: {write_run_report(folder)}")
+        _LOGGER.info(f"the report: {write_run_report(folder, truth=truth)}")
 
 
 def label(
@@ -202,6 +204,12 @@ def report(
         str | None, typer.Option("-o", "--out", help="The page; default: report.html in the folder.")
     ] = None,
     against: Annotated[str | None, typer.Option(metavar="RUN", help="Another run, to compare a run with.")] = None,
+    truth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER", help="True sources of clips, CLIP/LABEL.flac, to show the true SI-SDR of stems."
+        ),
+    ] = None,
     max_mb: Annotated[float, typer.Option(min=0.0, help="Most audio in the page, in megabytes; 0: none.")] = 25.0,
     tensorboard: Annotated[
         str | None, typer.Option(metavar="DIR", help="Also write event files for TensorBoard into this folder.")
@@ -223,11 +231,11 @@ def report(
         raise ValueError(
             f"--tensorboard must be for a run or a pass, got the search {path}; give TensorBoard the folder {path}/tune"
         )
-    if is_search and against is None:
+    if is_search and against is None and truth is None:
         target = location(out) if out is not None else folder / "report.html"
         write_search_page(folder, target)
     else:
-        target = write_run_report(folder, out, max_mb=max_mb, against=against)
+        target = write_run_report(folder, out, max_mb=max_mb, against=against, truth=truth)
     value = {"report": str(target)}
     if tensorboard is not None:
         from tune.report.tensorboard import write_events

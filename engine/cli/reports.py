@@ -61,8 +61,9 @@ def failures_report(path: Name) -> Report:
     rows: list[dict[str, Any]] = []
     for iteration, folder in sorted(passes.items()):
         origin = {"iteration": int(iteration)} if iteration else {}
-        reasons += [origin | reason for reason in failure_reasons(folder)]
-        rows += [origin | row for _, row in failure_rows(folder)]
+        found = [row for _, row in failure_rows(folder)]
+        reasons += [origin | reason for reason in failure_reasons(found)]
+        rows += [origin | row for row in found]
     value = {"num_rows": len(rows), "num_queries": sum(row["num_queries"] for row in rows)}
     return [_reasons_table(reasons), _failures_table(rows)], value | {"reasons": reasons, "failures": rows}
 

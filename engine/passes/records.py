@@ -28,7 +28,7 @@ from engine.corpus.contents import claim_contents
 from engine.corpus.table import Corpus
 from engine.errors import DamagedError
 from engine.passes.tasks import WHOLE, Slice, TaskCounts, TaskRow, Tasks
-from engine.schema import CLIPS, FAILURES, FailureRow, clip_columns
+from engine.schema import CLIPS, FAILURES, FailureReason, FailureRow, clip_columns
 from engine.storage.files import atomic_path, read_parquet
 from engine.storage.fingerprints import read_sealed, write_sealed
 from engine.storage.paths import Location
@@ -138,16 +138,6 @@ class Totals:
         for row in failures:
             self.num_queries -= row["num_queries"]
             self.num_failed -= row["num_queries"]
-
-
-class FailureReason(TypedDict):
-    """Failed queries of one step and class of error."""
-
-    step: str
-    error_class: str
-    num_queries: int
-    example: str
-    """Path and message of one of them."""
 
 
 def shard_name(task: int, number: int) -> str:
@@ -285,15 +275,28 @@ def _may_change(out: Location, retry_failed: bool, paths: set[str]) -> set[str]:
     return (paths if retry_failed else failed) - separated
 
 
-def failure_rows(out: Location) -> Iterator[tuple[int, FailureRow]]:
-    """Every failure that stands, with its task (``MANIFEST_TASK``: a row of the manifest that is no clip)."""
+def failure_rows(out: Location, *, unreadable: dict[str, str] | None = None) -> Iterator[tuple[int, FailureRow]]:
+    """Every failure that stands, with its task (``MANIFEST_TASK``: a row of the manifest that is no clip).
+
+    With ``unreadable``, shards that cannot be read are left out; it gets their names, each with its error.
+    """
+
+    def read(name: str) -> list[FailureRow]:
+        try:
+            return _failures_in(out, name, read_sealed(record_path(out, name), ShardRecord))
+        except (OSError, ValueError) as error:
+            if unreadable is None:
+                raise
+            unreadable[name] = str(error)
+            return []
+
     of_manifest = out / "failures" / "manifest.parquet"
     if of_manifest.is_file():
         yield from ((MANIFEST_TASK, row) for row in read_parquet(of_manifest, schema=FAILURES).to_pylist())
-    retried = Tasks(out / "corpus").retried()
-    for name, record in shard_records(out):
+    retried, names = Tasks(out / "corpus").retried(), done_names(out)
+    for name, rows in zip(names, in_threads(read, names), strict=True):
         task, _ = parse_shard_name(name)
-        yield from ((task, row) for row in _failures_in(out, name, record) if _stands(row, task, retried))
+        yield from ((task, row) for row in rows if _stands(row, task, retried))
 
 
 def _stands(row: FailureRow, task: int, retried: dict[str, list[int]]) -> bool:
@@ -383,11 +386,11 @@ def plan_retry(out: Location, *, rows_per_task: int) -> int:
     return tasks.append(itertools.chain([first], rows), rows_per_task=rows_per_task)
 
 
-def failure_reasons(out: Location, *, most: int = 10) -> list[FailureReason]:
+def failure_reasons(failures: Iterable[FailureRow], *, most: int = 10) -> list[FailureReason]:
     """Failed queries by step and class of error, most frequent first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
-    for _, row in failure_rows(out):
+    for row in failures:
         key = (row["step"], row["error_class"])
         counts[key] += row["num_queries"]
         examples.setdefault(key, f"{row['path']}: {row['message']}"[:300])

@@ -80,7 +80,12 @@ def demo_settings(out: str | Path, *, unlabelled: bool = False) -> Tree:
         _LOGGER.info(f"synthesising {len(LABELS)} kinds of sound into {folder}")
         write_corpus(folder, num_per_label={1: 3, 2: 24, 3: 8}, seed=0)
     natural = write_natural(
-        read_sources(clips, folds=[2]), folder, num_clips=[(2, 120), (3, 24)], sample_rate_hz=16000, seed=1
+        read_sources(clips, folds=[2]),
+        folder,
+        num_clips=[(2, 120), (3, 24)],
+        sample_rate_hz=16000,
+        seed=1,
+        truth=folder / "truth",
     )
     if unlabelled:
         natural = _unlabelled(clips, folder)
@@ -104,7 +109,8 @@ def _unlabelled(clips: Path, folder: Path) -> Path:
     """A folder of natural clips of one to three sounds, whose names say nothing."""
     out = folder / "unlabelled"
     counts = [(1, 24), (2, 96), (3, 24)]
-    write_natural(read_sources(clips, folds=[2]), out, num_clips=counts, sample_rate_hz=16000, seed=1)
+    sources = read_sources(clips, folds=[2])
+    write_natural(sources, out, num_clips=counts, sample_rate_hz=16000, seed=1, truth=out / "truth")
     return out / "audio"
 
 

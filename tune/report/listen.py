@@ -6,20 +6,25 @@ Shape suffixes: T samples, F bins, N frames.
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from engine.audio.writer import encode_opus
+from engine.cli.tables import Table
 from engine.passes.shards import read_clip
+from engine.schema import FailureRow
 from tune.report.collect import PassFacts, RunFacts
 from tune.report.parts import number_limits, score_text
 from tune.report.sample import SampledClip, draw, verdict_text
 from tune.report.stems import StemRow
+from tune.report.truth import Truth
 
 MOST_CLIPS = 60
 _MOST_S = 30.0  # of a clip, from its begin
+_MOST_FAILED = 12  # clips without audio
 _PEAK = 0.9  # of the loudest signal of a clip; all its signals have one gain
 _MOST_GAIN = 100.0
 BANDS, COLUMNS = 64, 240
@@ -61,14 +66,23 @@ class PlayedStem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedLabel:
+    """A label of a clip that has no stem."""
+
+    label: str
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Version:
-    """The stems of a clip in one pass."""
+    """The stems of a clip in one pass, of this run or of one that it is compared with."""
 
     letter: str
     name: str
     iteration: int | None
     fingerprint: str
     stems: Sequence[PlayedStem]
+    failed: Sequence[FailedLabel]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,22 +98,66 @@ class PlayedClip:
     versions: Sequence[Version]
 
 
-def played_clips(facts: RunFacts, *, max_mb: float) -> list[PlayedClip]:
-    """The sample of the last pass, each clip also as the first pass has it, in at most ``max_mb`` megabytes."""
+@dataclass(frozen=True, kw_only=True)
+class _Side:
+    """A pass whose stems are played."""
+
+    letter: str
+    name: str
+    of: PassFacts
+    limits: _Limits
+    rows: Mapping[str, Sequence[StemRow]]
+    """The stems of the sampled clips that it has, by clip."""
+    truth: Truth | None
+
+
+def played_clips(
+    facts: RunFacts, *, max_mb: float, other: RunFacts | None = None, truth: Truth | None = None
+) -> list[PlayedClip]:
+    """The sample of the last pass in at most ``max_mb`` megabytes, each clip also as another pass has it.
+
+    That is the first pass of the run, or the last one of an ``other`` run. With ``truth``, stems have a true SI-SDR.
+    """
     if not facts.passes or max_mb <= 0:
         return []
-    passes = [facts.passes[0], facts.passes[-1]] if len(facts.passes) > 1 else [facts.passes[-1]]
-    sampled = draw(passes[-1], most=MOST_CLIPS)
-    rows = [one.stems.of_clips([clip.clip_id for clip in sampled]) for one in passes]
-    limits = [number_limits(one) for one in passes]
+    before = facts.passes[:-1][:1] if other is None else other.passes[-1:]
+    sampled = draw(facts.passes[-1], most=MOST_CLIPS)
+    sides = [
+        _Side(
+            letter=letter,
+            name=one.name if other is None else f"{run}, {one.name}",
+            of=one,
+            limits=number_limits(one),
+            rows=one.stems.of_clips([clip.clip_id for clip in sampled]),
+            truth=truth,
+        )
+        for letter, run, one in (
+            *(("A", "the other", one) for one in before),
+            ("B", "this run", facts.passes[-1]),
+        )
+    ]
     found, room = [], max_mb * 1e6
     for number, clip in enumerate(sampled):
-        played = _played(f"c{number}", clip, passes, limits, [some.get(clip.clip_id, []) for some in rows])
+        played = _played(f"c{number}", clip, sides)
+        if played is None:
+            continue
         room -= sum(len(sound.opus) + len(sound.picture) for sound in _sounds(played))
         if room < 0:
             break
         found.append(played)
     return found
+
+
+def failed_clips(one: PassFacts) -> Table:
+    """Examples of the clips that failed as a whole, of which there is no audio."""
+    rows = [[row["path"], error_text(row)] for row in one.failed if row["label"] is None]
+    title = "Clips that failed as a whole: there is no audio of them"
+    return Table(title=title, columns=["clip", "failure"], rows=rows[:_MOST_FAILED])
+
+
+def error_text(row: FailureRow) -> str:
+    """The step and the error of a failure."""
+    return f"{row['step']}: {row['error_class']}: {row['message']}"
 
 
 def _sounds(clip: PlayedClip) -> Iterator[PlayedSound]:
@@ -130,65 +188,75 @@ def judged_stems(clips: Sequence[PlayedClip]) -> dict[str, dict[str, object]]:
     }
 
 
-def _played(
-    key: str,
-    clip: SampledClip,
-    passes: Sequence[PassFacts],
-    limits: Sequence[_Limits],
-    rows: Sequence[Sequence[StemRow]],
-) -> PlayedClip:
-    signals = [_read(one, some) for one, some in zip(passes, rows, strict=True)]
-    mixture_T, _, rate_hz = signals[-1]
-    gain = common_gain(one_T for mix_T, stems, _ in signals for one_T in (mix_T, *stems.values()))
+def _played(key: str, clip: SampledClip, sides: Sequence[_Side]) -> PlayedClip | None:
+    """A clip of the sample with its stems; null if its shard in the last pass cannot be read."""
+    last = sides[-1]
+    signals = [_read(side.of, side.rows.get(clip.clip_id, [])) for side in sides]
+    mixture_T, found, rate_hz = signals[-1]
+    if not found:
+        return None
+    for number, (mix_T, _, hz) in enumerate(signals):
+        if hz == rate_hz and not np.array_equal(mix_T, mixture_T):  # another corpus with files of the same names
+            signals[number] = mix_T, {}, hz
+    gain = common_gain([mixture_T, *(stem_T for _, stems, _ in signals for stem_T in stems.values())])
     top = strongest(gain * mixture_T, rate_hz)
     versions = []
-    for letter, one, rules, some, (_, stems, hz) in zip(
-        "AB"[-len(passes) :], passes, limits, rows, signals, strict=True
-    ):
-        reasons = clip.reasons if one is passes[-1] else {}
-        if some:
-            played = [
-                PlayedStem(
-                    label=row["label"],
-                    sound=played_sound(f"{key}{letter}{number}", gain * stems[row["label"]], hz, top),
-                    verdict=verdict_text(row, is_judged=one.stems.is_judged),
-                    is_kept=row["rejected_by"] is None,
-                    reason=reasons.get(row["label"], ""),
-                    scores=list(_scores(row, rules)),
-                )
-                for number, row in enumerate(some)
-                if row["label"] in stems
-            ]
+    for side, (_, stems, hz) in zip(sides, signals, strict=True):
+        reasons = clip.reasons if side is last else {}
+        played = [
+            PlayedStem(
+                label=row["label"],
+                sound=played_sound(f"{key}{side.letter}{number}", gain * stems[row["label"]], hz, top),
+                verdict=verdict_text(row, is_judged=side.of.stems.is_judged),
+                is_kept=row["rejected_by"] is None,
+                reason=reasons.get(row["label"], ""),
+                scores=[*_true_score(side, row, stems[row["label"]]), *_scores(row, side.limits)],
+            )
+            for number, row in enumerate(side.rows.get(clip.clip_id, []))
+            if row["label"] in stems
+        ]
+        if played:
             versions.append(
                 Version(
-                    letter=letter,
-                    name=one.name,
-                    iteration=one.number,
-                    fingerprint=one.summary["fingerprint"],
+                    letter=side.letter,
+                    name=side.name,
+                    iteration=side.of.number,
+                    fingerprint=side.of.summary["fingerprint"],
                     stems=played,
+                    failed=[
+                        FailedLabel(label=row["label"], error=error_text(row))
+                        for row in side.of.failed
+                        if row["clip_id"] == clip.clip_id and row["label"] is not None
+                    ],
                 )
             )
     return PlayedClip(
         clip_id=clip.clip_id,
         path=clip.path,
         duration_s=len(mixture_T) / rate_hz,
-        is_cut=len(mixture_T) < rows[-1][0]["num_samples"],
+        is_cut=len(mixture_T) < last.rows[clip.clip_id][0]["num_samples"],
         mixture=played_sound(f"{key}m", gain * mixture_T, rate_hz, top),
         versions=versions,
     )
 
 
 def _read(one: PassFacts, rows: Sequence[StemRow]) -> tuple[np.ndarray, dict[str, np.ndarray], int]:
-    """The first seconds of a clip's mixture and stems, and their rate."""
-    if not rows:
+    """The first seconds of a clip's mixture and stems, and their rate; no stems if there are none to be read."""
+    found = None
+    if rows:
+        shard, first, num_stems = rows[0]["shard"], rows[0]["first_row"], rows[0]["num_stems"]
+        read = functools.partial(read_clip, one.folder / "stems", shard, first_row=first, num_stems=num_stems)
+        found = one.left_out.read(shard.removesuffix(".parquet"), read)
+    if found is None:
         return np.zeros(0, np.float32), {}, 1
-    first = rows[0]
-    mixture_T, stems = read_clip(
-        one.folder / "stems", first["shard"], first_row=first["first_row"], num_stems=first["num_stems"]
-    )
-    rate_hz = first["sample_rate_hz"]
+    (mixture_T, stems), rate_hz = found, rows[0]["sample_rate_hz"]
     most = round(_MOST_S * rate_hz)
     return mixture_T[:most], {label: stem_T[:most] for label, stem_T in stems.items()}, rate_hz
+
+
+def _true_score(side: _Side, row: StemRow, stem_T: np.ndarray) -> list[Score]:
+    value = side.truth.si_sdr_db(row, stem_T) if side.truth is not None else None
+    return [Score(name="true SI-SDR", value=f"{value:.1f} dB")] if value is not None else []
 
 
 def _scores(row: StemRow, limits: _Limits) -> Iterator[Score]:

@@ -14,6 +14,8 @@ from tune.report.parts import number_limits, score_text
 from tune.report.stems import Numbered, StemRow
 
 _RANKS = ("estimated_si_sdr_db", "share_si_sdr_db", "remix_snr_db", "re_sdr_db", "stem_level_db")
+_FAILED = "failed"
+_MOST_FAILED = 4  # clips with a label that failed
 _ENDS, _AT_LIMIT = 4, 2  # stems of a stratum: at an end of the ranking, at the limit of a rule
 
 
@@ -36,7 +38,7 @@ class SampledClip:
 
 
 def strata(one: PassFacts) -> list[Stratum]:
-    """The strata of a pass: by the score that ranks its stems, and by the rules of its selection."""
+    """The strata of a pass: by the score that ranks its stems, by the rules of its selection, and failed labels."""
     name = _rank(one)
     found = []
     if name:
@@ -51,7 +53,13 @@ def strata(one: PassFacts) -> list[Stratum]:
             Stratum(reason=reason, places=[Numbered(True, int(number)) for number in some[:_ENDS]])
             for reason, some in ends.items()
         ]
-    return [*found, *_at_limits(one)] if one.stems.is_judged else found
+    failed = [row["clip_id"] for row in one.failed if row["label"] is not None][:_MOST_FAILED]
+    places = one.stems.places(failed)
+    return [
+        *found,
+        *(_at_limits(one) if one.stems.is_judged else ()),
+        *([Stratum(reason=_FAILED, places=places)] if places else []),
+    ]
 
 
 def _rank(one: PassFacts) -> str:
@@ -93,7 +101,8 @@ def draw(one: PassFacts, *, most: int) -> list[SampledClip]:
     for (reason, _), row in zip(order, rows, strict=True):
         if row["clip_id"] in found or len(found) < most:
             _, reasons = found.setdefault(row["clip_id"], (row, {}))
-            reasons[row["label"]] = f"{reasons[row['label']]}; {reason}" if row["label"] in reasons else reason
+            if reason != _FAILED:  # which is about a label without a stem
+                reasons[row["label"]] = f"{reasons[row['label']]}; {reason}" if row["label"] in reasons else reason
     return [
         SampledClip(clip_id=clip_id, path=row["path"], reasons=reasons) for clip_id, (row, reasons) in found.items()
     ]

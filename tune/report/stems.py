@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from engine.passes.shards import stem_shards
 from engine.schema import SCORES
 from engine.selection.index import INDEX, KEPT, REJECTED, read_index
 from engine.storage.files import parquet_file
@@ -22,7 +21,40 @@ from engine.storage.paths import Location
 
 MOST_SHARDS = 1000
 """Shards of a pass without a selection that are read: evenly drawn, some 75,000 stems."""
+_MOST_NAMED = 10  # shards that are left out
+_Result = TypeVar("_Result")
 _IDENTITY = ("shard", "row", "first_row", "num_stems", "clip_id", "path", "label", "sample_rate_hz", "num_samples")
+
+
+class LeftOut:
+    """Files that a report leaves out because they cannot be read, each with its error; shards of a pass by name."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, str] = {}
+
+    def read(self, name: str, call: Callable[..., _Result], *given: object) -> _Result | None:
+        """The result of a call that reads a file; null if it cannot be read."""
+        try:
+            return call(*given)
+        except (OSError, ValueError) as error:  # DamagedError and what pyarrow raises are among them
+            self.errors.setdefault(name, str(error))
+            return None
+
+    def notes(self, folder: Location, name: str) -> list[str]:
+        """Sentences for the page about what is left out of ``name``, the pass or run in a folder."""
+        shards = sorted(file for file in self.errors if file.startswith("shard-"))
+        others = ((file, error) for file, error in self.errors.items() if file not in shards)
+        found = [f"{file} of {name} cannot be read and is left out: {error}." for file, error in others]
+        if not shards:
+            return found
+        more = f" and {len(shards) - _MOST_NAMED} more" if len(shards) > _MOST_NAMED else ""
+        count = f"{len(shards)} shards of {name} are" if len(shards) > 1 else f"1 shard of {name} is"
+        return [
+            f"{count} damaged or missing, so that clips are left out: {', '.join(shards[:_MOST_NAMED])}{more}. "
+            f"`clearsep inspect {folder}` lists all damaged files. `clearsep separate-corpus ... -o {folder}`, "
+            "with the corpus, separator, tagger and settings of this pass, makes them again.",
+            *found,
+        ]
 
 
 class StemRow(TypedDict, total=False):
@@ -155,16 +187,20 @@ class Stems:
             found |= zip(wanted, table.rows([place.number for place in wanted]), strict=True) if wanted else ()
         return [found[place] for place in places]
 
-    def of_clips(self, clip_ids: Sequence[str]) -> dict[str, list[StemRow]]:
-        """All stems of some clips, by clip, in the order of a clip's rows; clips that are not there are left out."""
+    def places(self, clip_ids: Sequence[str]) -> list[Numbered]:
+        """The places of all stems of some clips; clips that are not there are left out."""
         wanted, places = pa.array(clip_ids, pa.string()), []
         for is_kept, table in ((True, self._kept), (False, self._rejected)):
             column = table.column("clip_id")
             if column is not None and len(column):
                 numbers = np.flatnonzero(pc.is_in(column, wanted).to_numpy())
                 places += [Numbered(is_kept, int(number)) for number in numbers]
+        return places
+
+    def of_clips(self, clip_ids: Sequence[str]) -> dict[str, list[StemRow]]:
+        """All stems of some clips, by clip, in the order of a clip's rows; clips that are not there are left out."""
         found: dict[str, list[StemRow]] = {}
-        for row in sorted(self.rows(places), key=lambda row: row["row"]):
+        for row in sorted(self.rows(self.places(clip_ids)), key=lambda row: row["row"]):
             found.setdefault(row["clip_id"], []).append(row)
         return found
 
@@ -187,14 +223,14 @@ def _counts(column: pa.ChunkedArray | None) -> Counter[str]:
     return Counter({one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()})
 
 
-def open_stems(stems: Location, tracks: Location | None) -> Stems:
-    """The stems of a closed pass, by the selection in ``tracks`` if there is one."""
+def open_stems(shards: Sequence[Location], tracks: Location | None, left_out: LeftOut) -> Stems:
+    """The stems in the shards of a closed pass, by the selection in ``tracks`` if there is one."""
     if tracks is not None:
         return Stems(_File(tracks / "kept.parquet"), _File(tracks / "rejected.parquet"), is_judged=True)
-    shards = stem_shards(stems)
     step = max(1, -(-len(shards) // MOST_SHARDS))
     some = shards[::step]
-    table = pa.concat_tables([INDEX.empty_table(), *read_index(some)])
+    tables = [left_out.read(shard.stem, next, read_index([shard])) for shard in some]
+    table = pa.concat_tables([INDEX.empty_table(), *(table for table in tables if table is not None)])
     fraction = len(some) / len(shards) if shards else 1.0
     return Stems(_Memory(table), _Memory(REJECTED.empty_table()), is_judged=False, fraction=fraction)
 

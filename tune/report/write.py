@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,8 +11,8 @@ from engine.cli.tables import Table, limit_text
 from engine.storage.files import write_bytes
 from engine.storage.paths import Location, Name, location
 from tune.report.collect import MOST_CHANGES, PassFacts, RunFacts, collect_pass, collect_run
-from tune.report.compare import Comparison, compare
-from tune.report.listen import judged_stems, played_clips, sounds
+from tune.report.compare import compare
+from tune.report.listen import failed_clips, judged_stems, played_clips, sounds
 from tune.report.page import render
 from tune.report.parts import (
     FlowRow,
@@ -25,7 +26,9 @@ from tune.report.parts import (
     without_secrets,
 )
 from tune.report.plots import Plot
+from tune.report.truth import Truth
 
+_LOGGER = logging.getLogger(__name__)
 MAX_MB = 25.0
 """Default of the most megabytes of audio in a report."""
 
@@ -46,15 +49,23 @@ class _PassPart:
     sampled: str
     failures: Table
     changes: Sequence[Table]
+    lacks: Sequence[str]
+    truth: str
 
 
 def write_run_report(
-    path: Name, out: Name | None = None, *, max_mb: float = MAX_MB, against: Name | None = None
+    path: Name,
+    out: Name | None = None,
+    *,
+    max_mb: float = MAX_MB,
+    against: Name | None = None,
+    truth: Name | None = None,
 ) -> Location:
     """Write the report of a run or of a closed pass to ``out``, by default ``report.html`` in its folder.
 
-    ``max_mb`` is the most audio in it, in megabytes; ``against`` is another run to compare a run with. Raises
-    ``ValueError`` if the path is neither, or not finished.
+    ``max_mb`` is the most audio in it, in megabytes; ``against`` is another run to compare a run with, and
+    ``truth`` a folder of true sources (:class:`tune.report.truth.Truth`). Raises ``ValueError`` if the path is neither,
+    or not finished.
     """
     folder = location(path)
     target = folder / "report.html" if out is None else location(out)
@@ -66,23 +77,40 @@ def write_run_report(
         facts = collect_pass(folder)
     else:
         raise ValueError(
-            f"{folder} must be a run, a pass or a search, got a path without iterations/, stems/ and trials.parquet; "
-            "give its folder"
+            f"{folder} must be a run, a pass or a search (without --against and --truth), got a path without "
+            "iterations/, stems/ and trials.parquet; give its folder"
         )
-    compared = compare(facts, collect_run(location(against))) if against is not None else None
-    write_bytes(target, _page(facts, max_mb, compared).encode())
+    if truth is not None and next(location(truth).glob("*"), None) is None:
+        raise ValueError(f"--truth must be a folder of true sources, got {truth}; give one with CLIP/LABEL.flac in it")
+    other = collect_run(location(against)) if against is not None else None
+    known = Truth(folder=location(truth)) if truth is not None else None
+    write_bytes(target, _page(facts, max_mb, other, known).encode())
+    for note in _lacks([facts, *facts.passes], other):
+        _LOGGER.warning(note)
     return target
 
 
-def _page(facts: RunFacts, max_mb: float, compared: Comparison | None) -> str:
-    clips, plots = played_clips(facts, max_mb=max_mb), learning(facts)
+def _lacks(some: Sequence[RunFacts | PassFacts], other: RunFacts | None = None) -> list[str]:
+    """Sentences about what is left out of a run and of passes, and of the run that it is compared with."""
+    theirs: list[RunFacts | PassFacts] = [other, *other.passes] if other is not None else []
+    named = [*((one, one.name) for one in some), *((one, f"{one.name} of the other") for one in theirs)]
+    return [note for one, name in named for note in one.left_out.notes(one.folder, name)]
+
+
+def _page(facts: RunFacts, max_mb: float, other: RunFacts | None, truth: Truth | None) -> str:
+    clips, plots = played_clips(facts, max_mb=max_mb, other=other, truth=truth), learning(facts)
+    means = [truth.sentence(one) if truth is not None else "" for one in facts.passes]
     labels, spent = labels_table(facts), list(times(facts))
-    passes = [_pass_part(one, facts.is_run) for one in facts.passes]
+    lacks = _lacks(facts.passes, other)
+    failed = failed_clips(facts.passes[-1]) if facts.passes else None
+    is_listened = clips or lacks or (failed is not None and failed.rows)
+    compared = compare(facts, other) if other is not None else None
+    passes = [_pass_part(one, facts.is_run, mean) for one, mean in zip(facts.passes, means, strict=True)]
     parts = [
         *([("gain", "Gain")] if plots else []),
         *([("compared", "Compared")] if compared is not None else []),
         *((f"pass-{number}", one.title) for number, one in enumerate(passes, 1)),
-        *([("listen", "Listen")] if clips else []),
+        *([("listen", "Listen")] if is_listened else []),
         *([("labels", "Labels")] if labels else []),
         *([("time", "Time")] if spent else []),
         ("origin", "Origin"),
@@ -96,6 +124,10 @@ def _page(facts: RunFacts, max_mb: float, compared: Comparison | None) -> str:
         parts=parts,
         plots=plots,
         compared=compared,
+        is_listened=is_listened,
+        failed=failed,
+        lacks=lacks,
+        lacks_of_run=_lacks([facts]),
         clips=clips,
         sounds=sounds(clips),
         judged=judged_stems(clips),
@@ -112,7 +144,7 @@ def _page(facts: RunFacts, max_mb: float, compared: Comparison | None) -> str:
     )
 
 
-def _pass_part(one: PassFacts, is_run: bool) -> _PassPart:
+def _pass_part(one: PassFacts, is_run: bool, truth: str) -> _PassPart:
     ruled, others = distributions(one)
     read = one.stems.fraction
     reasons = [[row["step"], row["error_class"], f"{row['num_queries']:,}", row["example"]] for row in one.failures]
@@ -128,6 +160,8 @@ def _pass_part(one: PassFacts, is_run: bool) -> _PassPart:
             rows=reasons,
         ),
         changes=list(_changes(one)),
+        lacks=_lacks([one]),
+        truth=truth,
     )
 
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engine.cli.display import console
 from engine.errors import TooManyFailuresError
-from engine.passes.records import Totals, failure_reasons
+from engine.passes.records import Totals, failure_reasons, failure_rows
 from engine.passes.speed.ray_metrics import record_shard
 from engine.passes.transport import ShardReport
 from engine.storage.paths import Location
@@ -70,7 +70,7 @@ def require_few_failures(out: Location, num_failed: int, num_queries: int, max_f
     """Raise :class:`TooManyFailuresError` with the reasons if a larger fraction of the queries failed."""
     if num_failed <= max_failed_fraction * num_queries:
         return
-    reasons = failure_reasons(out, most=3)
+    reasons = failure_reasons((row for _, row in failure_rows(out)), most=3)
     causes = ", ".join("{num_queries} in {step}: {error_class} ({example})".format(**reason) for reason in reasons)
     raise TooManyFailuresError(
         f"failed queries must be at most max_failed_fraction = {max_failed_fraction:g} of all, got {num_failed} of "

@@ -45,4 +45,5 @@ def test_a_folder_without_labels_becomes_a_student_with_one_command(tmp_path: Pa
     assert last["labels"]["num_before"] == first["labels"]["num_after"] > 0
     assert last["num_kept"] > 0 and last["validation"] is not None
     assert (tmp_path / "unlabelled" / "iterations" / "1" / "separator" / "separator.json").is_file()
+    assert "True SI-SDR, mean: " in (tmp_path / "unlabelled" / "report.html").read_text()
     assert not list((tmp_path / "corpus" / "unlabelled" / "audio").glob("*.csv"))

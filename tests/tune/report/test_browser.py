@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from engine.schema import failure
 from tests.tune.report.conftest import FILE, LABELS, MARKUP
 from tests.tune.search.test_report import BASE, candidate, drawn, settings
 from tune.report.write import write_run_report
@@ -78,14 +79,21 @@ def require_good(browser: Browser, path: Path) -> None:
 
 @pytest.fixture
 def run_page(run_folder: Path) -> Path:
+    path = write_run_report(run_folder, run_folder / "alone.html")
+    assert isinstance(path, Path)
+    return path
+
+
+@pytest.fixture
+def compared_page(run_folder: Path) -> Path:
     path = write_run_report(run_folder, against=run_folder)
     assert isinstance(path, Path)
     return path
 
 
-def test_a_run_has_no_barrier_and_shows_hostile_names_as_text(browser: Browser, run_page: Path) -> None:
-    require_good(browser, run_page)
-    with opened(browser, run_page) as page:
+def test_a_run_has_no_barrier_and_shows_hostile_names_as_text(browser: Browser, compared_page: Path) -> None:
+    require_good(browser, compared_page)
+    with opened(browser, compared_page) as page:
         text = page.locator("body").inner_text()
         assert MARKUP in text and LABELS[1] in text and FILE in text
         assert "right\\u202eto left" in text and "more …" in text
@@ -134,6 +142,17 @@ def test_players_play_one_at_a_time_and_share_a_position(browser: Browser, run_p
         assert playing(page) == ["c1m"]
         until(page, "!document.querySelector('.player.playing')")
         assert position(second) == 0.0, "it starts again after its end"
+
+
+def test_the_stems_of_two_runs_are_switched_while_they_play(browser: Browser, compared_page: Path) -> None:
+    with opened(browser, compared_page) as page:
+        first = page.locator("article.clip").first
+        names = first.locator(".switch button").all_inner_texts()
+        assert names == ["A the other, iteration 2", "B this run, iteration 2"]
+        first.locator(".version:not([hidden]) .play").nth(1).click()
+        until(page, "document.querySelector('.clip input').value > 0.15")
+        page.keyboard.press("a")
+        assert playing(page) == ["c0A1"] and position(first) > 0.1
 
 
 def test_a_click_and_the_keyboard_seek(browser: Browser, run_page: Path) -> None:
@@ -191,13 +210,21 @@ def test_a_table_is_sorted_by_a_click_on_a_name(browser: Browser, run_page: Path
 
 def test_a_pass_and_a_search(browser: Browser, write_pass: Write, tmp_path: Path) -> None:
     noise_T = np.random.default_rng(0).normal(0, 0.1, 4000).astype(np.float32)
-    out = write_pass([(f"c{n}", MARKUP, noise_T, {"remix_snr_db": float(n)}) for n in range(4)])
+    clip = {"clip_id": "c1", "path": "c1.wav", "labels": [MARKUP, "rain"], "start_s": None, "end_s": None}
+    failures = [failure(clip, step="separate", error=ValueError(f"NaN in {MARKUP}"), label="rain")]
+    failures += [failure({**clip, "clip_id": "lost"}, step="decode", error=OSError("cannot read " + "x" * 400))]
+    stems = [(f"c{n}", MARKUP, noise_T, {"remix_snr_db": float(n)}) for n in range(4)]
+    out = write_pass(stems, failures=failures)
+    (out / "tracks").mkdir()
+    (out / "tracks" / "manifest.json").write_text("{")
     path = write_run_report(out)
     assert isinstance(path, Path)
     require_good(browser, path)
     with opened(browser, path) as page:
         page.locator(".play").first.click()
         until(page, "document.querySelector('.clip input').value > 0.1")
+        assert f"NaN in {MARKUP}" in page.locator(".failure").inner_text()
+        assert "tracks of the pass cannot be read" in page.locator("#listen .lacks").inner_text()
     params = [{"min_re_sdr_db.value": 3.0, "a": "x"}, {"min_re_sdr_db.value": 5.0, "a": "y"}]
     rows = drawn(*params, description=MARKUP)
     candidates = [BASE, candidate("1", [5.6, 5.6], [5.3, 5.5])]

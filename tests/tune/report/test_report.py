@@ -6,20 +6,27 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 
+from engine.passes.records import write_record
+from engine.passes.shards import write_shard
+from engine.schema import failure
+from engine.selection.thresholds import Thresholds
+from engine.selection.tracks import select_tracks
 from engine.storage.files import write_json
 from tests.support.command import Cli
-from tests.tune.report.conftest import DURATION_S, FILE, LABELS, LIMITS, MARKUP, NUM_CLIPS
+from tests.tune.report.conftest import DURATION_S, FILE, LABELS, LIMITS, MARKUP, NUM_CLIPS, stems
 from tune.report.collect import collect_pass, collect_run
 from tune.report.compare import compare
-from tune.report.listen import BANDS, COLUMNS, played_clips
+from tune.report.listen import BANDS, COLUMNS, failed_clips, played_clips
 from tune.report.page import is_number, only_warned
 from tune.report.parts import (
     distributions,
@@ -38,6 +45,7 @@ from tune.report.parts import (
 )
 from tune.report.sample import draw, strata
 from tune.report.stems import Numbered
+from tune.report.truth import Truth
 from tune.report.write import write_run_report
 
 NUM_STEMS = 2 * NUM_CLIPS
@@ -246,6 +254,26 @@ def test_a_run_is_compared_with_another(run_folder: Path, cli: Cli) -> None:
     assert "--against must be a run" in cli("report", search, "--against", run_folder).error()
 
 
+def test_clips_of_two_runs_are_played_one_after_the_other(run_folder: Path, write_pass: Write) -> None:
+    """The other run lacks a clip, separated another worse, and has another file of the same name as a third."""
+    facts, recorded = collect_run(run_folder), stems(2)
+    loud = [(clip, label, 0.5 * tone_T, own) for clip, label, tone_T, own in recorded[2:]]
+    mixtures = {recorded[index][0]: recorded[index][2] + recorded[index + 1][2] for index in range(2, 18, 2)}
+    other = write_pass(loud, folder="other/iterations/1", mixtures=mixtures)
+    alone = replace(collect_pass(other), records=facts.records)
+    clips = {clip.clip_id: clip for clip in played_clips(facts, max_mb=25, other=alone)}
+    letters = {clip_id: [version.letter for version in clip.versions] for clip_id, clip in clips.items()}
+    assert len(clips) > 3
+    assert letters == {
+        clip_id: ["B"] if clip_id in (recorded[0][0], recorded[-1][0]) else ["A", "B"] for clip_id in clips
+    }
+    both = next(clip for clip in clips.values() if len(clip.versions) == 2)
+    assert [version.name for version in both.versions] == ["the other, the pass", "this run, iteration 2"]
+    theirs, ours = ([stem.label for stem in version.stems] for version in both.versions)
+    assert theirs == ours
+    assert both.versions[0].stems[0].sound.opus != both.versions[1].stems[0].sound.opus
+
+
 def test_a_run_with_the_seed_alone_has_a_report(tmp_path: Path, run_folder: Path) -> None:
     records = json.loads((run_folder / "summary.json").read_text())["iterations"]
     write_json(tmp_path / "young" / "summary.json", {"iterations": records[:1]})
@@ -291,3 +319,132 @@ def test_small_texts() -> None:
     assert [duration_text(5.2), duration_text(150.0), duration_text(9000.0)] == ["5 s", "2 min", "2.5 h"]
     assert without_secrets("a: s3://key:word@bucket/x?token=1 b") == "a: s3://bucket/x b"
     assert all(map(is_number, ("-0.5", "1,234", "33%", "5.60 ± 0.20", "+1"))) and not is_number("2.11.0")
+
+
+def test_failures_are_among_the_clips_to_listen_to(write_pass: Write, cli: Cli) -> None:
+    tone_T = np.sin(np.arange(4000) / 5).astype(np.float32)
+    found = [(f"c{n}", "rain", tone_T, {"remix_snr_db": float(n)}) for n in range(30)]
+    clip = {"clip_id": "c20", "path": "c20.wav", "labels": ["rain", MARKUP], "start_s": None, "end_s": None}
+    lost = [{**clip, "clip_id": f"lost{n}", "path": f"lost{n}.wav"} for n in range(5)]
+    failures = [dict(failure(one, step="decode", error=OSError(f"cannot read {MARKUP}"))) for one in lost]
+    failures += [dict(failure(clip, step="separate", error=ValueError("NaN at 3 s"), label=MARKUP))]
+    out = write_pass(found, failures=failures)
+    facts = collect_pass(out)
+    clips = {one.clip_id: one for one in played_clips(facts, max_mb=25)}
+    (version,) = clips["c20"].versions
+    assert [(one.label, one.error) for one in version.failed] == [(MARKUP, "separate: ValueError: NaN at 3 s")]
+    assert [(stem.label, stem.reason) for stem in version.stems] == [("rain", "")]
+    assert not any(version.failed for name, one in clips.items() if name != "c20" for version in one.versions)
+    error = f"decode: OSError: cannot read {MARKUP}"
+    assert failed_clips(facts.passes[0]).rows == [["lost0.wav", error], ["lost1.wav", error]], "examples of one error"
+    for words in ((), ("--max-mb", 0)):
+        assert cli("report", out, *words).code == 0
+        page = (out / "report.html").read_text()
+        assert ("NaN at 3 s</p>" in page) is not bool(words)
+        assert "there is no audio of them" in page and "lost1.wav" in page and MARKUP not in page
+
+
+def test_true_sources_give_a_true_si_sdr(write_pass: Write, cli: Cli, tmp_path: Path) -> None:
+    """Each stem is its source with noise at right angles to it, so its SI-SDR is the ratio of their energies."""
+    time_T = np.arange(4000) / 8000
+    source_T, noise_T = (np.sin(2 * np.pi * hz * time_T) for hz in (200, 400))
+    levels = {"c0": 10.0, "c1": 20.0, "c2": 30.0, "..": 40.0}
+    found = [
+        (clip, label, (source_T + 10 ** (-level / 20) * noise_T).astype(np.float32), {"remix_snr_db": level})
+        for clip, level in levels.items()
+        for label in ("rain", "../../outside")
+    ]
+    out = write_pass(found)
+    for clip in ("c0", "c1"):
+        (tmp_path / "truth" / clip).mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "truth" / clip / "rain.flac", 0.5 * source_T, 8000, subtype="PCM_24")
+    for outside in (tmp_path / "outside.flac", tmp_path / "rain.flac", out / "rain.flac"):
+        soundfile.write(outside, 0.5 * source_T, 8000, subtype="PCM_24")
+    select_tracks(out, out / "tracks", Thresholds(min_remix_snr_db=15.0, rank_by="remix_snr_db"))
+    truth = Truth(folder=tmp_path / "truth")
+    facts = collect_pass(out)
+    stems = [
+        (clip.clip_id, stem.label, [score.value for score in stem.scores if score.name == "true SI-SDR"])
+        for clip in played_clips(facts, max_mb=25, truth=truth)
+        for stem in clip.versions[0].stems
+    ]
+    wanted = {"c0": ["10.0 dB"], "c1": ["20.0 dB"]}
+    assert len(stems) == 8
+    assert all(value == (wanted.get(clip, []) if label == "rain" else []) for clip, label, value in stems)
+    sentence = "True SI-SDR, mean: 20.0 dB over 1 kept stems, 10.0 dB over 1 rejected stems."
+    assert cli("report", out, "--truth", tmp_path / "truth").code == 0
+    assert sentence in (out / "report.html").read_text()
+    assert "--truth must be a folder of true sources" in cli("report", out, "--truth", tmp_path / "none").error()
+
+
+def damage(path: Path, share: float = 0.5) -> None:
+    """Change a byte of a file at a place between its begin (0) and its end (1)."""
+    data = bytearray(path.read_bytes())
+    data[int(share * (len(data) - 1))] ^= 0xFF
+    path.write_bytes(bytes(data))
+
+
+def split_shards(out: Path, names: Sequence[str]) -> None:
+    """Give a pass further shards, with copies of the clips of its first one under other ids."""
+    first = out / "stems" / "shard-000000-0000.parquet"
+    manifest = json.loads((out / "stems" / "manifest.json").read_text())
+    for name in names:
+        table = pq.read_table(first)
+        ids = pa.array([f"{one}-{name}" for one in table["clip_id"].to_pylist()])
+        table = table.set_column(table.schema.get_field_index("clip_id"), table.schema.field("clip_id"), ids)
+        record = write_shard(out, name, stems=table, failures=[])
+        write_record(out, name, record)
+        manifest["shards"][name] = record["sha256"]
+        manifest.setdefault("footer_sha256", {})[name] = record["footer_sha256"]
+        manifest["num_stems"] += record["num_stems"]
+    write_json(out / "stems" / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0], ids=["a page", "the footer"])
+def test_a_damaged_shard_is_left_out_and_named(write_pass: Write, cli: Cli, share: float) -> None:
+    noise_T = np.random.default_rng(0).normal(0.0, 0.1, 4000).astype(np.float32)
+    out = write_pass([(f"c{n}", "a", noise_T, {"remix_snr_db": float(n)}) for n in range(4)])
+    split_shards(out, [second := "shard-000001-0000", missing := "shard-000002-0000"])
+    damage(out / "stems" / f"{second}.parquet", share)
+    (out / "stems" / f"{missing}.parquet").unlink()
+    found = cli("report", out)
+    assert found.code == 0
+    page = (out / "report.html").read_text()
+    sentence = f"2 shards of the pass are damaged or missing, so that clips are left out: {second}, {missing}"
+    assert page.count(sentence) == 2, "at its scores and where one listens"
+    assert sentence in " ".join(found.err.split())
+    assert f"clearsep separate-corpus ... -o {out}" in page
+    clips = played_clips(collect_pass(out), max_mb=25)
+    assert {clip.clip_id for clip in clips} == {"c0", "c1", "c2", "c3"}
+
+
+def test_what_cannot_be_read_does_not_end_the_report_of_a_run(run_folder: Path, cli: Cli) -> None:
+    """The first pass has no audio, the second no verdicts, and the records come from the iterations' own files."""
+    first, second = (run_folder / "iterations" / str(number) for number in (1, 2))
+    for record in json.loads((run_folder / "summary.json").read_text())["iterations"]:
+        out = run_folder / "iterations" / str(record["iteration"])
+        out.mkdir(exist_ok=True)
+        write_json(out / "iteration.json", record)
+    shard = "shard-000000-0000"
+    damage(first / "stems" / f"{shard}.parquet", 1.0)
+    damage(second / "tracks" / "kept.parquet")
+    damage(second / "failures" / f"{shard}.parquet")
+    (run_folder / "summary.json").write_text("{")
+    found = cli("report", run_folder)
+    assert found.code == 0
+    page, said = (run_folder / "report.html").read_text(), " ".join(found.err.split())
+    for text in (
+        f"1 shard of iteration 1 is damaged or missing, so that clips are left out: {shard}",
+        "summary.json of",
+    ):
+        assert text in page and text in said
+    assert "tracks of iteration 2 cannot be read and is left out: cannot use" in page
+    assert f"1 shard of iteration 2 is damaged or missing, so that clips are left out: {shard}" in page
+    facts = collect_run(run_folder)
+    assert [record["iteration"] for record in facts.records] == [0, 1, 2]
+    assert not facts.passes[1].stems.is_judged and facts.passes[0].stems.is_judged
+    assert all([version.letter for version in clip.versions] == ["B"] for clip in played_clips(facts, max_mb=25))
+    damage(first / "stems" / "manifest.json", 0.0)
+    assert "iteration 1 of the run cannot be read and is left out: cannot read" in " ".join(
+        cli("report", run_folder).err.split()
+    )
