@@ -54,6 +54,7 @@ bench: setup ## write every table of README.md and docs/results.md; needs ESC10=
 	$(BIN)/python -m benchmarks.quality.fooling --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.quality.gain --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.labels.labels --esc10 $(ESC10)
+	$(BIN)/python -m benchmarks.labels.slope --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.text.zero_shot --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.quality.esc10_search --esc10 $(ESC10)
 	$(BIN)/python -m benchmarks.scale.sharing

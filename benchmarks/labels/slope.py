@@ -5,7 +5,8 @@
 A student starts from the seed separator of fold 1 and learns from fold 1 and from one target for each label of each
 natural clip of folds 2 and 3: a teacher's stems (the first teacher is the seed, the next one its student), the truth,
 means of both, or the truth with known faults. No target is rejected, so arms differ in nothing else. Several processes
-can share the work by parts; each writes ``slope.md`` from the trainings that are there. Run it again to resume it.
+can share the work by parts; each writes ``slope.md`` and the table of docs/results.md from the trainings that are
+there. Run it again to resume it.
 
 Shape legend: S labels of a clip, T samples, F bins, N frames.
 """
@@ -330,6 +331,7 @@ def main() -> None:
         print(table(bench), about, sep="\n\n")
     else:
         pages.write_page(_PAGE, "The slope: from stems to students", table(bench), about)
+        pages.fill(pages.RESULTS, "slope", f"{table(bench)}\n\n{about}")
 
 
 if __name__ == "__main__":
