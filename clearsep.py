@@ -96,7 +96,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public object
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")
     imported = importlib.import_module(module)
-    from tune.notebook import with_display
+    from tune.show.notebook import with_display
 
     globals()[name] = with_display(name, getattr(imported, attribute) if attribute else imported)
     return globals()[name]

@@ -257,8 +257,8 @@ def watch(
     Example: `clearsep watch runs/first`
     """
     from engine.storage.paths import location
-    from tune.report.watch import Watch, watch_until_done
-    from tune.search.watch import SearchWatch
+    from tune.show.watch import Watch, watch_until_done
+    from tune.show.watch_search import SearchWatch
 
     watched = SearchWatch(path) if (location(path) / "search.yaml").is_file() else Watch(path)
     if as_json:

@@ -69,7 +69,8 @@ def separate(
     The same command resumes: stems that are there are left. A file that fails is a line on standard error.
     """
     from engine.cli.tables import stems_table
-    from engine.files.separate import plan_separation, separate_files
+    from engine.files.plan import plan_separation
+    from engine.files.separate import separate_files
     from engine.storage.paths import location
 
     _check(inputs, query, query_audio, separator, best_of=best_of)

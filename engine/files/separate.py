@@ -6,15 +6,12 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, TypeAlias, TypedDict
-
-import torch
+from typing import BinaryIO, TypedDict
 
 from engine.audio.decoder import shared_decoder
 from engine.audio.writer import AudioWriter, FileFormat, WavWriter, open_writer
@@ -22,21 +19,18 @@ from engine.errors import AudioError
 from engine.files.averages import ScoreAverages
 from engine.files.best import choose_best
 from engine.files.names import HEAD_BYTES, RESIDUAL, STEM_MARK, AudioInput, find_inputs
+from engine.files.plan import AnySeparator, SeparationPlan, plan_separation
 from engine.files.stream import separated_blocks
-from engine.files.targets import OneQuery, Queries, StemQuery, check_targets, make_targets, with_rivals
-from engine.scoring.estimator import SiSdrEstimator, load_estimator
+from engine.files.targets import OneQuery, Queries, StemQuery, make_targets, with_rivals
+from engine.scoring.estimator import SiSdrEstimator
 from engine.scoring.scores import Scores
-from engine.separators import Separator, SeparatorFactory, find_separator
-from engine.separators.base import NetworkSeparator
+from engine.separators import Separator
 from engine.separators.queries import Sounds, as_query
-from engine.storage.factories import own_device
 from engine.storage.files import atomic_path, open_binary
 from engine.storage.fingerprints import fingerprint
 from engine.storage.paths import Location, Name, location
 
 _LOGGER = logging.getLogger(__name__)
-_VERSION = 1  # of what decides a stem's samples, besides the separator
-AnySeparator: TypeAlias = "Separator | SeparatorFactory | Name"
 Progress = Callable[[float], None]
 """Takes the seconds of the recording that are done."""
 OpenWriters = Callable[[int, int], list[AudioWriter]]
@@ -75,29 +69,6 @@ class FilesSummary(TypedDict):
 
     stems: list[FileStem]
     failures: list[FileFailure]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeparationPlan:
-    """The way to separate every file: opened and checked separators, targets and the format of the stems."""
-
-    separators: tuple[Separator, ...]
-    """Several to choose from for each file."""
-    targets: tuple[StemQuery, ...]
-    file_format: FileFormat
-    residual: bool
-    complete: bool
-    """The targets are all sounds of the inputs."""
-    estimator: SiSdrEstimator | None
-    overwrite: bool
-    device: str
-    identity: str
-    """Equal for plans that give equal stems of equal targets."""
-
-    @property
-    def has_choice(self) -> bool:
-        """Several separators, or several queries of one stem."""
-        return len(self.separators) > 1 or any(len(target.alternatives) > 1 for target in self.targets)
 
 
 def separate_file(
@@ -142,64 +113,6 @@ def separate_file(
     if len(inputs) != 1:
         raise ValueError(f"path must be one file, got {len(inputs)} in {str(path)!r}; call this for each of them")
     return separate_into(inputs[0], plan, location(out))
-
-
-def plan_separation(
-    targets: Sequence[StemQuery],
-    *,
-    separator: AnySeparator | Sequence[AnySeparator],
-    file_format: FileFormat = "wav",
-    residual: bool = False,
-    complete: bool = False,
-    estimator: SiSdrEstimator | Name | None = None,
-    overwrite: bool = False,
-    device: str = "auto",
-) -> SeparationPlan:
-    """Open separators and check queries. Raises ``ValueError`` for whatever cannot work with any file."""
-    if file_format not in ("wav", "flac"):
-        raise ValueError(f"the format of stems must be wav or flac, got {file_format!r}; choose one")
-    if complete and (len(targets) < 2 or residual):
-        got = "a residual" if residual else "one"
-        raise ValueError(f"a complete set of queries must be two or more without a residual, got {got}; change it")
-    device = _device(device)
-    several = separator if isinstance(separator, list | tuple) else [separator]
-    opened = [_opened(one, device) for one in several]
-    for one, _ in opened:
-        check_targets(targets, one)  # makes their embeddings
-        if isinstance(one, NetworkSeparator) and one.embedder is not None:
-            one.embedder.release()
-    if estimator is not None and not isinstance(estimator, SiSdrEstimator):
-        estimator = load_estimator(estimator)
-    plan = SeparationPlan(
-        separators=tuple(one for one, _ in opened),
-        targets=tuple(targets),
-        file_format=file_format,
-        residual=residual,
-        complete=complete,
-        estimator=estimator,
-        overwrite=overwrite,
-        device=device,
-        identity=fingerprint([_VERSION, file_format, [identity for _, identity in opened]]),
-    )
-    if plan.has_choice and estimator is None:
-        raise ValueError("the best of several must be chosen by an estimator, got none; give one (`--estimator DIR`)")
-    return plan
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return own_device()
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the device must be one of this machine, got {name} where PyTorch finds no GPU; choose cpu")
-    return name
-
-
-def _opened(separator: AnySeparator | Sequence[AnySeparator], device: str) -> tuple[Separator, str]:
-    """A separator and its fingerprint; one that an object does not have is different each time."""
-    if isinstance(separator, Separator) and not isinstance(separator, type):
-        return separator, str(getattr(separator, "fingerprint", "") or uuid.uuid4())
-    source = find_separator(separator)  # type: ignore[arg-type]
-    return source.open(device), source.fingerprint
 
 
 def separate_files(

@@ -51,7 +51,8 @@ LAYERS = (  # from the bottom up; the rooms of one line do not import each other
     ("tune/tables.py",),
     ("tune/report",),
     ("tune/search",),
-    ("tune/cli.py", "tune/notebook.py"),
+    ("tune/show",),
+    ("tune/cli.py",),
     ("cluster",),
     ("clearsep.py",),
 )

@@ -186,7 +186,8 @@ def test_thresholds_that_keep_nothing_say_so(ray_session: None, config: RunConfi
 
 def test_a_separator_of_ones_own_is_the_first_teacher(ray_session: None, config: RunConfig, tmp_path: Path) -> None:
     """Its student is trained from scratch, and later students start from their teacher."""
-    name, training = "tests.tune.own_separators:Halves", dataclasses.replace(config.distil, steps=2, num_workers=0)
+    name = "tests.support.models.own_separators:Halves"
+    training = dataclasses.replace(config.distil, steps=2, num_workers=0)
     own = dataclasses.replace(config, separator=name, distil=training, schedule=(Thresholds(), Thresholds()))
     seed, *students = run(own, tmp_path / "run")["iterations"]
     assert seed.get("separator") == name

@@ -15,7 +15,8 @@ from engine.audio.decoder import shared_decoder
 from engine.errors import AudioError
 from engine.files import separate as separate_module
 from engine.files.names import find_inputs, safe_name
-from engine.files.separate import plan_separation, separate_files
+from engine.files.plan import plan_separation
+from engine.files.separate import separate_files
 from engine.files.targets import make_targets
 from engine.schema import SCORES
 from engine.scoring.estimator import SiSdrEstimator

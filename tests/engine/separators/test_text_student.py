@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from engine.files.separate import plan_separation
+from engine.files.plan import plan_separation
 from engine.files.targets import make_targets
 from engine.separators import (
     AudioExample,

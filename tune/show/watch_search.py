@@ -11,7 +11,7 @@ from engine.cli.tables import Table, db_text
 from engine.storage.files import read_json
 from engine.storage.lock import holder_of
 from engine.storage.paths import Location, Name, location
-from tune.report.watch import DONE, Activity, Snapshot, Watch, activity_text, holder_text, stored_settings
+from tune.show.watch import DONE, Activity, Snapshot, Watch, activity_text, holder_text, stored_settings
 
 if TYPE_CHECKING:
     from tune.search.progress import TrialRecord  # imports Ray, which takes seconds

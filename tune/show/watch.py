@@ -1,6 +1,6 @@
 """The state of a run or a pass at this moment, read from its files: by anybody who reaches them, while others work.
 
-A search has a watch of its own (``tune/search/watch.py``), which is shown in the same way.
+A search has a watch of its own (``tune/show/watch_search.py``), which is shown in the same way.
 """
 
 from __future__ import annotations

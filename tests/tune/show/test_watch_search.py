@@ -19,7 +19,7 @@ from tests.support.command import Cli, spawn
 from tune.schedule import as_json
 from tune.search.progress import Recorder
 from tune.search.trial import HISTORY
-from tune.search.watch import SearchWatch
+from tune.show.watch_search import SearchWatch
 
 NOBODY = "nobody works on it: start the same command to resume"
 

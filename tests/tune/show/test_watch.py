@@ -29,7 +29,7 @@ from tests.support import ROOT
 from tests.support.chaos import write_inputs
 from tests.support.command import COMMAND, Cli
 from tests.support.signals import write_clips
-from tune.report.watch import Watch, activity_text
+from tune.show.watch import Watch, activity_text
 
 Write = Callable[..., Path]
 SHARD = "shard-000000-0000"

@@ -21,8 +21,8 @@ from engine.audio.decoder import shared_decoder
 from tests.conftest import RATE_HZ
 from tests.support.wav import write_wav
 from tests.tune.search.test_report import row
-from tune.notebook import MOST_ROWS, MOST_SOUNDS, with_display
 from tune.search.report import write_report
+from tune.show.notebook import MOST_ROWS, MOST_SOUNDS, with_display
 
 Write = Callable[..., Path]
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -1,0 +1,1 @@
+"""Runs, searches and results shown while they run and in notebooks."""
