@@ -131,7 +131,8 @@ def write_pass(tmp_path: Path) -> Callable[..., Path]:
                 }
             )
         record = write_shard(out, shard, stems=pa.Table.from_pylist(rows, schema=STEMS), failures=list(failures))
-        write_record(out, shard, record)
+        audio_s = sum(len(samples_T) for samples_T in sums.values()) / sample_rate_hz
+        write_record(out, shard, {"num_clips": len(clips), "audio_s": audio_s, **record})
         write_json(out / "stems" / "pass.json", {"separator_fingerprint": "teacher"})
         manifest = {
             "num_clips": len(clips),

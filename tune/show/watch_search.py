@@ -14,7 +14,7 @@ from engine.storage.paths import Location, Name, location
 from tune.show.watch import DONE, Activity, Snapshot, Watch, activity_text, holder_text, stored_settings
 
 if TYPE_CHECKING:
-    from tune.search.progress import TrialRecord  # imports Ray, which takes seconds
+    from tune.search.progress import TrialRecord  # imports Ray Tune, which takes seconds
 
 _STAGES = ("baselines", "search", "finalists")
 
@@ -68,8 +68,9 @@ class SearchWatch:
         step, holder = stages[-1] if stages else "preparing", holder_of(self.folder, "search")
         measured = [one for one in trials if one["stage"] != "finalists" and one["sdri_db"] is not None]
         is_running = holder is not None or any(one["state"] == "running" for one in trials)
+        step = DONE if (self.folder / "summary.json").is_file() and not is_running else step
         return SearchActivity(
-            step=DONE if (self.folder / "summary.json").is_file() and not is_running else step,
+            step=step,
             total=int(settings["trials"]) if step == "search" else 0,
             num_iterations=int(settings["iterations"]),
             holder=holder,
@@ -151,7 +152,8 @@ def _text(activity: SearchActivity) -> str:
         if one["state"] == "running"
     ]
     if best is not None:
-        parts.append(f"best SDRi {best['sdri_db']:.2f} dB ({best['name']}, iteration {best['iteration']})")
+        reported = best["iteration"] - (best["state"] == "running")
+        parts.append(f"best SDRi {best['sdri_db']:.2f} dB ({best['name']}, iteration {reported})")
     if activity["step"] != DONE:
         parts.append(holder_text(activity["holder"]))
     return ", ".join([activity["step"], *parts])

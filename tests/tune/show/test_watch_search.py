@@ -102,7 +102,7 @@ def test_a_search_that_has_ended_is_done_until_it_is_resumed(search: Path, cli: 
     assert text(search).startswith("finalists, 1 trials ended, 1 running, ClearSep 10 dB at iteration 1 of 2, nobody")
 
 
-def test_damaged_settings_are_an_error_and_ray_is_not_needed(search: Path, cli: Cli) -> None:
+def test_damaged_settings_are_an_error_and_no_ray_has_to_run(search: Path, cli: Cli) -> None:
     assert spawn("watch", search, "--once").out == f"preparing, {NOBODY}\n"
     (search / "search.yaml").write_text("trials: [")
     assert "cannot read" in cli("watch", search).error()
