@@ -227,7 +227,7 @@ def _model(student: Student, mixer: Mixer, num_ranks: int) -> Model:
 
         parallel: Model = ray.train.torch.prepare_model(student.separator, move_to_device=False)
         return parallel
-    if student.device.type != "cuda":
+    if student.device.type != "cuda" or student.config.mix.self_remix is not None:  # whose batches differ in shape
         return student.separator
     return captured(student.separator, mixer.batch(student.step))
 
