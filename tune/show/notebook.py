@@ -158,7 +158,7 @@ def _sound(samples_T: np.ndarray, rate_hz: int, top: float) -> Iterable[str]:
 
     made = played_sound("", samples_T, rate_hz, top)
     picture = base64.b64encode(_png(base64.b64decode(made.picture), BANDS, COLUMNS)).decode("ascii")
-    yield f'<audio controls preload="none" src="data:audio/webm;base64,{made.opus}"></audio>'
+    yield f'<audio controls src="data:audio/webm;base64,{made.opus}"></audio>'
     yield f'<img alt="spectrogram" width="{COLUMNS}" height="{BANDS}" src="data:image/png;base64,{picture}">'
 
 

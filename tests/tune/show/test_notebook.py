@@ -30,7 +30,7 @@ SCORED = {"re_sdr_db": 20.0, "re_si_sdr_db": 20.0, "remix_snr_db": 20.0, "stem_l
 TAGS = {
     **dict.fromkeys(("table", "caption", "tr", "p"), frozenset[str]()),
     **dict.fromkeys(("th", "td"), frozenset({"style"})),
-    "audio": {"controls", "preload", "src"},
+    "audio": {"controls", "src"},
     "img": {"alt", "width", "height", "src"},
 }
 
