@@ -77,7 +77,8 @@ class QueryEncoder(Vocabulary):
         new = self._add(labels)
         fresh_LQ = torch.randn(len(new), self.vectors_LQ.shape[1], device=self.vectors_LQ.device)
         self.vectors_LQ = nn.Parameter(torch.cat([self.vectors_LQ.data, fresh_LQ]) if has_some else fresh_LQ)
-        self.rivals_LQ = nn.Parameter(torch.cat([self.rivals_LQ.data, torch.zeros_like(fresh_LQ)]))
+        none_LQ = torch.zeros(len(new), self.rivals_LQ.shape[1], device=self.rivals_LQ.device)
+        self.rivals_LQ = nn.Parameter(torch.cat([self.rivals_LQ.data, none_LQ]) if has_some else none_LQ)
 
     def forward(self, index_B: Tensor, rivals_BL: Tensor) -> Tensor:
         """Vectors ``[B, Q]`` of rows of the vocabulary, with a 1 for each of their rivals."""
@@ -93,7 +94,7 @@ class TextQueries(Vocabulary):
         super().__init__()
         self.project = nn.Linear(text_features, query_features)
         self.project_rivals = nn.Linear(text_features, query_features, bias=False)
-        nn.init.zeros_(self.project_rivals.weight)
+        self.project_rivals.weight = nn.Parameter(torch.zeros(query_features, text_features))
         if labels:
             self._add(labels)
         self.register_buffer("vectors_LE", torch.zeros(len(self.labels), text_features))
