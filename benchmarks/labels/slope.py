@@ -2,11 +2,11 @@
 
     python -m benchmarks.labels.slope --esc10 DIR [--out runs/stems] [--part K/N] [--only ARM ...] [--quick]
 
-A student starts from the seed separator of fold 1 and learns from fold 1 and from one target for each label of each
-natural clip of folds 2 and 3: a teacher's stems (the first teacher is the seed, the next one its student), the truth,
-means of both, or the truth with known faults. No target is rejected, so arms differ in nothing else. Several processes
-can share the work by parts; each writes ``slope.md`` and the table of docs/results.md from the trainings that are
-there. Run it again to resume it.
+A student starts from the seed separator of fold 1, or from the student before, and learns from fold 1 and from one
+target for each label of each natural clip of folds 2 and 3: a teacher's stems (the first teacher is the seed, the next
+one its student), the truth, means of both, or the truth with known faults. No target is rejected, so arms differ in
+nothing else. Several processes can share the work by parts; each writes ``slope.md`` and the table of docs/results.md
+from the trainings that are there. Run it again to resume it.
 
 Shape legend: S labels of a clip, T samples, F bins, N frames.
 """
@@ -137,6 +137,8 @@ class Arm:
     """Of the truth in a mean of it and the teacher's stems."""
     has_targets: bool = True
     """False: it learns from fold 1 alone."""
+    iteration: int | None = None
+    """It starts from the student of the iteration before; null: from the seed."""
 
 
 def _arms() -> dict[str, Arm]:
@@ -147,6 +149,12 @@ def _arms() -> dict[str, Arm]:
     for number in (1, 2, 3, 4):
         about = f"stems of teacher {number}" + (", the seed" if number == 1 else "")
         arms[f"teacher-{number}"] = Arm(about=about, teacher=number)
+    for number in (1, 2, 3, 4):
+        about = f"iteration {number}: stems of the student before, from which it starts"
+        arms[f"iteration-{number}"] = Arm(about=about, teacher=number, iteration=number)
+    for number in (1, 2, 3, 4):
+        about = f"iteration {number}: the truth"
+        arms[f"bound-{number}"] = Arm(about=about, faults=lambda clip: clip.truth_ST, iteration=number)
     for percent in (25, 50, 75):
         about = f"stems of teacher 1 and {percent} % of the truth"
         arms[f"truth-{percent}"] = Arm(about=about, teacher=1, truth_fraction=percent / 100)
@@ -176,7 +184,7 @@ class Bench:
     def write_targets(self, name: str) -> Quality:
         """Write the targets of an arm, once; returns what they are worth."""
         arm = ARMS[name]
-        separate = self._separator(arm.teacher) if arm.teacher is not None else None
+        separate = self._separator(name) if arm.teacher is not None else None
         snr, si_sdr = list[float](), list[float]()
         for number, row in enumerate(self.rows):
             truth_ST = torch.from_numpy(np.stack([self.work.truth(row["path"], label) for label in row["labels"]]))
@@ -193,10 +201,14 @@ class Bench:
                 soundfile.write(path, target_T, self.work.rate_hz, subtype="FLOAT")
         return {"snr_db": float(np.mean(snr)), "si_sdr_db": float(np.mean(si_sdr))}
 
-    def _separator(self, number: int) -> Targets:
-        """The stems of a teacher, as the engine's students get them: the clip is divided among them."""
-        teacher = self.work.seed if number == 1 else self.student(f"teacher-{number - 1}", 0)
-        separator = load(teacher)
+    def _teacher(self, name: str, seed: int) -> Path:
+        """The student of the arm with one number less, or the seed."""
+        kind, number = name.rsplit("-", 1)
+        return self.work.seed if number == "1" else self.student(f"{kind}-{int(number) - 1}", seed)
+
+    def _separator(self, name: str) -> Targets:
+        """The stems of an arm's teacher, as the engine's students get them: the clip is divided among them."""
+        separator = load(self._teacher(name, 0))
         system = SeparatorSystem(separator)
 
         def targets(clip: Clip) -> Tensor:
@@ -220,8 +232,11 @@ class Bench:
             return folder
         if ARMS[name].has_targets:
             self.quality(name)
-        config = DistilConfig(steps=self.work.size.student_steps, mix=build(MixConfig, MIX), seed=seed)
-        learn(self.work, folder, self._mixer(name, config), config, start=str(self.work.seed))
+        number = ARMS[name].iteration
+        draws = seed + 10 * (number or 0)
+        config = DistilConfig(steps=self.work.size.student_steps, mix=build(MixConfig, MIX), seed=draws)
+        start = self._teacher(name, seed) if number is not None else self.work.seed
+        learn(self.work, folder, self._mixer(name, config), config, start=str(start))
         return folder
 
     def _mixer(self, name: str, config: DistilConfig) -> Mixer:
@@ -297,7 +312,7 @@ def table(bench: Bench) -> str:
         if not students:
             continue
         worth = ["", ""]
-        if arm.has_targets and name != "truth":
+        if arm.has_targets and name != "truth" and not name.startswith("bound"):
             quality = bench.quality(name)
             worth = [f"{quality['snr_db']:.1f}", f"{quality['si_sdr_db']:.1f}"]
         sdri = [one["sdri_db"] for one in students]
