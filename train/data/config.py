@@ -54,11 +54,11 @@ class MixConfig:
     """Steps after which a rotating pool loads its next part."""
     query_variation: Annotated[QueryVariation, NEWER] = field(default_factory=QueryVariation)
     """Variation of queries in text, for students that read it."""
-    natural_targets: NaturalTargets | None = None
-    """Remix natural clips whose whole mixture is the target."""
     self_remix: Annotated[SelfRemix | None, NEWER] = None
     """Separate two natural clips, exchange their stems, separate again, and learn to add up to the clips
     (Self-Remixing, arXiv 2211.10194). A step takes longer, and on a GPU it cannot be replayed as a graph."""
+    natural_targets: NaturalTargets | None = None
+    """Remix natural clips whose whole mixture is the target."""
     mixit: MixIt | None = None
     """Mix two natural clips and learn both as targets (MixIT, arXiv 2006.12701)."""
     consistency: Consistency | None = None

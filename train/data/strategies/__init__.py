@@ -1,1 +1,1 @@
-"""Ablations: training options that did not help (``benchmarks/quality/gain.md``), one file each, off by default."""
+"""Training options, one file each, off by default: Self-Remixing, which recipes use, and ablations, which lost."""
