@@ -5,6 +5,7 @@ Shape suffixes: T samples, F bins, N frames or stems.
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 import zlib
@@ -94,9 +95,12 @@ def _write_sample(writer: SummaryWriter, facts: RunFacts) -> None:
 
 def _write_clip(writer: SummaryWriter, group: str, one: PassFacts, rows: list[StemRow]) -> None:
     first = rows[0]
-    mixture_T, stems = read_clip(
-        one.folder / "stems", first["shard"], first_row=first["first_row"], num_stems=first["num_stems"]
-    )
+    shard, place = first["shard"], {"first_row": first["first_row"], "num_stems": first["num_stems"]}
+    read = functools.partial(read_clip, one.folder / "stems", shard, **place)
+    found = one.left_out.read(shard.removesuffix(".parquet"), read)
+    if found is None:
+        return
+    mixture_T, stems = found
     rate_hz = first["sample_rate_hz"]
     gain = _PEAK / max(1e-3, float(np.abs(mixture_T).max(initial=0.0)))
     top = _power(gain * mixture_T).max()

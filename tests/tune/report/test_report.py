@@ -407,8 +407,8 @@ def test_a_damaged_shard_is_left_out_and_named(write_pass: Write, cli: Cli, shar
     split_shards(out, [second := "shard-000001-0000", missing := "shard-000002-0000"])
     damage(out / "stems" / f"{second}.parquet", share)
     (out / "stems" / f"{missing}.parquet").unlink()
-    found = cli("report", out)
-    assert found.code == 0
+    found = cli("report", out, "--tensorboard", out / "events")
+    assert found.code == 0 and any((out / "events").rglob("events*"))
     page = (out / "report.html").read_text()
     sentence = f"2 shards of the pass are damaged or missing, so that clips are left out: {second}, {missing}"
     assert page.count(sentence) == 2, "at its scores and where one listens"
