@@ -61,7 +61,10 @@ def plan_separation(
         raise ValueError(f"the format of stems must be wav or flac, got {file_format!r}; choose one")
     if complete and (len(targets) < 2 or residual):
         got = "a residual" if residual else "one"
-        raise ValueError(f"a complete set of queries must be two or more without a residual, got {got}; change it")
+        raise ValueError(
+            f"a complete set of queries must be two or more without a residual, got {got}; name every sound, or leave "
+            "it out"
+        )
     device = _device(device)
     several = separator if isinstance(separator, list | tuple) else [separator]
     opened = [_opened(one, device) for one in several]

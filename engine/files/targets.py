@@ -103,7 +103,7 @@ def check_targets(targets: Sequence[StemQuery], separator: Separator) -> None:
             name = repr(name) if isinstance(name, str) else "an audio example"
             raise ValueError(
                 f"cannot exclude {name} (the separator's queries have no unwanted sounds); leave it out, or take a "
-                "separator that uses them, such as CLAPSep"
+                "separator that learned with them, such as CLAPSep or a student of this project"
             )
         if isinstance(query, str) and plain_label(query) in known:
             continue

@@ -129,7 +129,7 @@ def label_of_query(query: str | Query) -> str:
 
 
 def unwanted_labels(query: str | Query) -> list[str]:
-    """The labels that a query excludes, for the same; ``ValueError`` if one is no label."""
+    """The labels that a query excludes, for a separator with a closed vocabulary; ``ValueError`` if one is no label."""
     return [] if isinstance(query, str) else [_label_of(part) for part in query.unwanted]
 
 

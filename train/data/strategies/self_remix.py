@@ -26,7 +26,7 @@ from train.data.batch import Batch
 class SelfRemix:
     """Settings of Self-Remixing."""
 
-    fraction: Fraction = 0.15
+    fraction: Fraction = 0.2
     """Fraction of mixtures that are two natural clips, without a common label, whose stems change places."""
 
 
