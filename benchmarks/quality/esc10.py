@@ -1,6 +1,6 @@
 """The loop on real sound (ESC-10), against a control, a bound and an oracle.
 
-    python -m benchmarks.quality.esc10 --esc10 DIR [--out runs/esc10] [--quick]
+    python -m benchmarks.quality.esc10 --esc10 DIR [--out runs/esc10] [--seeds 0 1 2] [--quick]
 
 Fold 1 trains the seed. Folds 2 and 3 become a natural corpus: mixtures of two and three sources, written as audio files
 with a manifest of labels; the loop sees nothing else of them. Fold 4 validates: 300 two-source mixtures at 0 dB. Writes
@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -151,13 +152,14 @@ class Bench:
 
 
 class Result(TypedDict):
-    """Results of all parts."""
+    """Results of one seed."""
 
     rows: dict[str, Any]
     """Evaluation of every separator by its title."""
     summary: RunSummary
-    about: str
-    """Provenance."""
+    wall_s: float
+    """Of seed, iterations, control and bound."""
+    commit: str
 
 
 def bench(work: Bench, part: str) -> Result | None:
@@ -165,7 +167,7 @@ def bench(work: Bench, part: str) -> Result | None:
     size = work.size
     steps_after_seed = len(RECIPES["laptop"]()["schedule"]) * size.student_steps
     with connect():
-        pages.log(f"seed: {size.seed_steps} steps on fold 1")
+        pages.log(f"seed {work.seed}: {size.seed_steps} steps on fold 1")
         seed_folder = work.train("seed", size.seed_steps, folds=(1,))
         if part in ("all", "loop"):
             work.loop(seed_folder)
@@ -189,40 +191,58 @@ def bench(work: Bench, part: str) -> Result | None:
     rows[_ORACLE] = work.measure("oracle")
     trainings = (read_description(work.out / name)["history"][-1] for name in ("seed", *_RIVALS))
     wall_s = sum(entry["wall_s"] for entry in (*iterations, *trainings))
-    return {"rows": rows, "summary": summary, "about": _provenance(size, work.seed, wall_s)}
+    return {"rows": rows, "summary": summary, "wall_s": wall_s, "commit": pages.commit()}
 
 
-def _provenance(size: Size, seed: int, wall_s: float) -> str:
+def _provenance(size: Size, results: dict[int, Result]) -> str:
+    hours = np.mean([one["wall_s"] for one in results.values()]) / 3600
+    commits = ", ".join(sorted({one["commit"] for one in results.values()}))
     return (
-        f"{size.num_mixtures} two-source mixtures at 0 dB of fold 4, seed {seed}; corpus of {size.num_two} two- "
-        f"and {size.num_three} three-source clips of folds 2 and 3; seed {size.seed_steps} steps, each iteration "
-        f"{size.student_steps}, batches of {size.batch_size} mixtures of {MixConfig().segment_s:g} s, network of "
-        f"{size.network.channels} channels and {size.network.num_blocks} blocks at 16 kHz; "
-        f"commit {pages.commit()}, {pages.hardware().rstrip('.')}; "
-        f"the wall times of seed, iterations, control and bound add up to {wall_s / 60:.0f} minutes."
+        f"Mean ± standard deviation over {len(results)} seeds; gap: from control to bound. {size.num_mixtures} "
+        f"two-source mixtures at 0 dB of fold 4; corpus of {size.num_two} two- and {size.num_three} three-source clips "
+        f"of folds 2 and 3; seed {size.seed_steps} steps, each iteration {size.student_steps}, batches of "
+        f"{size.batch_size} mixtures of {MixConfig().segment_s:g} s, network of {size.network.channels} channels and "
+        f"{size.network.num_blocks} blocks at 16 kHz; commit {commits}, {pages.hardware().rstrip('.')}; all trainings "
+        f"and passes of a seed, one after another: {hours:.1f} hours."
     )
 
 
-def report(result: Result, *, without: tuple[str, ...] = ()) -> str:
-    """The main table, in Markdown."""
-    rows = [
-        [name, f"{row['sdri_db']:.2f} ± {row['sdri_standard_error_db']:.2f}", f"{row['si_sdri_db']:.2f}"]
-        for name, row in result["rows"].items()
-        if name not in without
-    ]
-    return pages.markdown(["separator", "SDRi dB", "SI-SDRi dB"], rows)
-
-
-def details(result: Result) -> list[str]:
-    """Tables of what came in and was kept in each iteration, and of the figures by label."""
-    labels = sorted(next(iter(result["rows"].values()))["by_label"])
+def report(results: dict[int, Result], *, without: tuple[str, ...] = ()) -> str:
+    """The main table, in Markdown: means and standard deviations over the seeds."""
+    sdri_db = {
+        name: [one["rows"][name]["sdri_db"] for one in results.values()]
+        for name in next(iter(results.values()))["rows"]
+    }
+    low, high = (np.mean(sdri_db[title]) for title, _ in _RIVALS.values())
     rows = []
-    for name, row in result["rows"].items():
-        figures = [row["by_label"][label] for label in labels]
-        rows.append([name, *(f"{figure['sdri_db']:.1f} / {figure['si_sdri_db']:.1f}" for figure in figures)])
-    by_label = pages.markdown(["SDRi / SI-SDRi dB", *labels], rows)
-    summary = result["summary"]
-    return [iterations_table(summary).markdown(), rules_table(summary).markdown(), by_label]
+    for name, values in sdri_db.items():
+        if name in without:
+            continue
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        si_sdri_db = np.mean([one["rows"][name]["si_sdri_db"] for one in results.values()])
+        closed = f"{(np.mean(values) - low) / (high - low):.0%}" if name.startswith("iteration") else ""
+        rows.append([name, f"{np.mean(values):.2f}{spread}", f"{si_sdri_db:.2f}", closed])
+    return pages.markdown(["separator", "SDRi dB", "SI-SDRi dB", "gap closed"], rows)
+
+
+def details(results: dict[int, Result]) -> list[str]:
+    """Tables of the figures by label, and for each seed of what came in and was kept in each iteration."""
+    first = next(iter(results.values()))["rows"]
+    labels = sorted(next(iter(first.values()))["by_label"])
+    rows = []
+    for name in first:
+        cells = []
+        for label in labels:
+            figures = [one["rows"][name]["by_label"][label] for one in results.values()]
+            cells.append(
+                " / ".join(f"{np.mean([one[key] for one in figures]):.1f}" for key in ("sdri_db", "si_sdri_db"))
+            )
+        rows.append([name, *cells])
+    parts = [pages.markdown(["SDRi / SI-SDRi dB", *labels], rows)]
+    for seed, one in results.items():
+        summary = one["summary"]
+        parts += [f"## Seed {seed}", iterations_table(summary).markdown(), rules_table(summary).markdown()]
+    return parts
 
 
 def main() -> None:
@@ -231,7 +251,7 @@ def main() -> None:
     parser.add_argument("--esc10", type=Path, required=True, help="folder with clips.csv and audio/")
     parser.add_argument("--out", type=Path, help="working folder (default runs/esc10, or runs/esc10-quick)")
     parser.add_argument("--quick", action="store_true", help="minutes; shows that it runs, writes no figures")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the trainings")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of trainings and corpus")
     parser.add_argument("--threads", type=int, help="CPU threads of a training (default all)")
     parser.add_argument(
         "--part",
@@ -242,19 +262,25 @@ def main() -> None:
     arguments = parser.parse_args()
     show_progress()
     out = (arguments.out or Path("runs/esc10-quick" if arguments.quick else "runs/esc10")).resolve()
-    size = QUICK if arguments.quick else Size()
-    work = Bench(arguments.esc10.resolve(), out, size, seed=arguments.seed, threads=arguments.threads)
-    result = bench(work, arguments.part)
-    if result is None:
-        pages.log("this part is done; start the script without --part, or wait for the other part, to get the table")
+    size, results = QUICK if arguments.quick else Size(), {}
+    for seed in arguments.seeds:
+        work = Bench(arguments.esc10.resolve(), out / f"seed-{seed}", size, seed=seed, threads=arguments.threads)
+        result = bench(work, arguments.part)
+        if result is None:
+            pages.log(
+                "this part is done; start the script without --part, or wait for the other part, to get the table"
+            )
+        else:
+            results[seed] = result
+            write_json(work.out / "result.json", result)
+    if len(results) < len(arguments.seeds):
         return
-    write_json(out / "result.json", result)
-    tables = [report(result), result["about"], *details(result)]
+    tables = [report(results), _provenance(size, results), *details(results)]
     print(*tables, sep="\n\n")
     if not arguments.quick:
         pages.write_page(_PAGE, "ESC-10: the loop on real sound", *tables)
         pages.fill(pages.RESULTS, "esc10", "\n\n".join(tables[:2]))
-        short = [report(result, without=(_ORACLE,)), textwrap.fill(result["about"], 100)]
+        short = [report(results, without=(_ORACLE,)), textwrap.fill(tables[1], 100)]
         pages.fill(pages.README, "esc10", "\n\n".join(short))
 
 
