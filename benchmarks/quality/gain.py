@@ -26,7 +26,7 @@ from benchmarks.setting import Setting, TrueSiSdr, add_parts, own_part, train
 from engine.corpus.sources import read_sources
 from engine.selection.thresholds import Quantile, Thresholds
 from engine.selection.tracks import select_tracks
-from engine.separators import load, read_description
+from engine.separators import NetworkConfig, load, read_description
 from engine.settings import build, plain
 from engine.storage.files import read_json, write_json
 from train.data.config import MixConfig
@@ -57,6 +57,8 @@ class Arm:
     """The kept tracks are replaced by their true sources."""
     folds: tuple[int, ...] = (1,)
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    network: NetworkConfig | None = None
+    """It learns from scratch, for as many steps as the seed and a student together; null: it starts from the seed."""
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -96,7 +98,25 @@ ARMS = {
         about="the true sources of the stems that our thresholds keep",
         thresholds=_FIRST,
         learns_truth=True,
-        seeds=(0, 1),
+    ),
+    "no_self_remix": Arm(
+        about="our thresholds and training without Self-Remixing",
+        thresholds=_FIRST,
+        mix=dataclasses.replace(_MIX, self_remix=None),
+    ),
+    "scratch": Arm(
+        about="our thresholds and training, from scratch",
+        thresholds=_FIRST,
+        mix=_MIX,
+        network=NetworkConfig(),
+        seeds=(0,),
+    ),
+    "larger": Arm(
+        about="the same, a network of 384 channels and 12 blocks",
+        thresholds=_FIRST,
+        mix=_MIX,
+        network=NetworkConfig(channels=384, num_blocks=12),
+        seeds=(0,),
     ),
     "best_60": Arm(about="best 60 % of each label by the estimate", thresholds=_BEST_60, seeds=(0,)),
     "all_weighted": _all_stems(", loss weighted by the estimate", estimate_weights=EstimateWeights(use="loss")),
@@ -109,7 +129,7 @@ ARMS = {
     ),
     "all_clips_half": _all_stems(", half of the mixtures natural clips", clip_fraction=0.5),
     "all_clips_most": _all_stems(", seven tenths of the mixtures natural clips", clip_fraction=0.7),
-    "all_clips": _all_stems(", a third of the mixtures natural clips", seeds=SEEDS, clip_fraction=0.33),
+    "all_clips": Arm(about="every stem, our training", thresholds=_ALL, mix=_MIX),
     "all_labelled_mixit": _all_stems(
         ", a third of the mixtures two natural clips, labels assigned", mixit=MixIt(fraction=0.33)
     ),
@@ -165,11 +185,13 @@ def train_arm(work: Setting, name: str, seed: int) -> dict[str, Any]:
     path = folder / f"seed-{seed}.json"
     selection = select(work, name, arm)
     manifest = read_json(selection / "manifest.json") if selection else {}
+    steps = work.size.student_steps + (work.size.seed_steps if arm.network else 0)
     inputs = {
         "mix": plain(arm.mix),
         "folds": arm.folds,
         "learns_truth": arm.learns_truth,
-        "steps": work.size.student_steps,
+        "network": plain(arm.network),
+        "steps": steps,
         "seed_separator": read_description(work.seed)["fingerprint"],
         "kept": {key: manifest[key] for key in ("thresholds", "num_kept", "kept_h")} if manifest else None,
     }
@@ -180,14 +202,15 @@ def train_arm(work: Setting, name: str, seed: int) -> dict[str, Any]:
         data = TrainingData(clean=read_sources(true_sources(work, selection, arm.folds), allow_outside=True))
     else:
         data = TrainingData(clean=work.sources(*arm.folds), tracks=str(selection) if selection else None)
+    sized = dataclasses.replace(work, size=dataclasses.replace(work.size, network=arm.network or work.size.network))
     student = train(
-        work,
+        sized,
         folder / f"student-{seed}",
         data,
-        steps=work.size.student_steps,
+        steps=steps,
         mix=arm.mix,
         seed=seed,
-        start=work.seed,
+        start=None if arm.network else work.seed,
     )
     mixtures = draw_mixtures(resolve_validation(work.validation), sample_rate_hz=work.rate_hz)
     figures = evaluate(SeparatorSystem(load(student)), mixtures, quick=True)
@@ -221,10 +244,11 @@ def tables(work: Setting, results: Results) -> tuple[str, str]:
     compared = ("seed_only", "laptop", "true_sources")
     options = {name: students for name, students in results.items() if name not in base or name in compared}
     commits = ", ".join(sorted({one["commit"] for students in results.values() for one in students}))
+    size = work.size
     about = (
-        f"One training of {work.size.student_steps} steps from the seed; ± is the standard deviation over training "
-        f"seeds; {work.size.num_mixtures} two-source mixtures of fold 4; gap: from the seed's own clips to the true "
-        f"sources. Commits {commits}; {pages.hardware()}"
+        f"One training of {size.student_steps} steps from the seed, or of {size.seed_steps + size.student_steps} from "
+        f"scratch; ± is the standard deviation over training seeds; {size.num_mixtures} two-source "
+        f"mixtures of fold 4; gap: from the seed's own clips to the true sources. Commits {commits}; {pages.hardware()}"
     )
     return f"{gain_table(base)}\n\n{about}", gain_table(options)
 
