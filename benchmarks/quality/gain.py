@@ -35,6 +35,7 @@ from train.data.strategies.consistency import Consistency
 from train.data.strategies.estimate_weights import EstimateWeights
 from train.data.strategies.label_balance import LabelBalance
 from train.data.strategies.mixit import MixIt
+from train.data.strategies.self_remix import SelfRemix
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import draw_mixtures, resolve_validation
@@ -103,6 +104,12 @@ ARMS = {
         about="our thresholds and training without Self-Remixing",
         thresholds=_FIRST,
         mix=dataclasses.replace(_MIX, self_remix=None),
+    ),
+    "more_self_remix": Arm(
+        about="our thresholds and training, twice as much Self-Remixing",
+        thresholds=_FIRST,
+        mix=dataclasses.replace(_MIX, self_remix=SelfRemix(fraction=0.4)),
+        seeds=(0, 1),
     ),
     "scratch": Arm(
         about="our thresholds and training, from scratch",
