@@ -197,8 +197,9 @@ def bench(work: Bench, part: str) -> Result | None:
 def _provenance(size: Size, results: dict[int, Result]) -> str:
     hours = np.mean([one["wall_s"] for one in results.values()]) / 3600
     commits = ", ".join(sorted({one["commit"] for one in results.values()}))
+    seeds = f"Mean ± standard deviation over {len(results)} seeds" if len(results) > 1 else "One seed"
     return (
-        f"Mean ± standard deviation over {len(results)} seeds; gap: from control to bound. {size.num_mixtures} "
+        f"{seeds}; gap: from control to bound. {size.num_mixtures} "
         f"two-source mixtures at 0 dB of fold 4; corpus of {size.num_two} two- and {size.num_three} three-source clips "
         f"of folds 2 and 3; seed {size.seed_steps} steps, each iteration {size.student_steps}, batches of "
         f"{size.batch_size} mixtures of {MixConfig().segment_s:g} s, network of {size.network.channels} channels and "
