@@ -35,7 +35,6 @@ from train.data.strategies.consistency import Consistency
 from train.data.strategies.estimate_weights import EstimateWeights
 from train.data.strategies.label_balance import LabelBalance
 from train.data.strategies.mixit import MixIt
-from train.data.strategies.self_remix import SelfRemix
 from train.data.training_data import TrainingData
 from train.evaluation.evaluate import SeparatorSystem, evaluate
 from train.evaluation.mixtures import draw_mixtures, resolve_validation
@@ -104,12 +103,6 @@ ARMS = {
         about="our thresholds and training without Self-Remixing",
         thresholds=_FIRST,
         mix=dataclasses.replace(_MIX, self_remix=None),
-    ),
-    "more_self_remix": Arm(
-        about="our thresholds and training, twice as much Self-Remixing",
-        thresholds=_FIRST,
-        mix=dataclasses.replace(_MIX, self_remix=SelfRemix(fraction=0.4)),
-        seeds=(0, 1),
     ),
     "scratch": Arm(
         about="our thresholds and training, from scratch",
@@ -245,19 +238,22 @@ def gain_table(results: Results) -> str:
     return pages.markdown(columns, rows)
 
 
-def tables(work: Setting, results: Results) -> tuple[str, str]:
+def tables(work: Setting, results: Results) -> list[str]:
     """The table of the arms with all seeds; that of the options, of which fewer were run, with the ends of the gap."""
     base = {name: students for name, students in results.items() if ARMS[name].seeds == SEEDS}
-    compared = ("seed_only", "laptop", "true_sources")
-    options = {name: students for name, students in results.items() if name not in base or name in compared}
+    options = {name: students for name, students in results.items() if name not in base}
+    ends = {name: base[name] for name in ("seed_only", "laptop", "true_sources") if name in base}
     commits = ", ".join(sorted({one["commit"] for students in results.values() for one in students}))
     size = work.size
     about = (
-        f"One training of {size.student_steps} steps from the seed, or of {size.seed_steps + size.student_steps} from "
-        f"scratch; ± is the standard deviation over training seeds; {size.num_mixtures} two-source "
-        f"mixtures of fold 4; gap: from the seed's own clips to the true sources. Commits {commits}; {pages.hardware()}"
+        f"One training of {size.student_steps} steps from the seed; ± is the standard deviation over training seeds; "
+        f"{size.num_mixtures} two-source mixtures of fold 4; gap: from the seed's own clips to the true sources. "
+        f"Commits {commits}; {pages.hardware()}"
     )
-    return f"{gain_table(base)}\n\n{about}", gain_table(options)
+    steps = size.seed_steps + size.student_steps
+    from_scratch = f"A student from scratch has {steps} steps, as many as the seed and a student together."
+    more = ["## Options", gain_table(ends | options), from_scratch] if options else []
+    return [f"{gain_table(base)}\n\n{about}", *more]
 
 
 def main() -> None:
@@ -275,12 +271,12 @@ def main() -> None:
     if not {"seed_only", "true_sources"} <= results.keys():
         pages.log("this part is done; the table needs the arms seed_only and true_sources")
         return
-    text, options = tables(work, results)
+    parts = tables(work, results)
     if arguments.quick:
-        print(text, options, sep="\n\n")
+        print(*parts, sep="\n\n")
         return
-    pages.write_page(_PAGE, "Gain of a selection", text, "## Options", options)
-    pages.fill(pages.RESULTS, "gain", text)
+    pages.write_page(_PAGE, "Gain of a selection", *parts)
+    pages.fill(pages.RESULTS, "gain", parts[0])
 
 
 if __name__ == "__main__":
