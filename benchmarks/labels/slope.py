@@ -34,7 +34,6 @@ from engine.scoring.sharing import share_mixture
 from engine.separators import NetworkConfig, load
 from engine.separators.queries import query_for
 from engine.settings import build
-from engine.storage.files import read_json
 from train.data.config import MixConfig
 from train.data.items import Item, clean_items
 from train.data.mixer import Mixer
@@ -177,14 +176,15 @@ class Bench:
         self.rows: list[ClipRow] = [row for row in corpus if len(row["labels"]) > 1]
         train(work, work.seed, TrainingData(clean=work.sources(1)), steps=work.size.seed_steps)
 
-    def target_file(self, arm: str, row: ClipRow, label: str) -> Path:
-        """File of a target."""
-        return self.out / arm / "targets" / Path(row["path"]).stem / f"{label}.wav"
+    def targets(self, name: str, seed: int) -> Path:
+        """Folder of an arm's targets: the seeds share them unless each has a teacher of its own."""
+        own = ARMS[name].iteration is not None and ARMS[name].teacher is not None
+        return self.out / name / f"targets-{seed if own else 0}"
 
-    def write_targets(self, name: str) -> Quality:
+    def write_targets(self, name: str, seed: int) -> Quality:
         """Write the targets of an arm, once; returns what they are worth."""
-        arm = ARMS[name]
-        separate = self._separator(name) if arm.teacher is not None else None
+        arm, folder = ARMS[name], self.targets(name, seed)
+        separate = self._separator(self._teacher(name, seed)) if arm.teacher is not None else None
         snr, si_sdr = list[float](), list[float]()
         for number, row in enumerate(self.rows):
             truth_ST = torch.from_numpy(np.stack([self.work.truth(row["path"], label) for label in row["labels"]]))
@@ -196,7 +196,7 @@ class Bench:
             snr += snr_db(estimate=targets_ST, reference=truth_ST).clamp(max=100.0).tolist()
             si_sdr += si_sdr_db(estimate=targets_ST, reference=truth_ST).clamp(max=100.0).tolist()
             for label, target_T in zip(row["labels"], targets_ST.numpy(), strict=True):
-                path = self.target_file(name, row, label)
+                path = folder / Path(row["path"]).stem / f"{label}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, target_T, self.work.rate_hz, subtype="FLOAT")
         return {"snr_db": float(np.mean(snr)), "si_sdr_db": float(np.mean(si_sdr))}
@@ -206,9 +206,9 @@ class Bench:
         kind, number = name.rsplit("-", 1)
         return self.work.seed if number == "1" else self.student(f"{kind}-{int(number) - 1}", seed)
 
-    def _separator(self, name: str) -> Targets:
-        """The stems of an arm's teacher, as the engine's students get them: the clip is divided among them."""
-        separator = load(self._teacher(name, 0))
+    def _separator(self, teacher: Path) -> Targets:
+        """The stems of a teacher, as the engine's students get them: the clip is divided among them."""
+        separator = load(teacher)
         system = SeparatorSystem(separator)
 
         def targets(clip: Clip) -> Tensor:
@@ -220,9 +220,10 @@ class Bench:
 
         return targets
 
-    def quality(self, name: str) -> Quality:
+    def quality(self, name: str, seed: int) -> Quality:
         """The targets of an arm against the truth, which are written before."""
-        found: Quality = pages.measured_once(self.out / name / "targets.json", lambda: self.write_targets(name))
+        figures = self.targets(name, seed).with_suffix(".json")
+        found: Quality = pages.measured_once(figures, lambda: self.write_targets(name, seed))
         return found
 
     def student(self, name: str, seed: int) -> Path:
@@ -231,21 +232,22 @@ class Bench:
         if (folder / "separator.json").is_file():
             return folder
         if ARMS[name].has_targets:
-            self.quality(name)
+            self.quality(name, seed)
         number = ARMS[name].iteration
         draws = seed + 10 * (number or 0)
         config = DistilConfig(steps=self.work.size.student_steps, mix=build(MixConfig, MIX), seed=draws)
         start = self._teacher(name, seed) if number is not None else self.work.seed
-        learn(self.work, folder, self._mixer(name, config), config, start=str(start))
+        learn(self.work, folder, self._mixer(name, self.targets(name, seed), config), config, start=str(start))
         return folder
 
-    def _mixer(self, name: str, config: DistilConfig) -> Mixer:
+    def _mixer(self, name: str, targets: Path, config: DistilConfig) -> Mixer:
         rate_hz, seed = self.work.rate_hz, config.seed
+        rows = self.rows if ARMS[name].has_targets else []
         items = {
             "clean": clean_items(self.work.sources(1), sample_rate_hz=rate_hz),
-            "tracks": self._items(name, num_signals=1),
-            "pairs": self._items(name, num_signals=2),
-            "natural": self._clips(name),
+            "tracks": self._items(rows, targets, num_signals=1),
+            "pairs": self._items(rows, targets, num_signals=2),
+            "natural": self._clips(rows),
         }
         pools = {
             kind: Pool(some, config.mix, sample_rate_hz=rate_hz, seed=seed, rank=0, num_ranks=1, loader=Loader())
@@ -254,7 +256,7 @@ class Bench:
         labels = load(self.work.seed).labels
         return mixer_class(config.mix)(pools, labels, config.mix, sample_rate_hz=rate_hz, seed=seed, rank=0)
 
-    def _clips(self, name: str) -> list[Item]:
+    def _clips(self, rows: Sequence[ClipRow]) -> list[Item]:
         return [
             Item(
                 labels=tuple(row["labels"]),
@@ -263,28 +265,29 @@ class Bench:
                 duration_s=5.0,
                 load=functools.partial(self._clip, row),
             )
-            for row in (self.rows if ARMS[name].has_targets else ())
+            for row in rows
         ]
 
     def _clip(self, row: ClipRow) -> np.ndarray:
         mix_T: np.ndarray = np.sum([self.work.truth(row["path"], label) for label in row["labels"]], axis=0)
         return mix_T
 
-    def _items(self, name: str, *, num_signals: int) -> list[Item]:
+    def _items(self, rows: Sequence[ClipRow], targets: Path, *, num_signals: int) -> list[Item]:
         return [
             Item(
                 labels=(label,),
                 labels_present=frozenset(row["labels"]),
                 clip=row["clip_id"],
                 duration_s=num_signals * 5.0,
-                load=functools.partial(self._load, name, row, label, num_signals),
+                load=functools.partial(self._load, targets, row, label, num_signals),
             )
-            for row in (self.rows if ARMS[name].has_targets else ())
+            for row in rows
             for label in row["labels"]
         ]
 
-    def _load(self, name: str, row: ClipRow, label: str, num_signals: int) -> np.ndarray:
-        target_T: np.ndarray = soundfile.read(self.target_file(name, row, label), dtype="float32")[0]
+    def _load(self, targets: Path, row: ClipRow, label: str, num_signals: int) -> np.ndarray:
+        path = targets / Path(row["path"]).stem / f"{label}.wav"
+        target_T: np.ndarray = soundfile.read(path, dtype="float32")[0]
         if num_signals == 1:
             return target_T
         return np.stack([target_T, self._clip(row)])
@@ -308,13 +311,14 @@ def table(bench: Bench) -> str:
     columns = ["targets", "their SNR dB", "their SI-SDR dB", "seeds", "SDRi dB", "SI-SDRi dB", "rain", "crying baby"]
     rows = []
     for name, arm in ARMS.items():
-        students: list[Figures] = [read_json(path) for path in sorted((bench.out / name).glob("seed-*.json"))]
+        seeds = [seed for seed in _SEEDS if (bench.out / name / f"seed-{seed}.json").is_file()]
+        students = [bench.figures(name, seed) for seed in seeds]
         if not students:
             continue
         worth = ["", ""]
         if arm.has_targets and name != "truth" and not name.startswith("bound"):
-            quality = bench.quality(name)
-            worth = [f"{quality['snr_db']:.1f}", f"{quality['si_sdr_db']:.1f}"]
+            qualities = [bench.quality(name, seed) for seed in seeds]
+            worth = [f"{np.mean([one[key] for one in qualities]):.1f}" for key in ("snr_db", "si_sdr_db")]
         sdri = [one["sdri_db"] for one in students]
         spread = f" ± {np.std(sdri, ddof=1):.2f}" if len(sdri) > 1 else ""
         labels = [np.mean([one["by_label"][label] for one in students]) for label in ("rain", "baby_cry")]
