@@ -126,7 +126,10 @@ def _new_folder(prefix: str) -> tuple[Path, int]:
                 shutil.rmtree(left, ignore_errors=True)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix))
-        handle = os.open(folder, os.O_RDONLY)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # another process took it for a leftover
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
         if folder.is_dir():  # another process may have taken it for a leftover before it was locked

@@ -207,6 +207,21 @@ def test_the_temporary_folders_of_killed_processes_are_deleted_at_the_next_start
     assert list(tmp_path.iterdir()) == [foreign]
 
 
+MANY = """
+from engine.storage.files import folder_for_block
+for _ in range(500):
+    with folder_for_block("clearsep-corpus-") as folder:
+        (folder / "clips.parquet").write_bytes(b"rows")
+"""
+
+
+def test_processes_that_make_and_tidy_folders_at_once_do_not_take_each_others(tmp_path):
+    pipes = {"stderr": subprocess.PIPE, "text": True, "env": {"TMPDIR": str(tmp_path)}}
+    started = [subprocess.Popen([sys.executable, "-c", MANY], **pipes) for _ in range(4)]
+    assert [process.communicate()[1] for process in started] == [""] * 4
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("change", ["value", "key", "cut", "empty"])
 def test_a_record_that_was_changed_is_noticed(tmp_path, change):
     path = tmp_path / "a.json"
