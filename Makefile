@@ -21,12 +21,15 @@ demo: setup ## run the whole loop on synthesised sounds, under ten minutes on tw
 tune-demo: setup ## search for a schedule of thresholds on the same sounds, under 15 minutes on two cores
 	$(BIN)/clearsep tune demo -o runs/tune-demo
 
-# Many processes of a test share the cores: their idle threads must sleep, not spin (benchmarks/log.md).
+# Many processes share the cores: their idle threads must sleep, not spin (benchmarks/log.md). Each test file has a Ray
+# of its own, so two files can run at once.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: setup ## run all tests, slow ones too
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup ## run the tests that neither start Ray nor train, about 8 minutes
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 chaos: setup ## interrupt runs on two Ray nodes 60 times at seeded moments and compare them with an undisturbed run
 	$(BIN)/python -m tests.support.chaos --points 60 --seed 0 --report benchmarks/chaos.md

@@ -393,7 +393,6 @@ class Raising(BandSeparator):
         (lambda stems_BT: [stems_BT], "TypeError", "got list"),
         (lambda stems_BT: stems_BT.to("meta"), "NotImplementedError", "meta"),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("batch_s", [0.1, 100.0])
 def test_whatever_a_separator_raises_or_returns_costs_that_clip_alone(tmp_path, outcome, error_class, message, batch_s):
@@ -404,7 +403,7 @@ def test_whatever_a_separator_raises_or_returns_costs_that_clip_alone(tmp_path, 
     assert all(message in row["message"] for row in rows)
 
 
-@pytest.mark.parametrize("convert", [torch.Tensor.double, torch.Tensor.half, lambda x: x.requires_grad_()], ids=str)
+@pytest.mark.parametrize("convert", [torch.Tensor.double, torch.Tensor.half, lambda x: x.requires_grad_()])
 def test_stems_of_another_float_type_are_stems(convert):
     separated, failures = separate_clips(shard_of(2).clips, BatchedSeparator(separator=Raising(convert), batch_s=100.0))
     assert len(separated) == 6 and failures == []
@@ -445,7 +444,6 @@ class RaisingTagger(BandTagger):
 @pytest.mark.parametrize(
     "outcome",
     [KeyError("x"), OSError("gone"), SystemExit(2), lambda _: None, lambda x: x[:, :1], lambda x: x * torch.nan],
-    ids=str,
 )
 def test_whatever_a_tagger_raises_or_returns_costs_that_clip_alone(tmp_path, outcome):
     actor(tmp_path, InHand(), tagger=RaisingTagger(outcome))(pack(shard_of()))
