@@ -203,8 +203,8 @@ def _provenance(size: Size, results: dict[int, Result]) -> str:
         f"two-source mixtures at 0 dB of fold 4; corpus of {size.num_two} two- and {size.num_three} three-source clips "
         f"of folds 2 and 3; seed {size.seed_steps} steps, each iteration {size.student_steps}, batches of "
         f"{size.batch_size} mixtures of {MixConfig().segment_s:g} s, network of {size.network.channels} channels and "
-        f"{size.network.num_blocks} blocks at 16 kHz; commit {commits}, {pages.hardware().rstrip('.')}; all trainings "
-        f"and passes of a seed, one after another: {hours:.1f} hours."
+        f"{size.network.num_blocks} blocks at 16 kHz; commit {commits}, {pages.hardware().rstrip('.')}; the times of "
+        f"all trainings and passes of a seed add up to {hours:.1f} hours."
     )
 
 

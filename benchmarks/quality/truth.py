@@ -217,7 +217,9 @@ def main() -> None:
     size = work.size
     about = (
         f"{size.num_two} two- and {size.num_three} three-source clips of folds 2 and 3; seed of {size.seed_steps} "
-        f"steps, iterations of {size.student_steps}; validated on {size.num_mixtures} mixtures of fold 4. "
+        f"steps, iterations of {size.student_steps}, network of {size.network.channels} channels and "
+        f"{size.network.num_blocks} blocks; validated on {size.num_mixtures} mixtures of fold 4; one training seed, ± "
+        "is the standard error over the stems. "
         f"{pages.stamp()}"
     )
     scores = truth_table(work, [entry["iteration"] for entry in summary["iterations"][1:]])

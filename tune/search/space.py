@@ -188,4 +188,4 @@ def _value_text(value: Any) -> str:  # noqa: ANN401 - any setting's value
         return OFF
     if isinstance(value, Quantile):
         return f"q{value.quantile:.3g}" + (" by label" if value.by_label else "")
-    return f"{value:.3g}" if is_number(value) else str(value).lower()
+    return f"{value:.4g}" if is_number(value) else str(value).lower()
