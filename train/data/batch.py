@@ -47,8 +47,12 @@ class Batch:
         return self.index_B if self.query_BE is None else self.query_BE
 
     def regroup(self, stems_BT: Tensor, group_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Sum of the stems of each group and mixture of each group, both ``[G, T]``; ``group_B`` replaces the own."""
+        """Sum of the stems of each group and mixture of each group, both ``[G, T]``; ``group_B`` replaces the own.
+
+        The mixture of a group is that of its last query: the others have the same one, but for Self-Remixing.
+        """
         groups_B = self.group_B if group_B is None else group_B
         summed_GT = torch.zeros_like(self.target_GT).index_add(0, groups_B, stems_BT)
-        mix_GT = torch.zeros_like(self.target_GT).index_copy(0, self.group_B, self.mix_BT)
-        return summed_GT, mix_GT
+        rows_B = torch.arange(len(self.group_B), device=self.group_B.device)
+        last_G = rows_B.new_zeros(len(self.target_GT)).scatter_reduce(0, self.group_B, rows_B, "amax")
+        return summed_GT, self.mix_BT[last_G]

@@ -71,8 +71,12 @@ class MixConfig:
     """Draw labels by how many sounds they have; null: evenly."""
 
     def __post_init__(self) -> None:
-        if self.mixit is not None and self.self_remix is not None:
-            raise ValueError("one of mixit and self_remix must be null, got both; leave one out")
+        for name in ("mixit", "consistency"):
+            if getattr(self, name) is not None and self.self_remix is not None:
+                raise ValueError(
+                    f"one of {name} and self_remix must be null, got both; set distil.mix.self_remix=null, or leave "
+                    f"{name} out"
+                )
         for name, pairs in (("mixit", self.mixit), ("self_remix", self.self_remix)):
             if pairs is not None and (together := self.clip_fraction + pairs.fraction) > 1.0:
                 raise ValueError(

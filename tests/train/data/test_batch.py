@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -21,6 +23,14 @@ def test_regroup_adds_up_the_stems_of_a_group_and_gives_its_mixture() -> None:
     (summed_GT * torch.tensor([[1.0], [10.0], [100.0]])).sum().backward()
     assert stems_BT.grad is not None
     assert stems_BT.grad[:, 0].tolist() == [10.0, 1.0, 100.0, 10.0, 10.0, 1.0]
+
+
+def test_queries_of_one_target_in_different_mixtures_have_that_of_the_last() -> None:
+    """As in Self-Remixing: on every device the same one."""
+    batch = batch_of(torch.randn(2, 50), torch.randn(2, 50), [0, 1, 0])
+    mix_BT = torch.randn(3, 50)
+    _, mix_GT = dataclasses.replace(batch, mix_BT=mix_BT).regroup(torch.randn(3, 50))
+    assert torch.equal(mix_GT, mix_BT[[2, 1]])
 
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_targets() -> None:

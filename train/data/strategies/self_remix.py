@@ -27,7 +27,8 @@ class SelfRemix:
     """Settings of Self-Remixing."""
 
     fraction: Fraction = 0.2
-    """Fraction of mixtures that are two natural clips, without a common label, whose stems change places."""
+    """Fraction of mixtures that are two natural clips, without a common label, whose stems change places. Two clips
+    have at most six labels."""
 
 
 @torch.no_grad()
@@ -35,13 +36,15 @@ def self_remixed(batch: Batch, average: QuerySeparator) -> Batch:
     """The batch with remixes of stems in place of its pairs of clips; the targets stay the clips.
 
     Each clip is divided among its stems. Every other stem of a clip goes into the other remix. The queries name all
-    labels: those of the clip in the first separation, those of the remix in the second.
+    labels: those of the clip in the first separation, those of the remix in the second. If no query of the batch names
+    rivals, none does.
     """
     clips = [rows for pair in batch.pairs for rows in pair]
     if not clips:
         return batch
     rows = [row for some in clips for row in some]
-    rivals = torch.cat([_rivals(batch, some) for some in clips])
+    names_rivals = bool(batch.rivals.any())
+    rivals = torch.cat([_rivals(batch, some) for some in clips]) * names_rivals
     with half_precision(batch.mix_BT.device):
         stems_PT = average(batch.target_GT[batch.group_B[rows]], batch.query[rows], rivals).float()
     stem_of = dict(zip(rows, stems_PT, strict=True))
@@ -57,7 +60,7 @@ def self_remixed(batch: Batch, average: QuerySeparator) -> Batch:
     for first, second in batch.pairs:
         for some in ([*first[::2], *second[1::2]], [*first[1::2], *second[::2]]):
             mix_BT[some] = torch.stack([shares[row] for row in some]).sum(0)
-            rivals_B[some] = _rivals(batch, some)
+            rivals_B[some] = _rivals(batch, some) * names_rivals
     return replace(batch, mix_BT=mix_BT, rivals=rivals_B)
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from engine.separators import QuerySeparator
+from engine.storage.paths import location
 from tests.support.remixes import CLIPS, LABELS, RATE_HZ, config, contents, mixer
 from tests.support.signals import TINY
 from train.data.config import MixConfig
 from train.data.items import Item
 from train.data.strategies.self_remix import self_remixed
+from train.progress import load_state, save_state
 from train.student import DistilConfig, Student
 
 
@@ -82,9 +85,7 @@ def test_queries_in_text_get_the_embeddings_of_their_remix(
 ) -> None:
     made, batch = natural_batch(clean, recordings, silence_rate=0.0)
     vectors_LE = torch.eye(len(made.labels))
-    in_text = replace(
-        batch, query_BE=vectors_LE[batch.index_B], rivals=torch.zeros(len(batch.index_B), len(vectors_LE))
-    )
+    in_text = replace(batch, query_BE=vectors_LE[batch.index_B], rivals=torch.ones(len(batch.index_B), len(vectors_LE)))
     assert torch.equal(
         self_remixed(in_text, _ByEmbedding(made.labels)).rivals[list(batch.pairs[0][0])],
         self_remixed(batch, Perfect(made.labels)).rivals[list(batch.pairs[0][0])],
@@ -109,8 +110,46 @@ def test_a_student_learns_from_natural_clips_alone(clean: list[Item], recordings
     assert student.separator.uses_unwanted
 
 
-def test_two_kinds_of_pairs_are_refused() -> None:
-    with pytest.raises(ValueError, match="one of mixit and self_remix must be null, got both"):
-        MixConfig(mixit={"fraction": 0.3}, self_remix={"fraction": 0.3})
+def test_a_training_that_resumes_ends_with_the_same_weights(
+    clean: list[Item], recordings: dict[str, list[Item]], tmp_path: Path
+) -> None:
+    """Its targets come from the moving average, which is in the state."""
+    natural = [one for one in recordings["natural"] if one.clip != "trio"]
+    mix = config(batch_size=2, self_remix={"fraction": 0.5}, silence_rate=0.0)
+    made, settings = mixer(clean, mix, natural=natural), DistilConfig(steps=12, mix=mix, warmup_steps=0)
+    weights = []
+    for stops in ([], [5]):
+        torch.manual_seed(0)
+        student = Student(settings, made.labels, start=None, network=TINY, device=torch.device("cpu"))
+        for step in range(12):
+            student.learn(student.separator, made.batch(step))
+            if step in stops:
+                save_state(location(tmp_path), student.state(), step=step)
+                student = Student(settings, made.labels, start=None, network=TINY, device=torch.device("cpu"))
+                state = load_state(location(tmp_path))
+                assert state is not None
+                student.restore(state)
+        weights.append(student.result().state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_training_whose_queries_name_no_rivals_names_none_here_either(
+    clean: list[Item], recordings: dict[str, list[Item]]
+) -> None:
+    made, batch = natural_batch(clean, recordings, silence_rate=0.0, rivals_rate=0.0)
+    perfect = Perfect(made.labels)
+    assert batch.pairs and not self_remixed(batch, perfect).rivals.any()
+    assert not perfect.calls[0][1].any()
+
+
+@pytest.mark.parametrize("name", ["mixit", "consistency"])
+def test_what_needs_one_mixture_for_all_queries_is_refused(name: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"one of {name} and self_remix must be null, got both; set .*self_remix=null"
+    ):
+        MixConfig(**{name: {}}, self_remix={"fraction": 0.3})
+
+
+def test_more_natural_clips_than_there_are_mixtures_are_refused() -> None:
     with pytest.raises(ValueError, match=r"self_remix\.fraction must be at most 1 together"):
         MixConfig(clip_fraction=0.8, self_remix={"fraction": 0.3})
