@@ -135,6 +135,7 @@ def _queried(number: int, mix_T: np.ndarray, tags_L: np.ndarray, places: Mapping
     others = ordered[num_likely:]
     labels = ordered[:num_likely] + ([others[int(rng.integers(len(others)))]] if others else [])
     row: ClipRow = {"clip_id": str(number), "path": str(number), "labels": labels, "start_s": None, "end_s": None}
+    row["num_tentative"] = int(bool(others))  # as in a pass, no other query names what is only tried
     return DecodedClip(row=row, samples_T=mix_T)
 
 

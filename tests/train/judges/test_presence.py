@@ -1,6 +1,7 @@
 """Calibration of presence models with a tagger that errs at random and a separator that finds nothing out."""
 
 import hashlib
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from engine.corpus.sources import read_sources
 from engine.separators.batching import BatchedSeparator
+from engine.separators.queries import as_query
 from engine.taggers.presence import CLIP, REST, STEM
 from train.judges.calibrate import CalibrationConfig
 from train.judges.presence import PresenceJudge, calibrate_presence
@@ -39,10 +41,19 @@ class Nothing:
     """Gives a tenth of the mixture, whatever the query."""
 
     labels, sample_rate_hz = tuple(PITCH_HZ), RATE_HZ
+    uses_unwanted = True
+
+    def __init__(self):
+        self.queries = defaultdict(list)
 
     def separate(self, mix_BT, queries, *, lengths=None):
         """See the protocol."""
+        for mix_T, query in zip(mix_BT, map(as_query, queries), strict=True):
+            self.queries[mix_T.numpy().tobytes()].append((query.text, [part.sound for part in query.unwanted]))
         return 0.1 * mix_BT
+
+
+SEPARATOR = Nothing()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +65,7 @@ def presence(tmp_path_factory):
         for number in range(2):
             wave_T = 0.5 * np.sin(2 * np.pi * pitch * times_T + number)
             soundfile.write(folder / label / f"{number}.wav", wave_T, RATE_HZ)
-    separator = BatchedSeparator(separator=Nothing(), device="cpu")
+    separator = BatchedSeparator(separator=SEPARATOR, device="cpu")
     judge = PresenceJudge(tagger=ErringTagger(), separator=separator, clean=read_sources(folder))
     return calibrate_presence([judge], CalibrationConfig(num_mixtures=200, max_s=1.0), tagger="t", about={})
 
@@ -64,6 +75,16 @@ def test_a_strong_tag_of_the_clip_speaks_for_a_label_whatever_its_stem(presence)
     for kind in (CLIP, STEM, REST):
         weight = dict(zip(presence.model(kind).names, presence.model(kind).weight, strict=True))
         assert weight["clip_tag_db"] > 0.5
+
+
+def test_queries_exclude_what_those_of_a_pass_do(presence):
+    """The likely labels exclude each other; the one that is only tried excludes them, and none excludes it."""
+    assert len(SEPARATOR.queries) == 200
+    for queries in SEPARATOR.queries.values():
+        excluded = {label for _, unwanted in queries for label in unwanted}
+        (tried,) = {label for label, _ in queries} - excluded
+        assert all(set(unwanted) == excluded - {label} for label, unwanted in queries)
+        assert tried in PITCH_HZ
 
 
 def test_what_does_not_depend_on_the_label_says_nothing(presence):
