@@ -16,7 +16,7 @@ import torch
 from engine.audio.decoder import shared_decoder
 from engine.audio.sndfile import Samples
 from engine.files.averages import WINDOW_S, ScoreAverages
-from engine.files.targets import OneQuery, StemQuery
+from engine.files.targets import OneQuery, StemQuery, excluding
 from engine.files.windows import stems_of
 from engine.scoring.estimator import SiSdrEstimator
 from engine.separators import Separator
@@ -31,24 +31,36 @@ def choose_best(
     targets: Sequence[StemQuery],
     estimator: SiSdrEstimator,
     *,
+    complete: bool,
     device: str,
 ) -> tuple[Separator, list[OneQuery]]:
     """The separator and, for each target, the query with the highest estimated SI-SDR.
 
     Stems are scored together with those of the other targets' first queries; the separator is that with the highest
-    mean over the targets.
+    mean over the targets. ``complete``: queries exclude these, where the separator uses that.
     """
-    found = [_best_queries(source, separator, targets, estimator, device) for separator in separators]
+    found = [_best_queries(source, separator, targets, estimator, complete, device) for separator in separators]
     number = int(np.argmax([mean_db for mean_db, _ in found]))
     return separators[number], found[number][1]
 
 
 def _best_queries(
-    source: str, separator: Separator, targets: Sequence[StemQuery], estimator: SiSdrEstimator, device: str
+    source: str,
+    separator: Separator,
+    targets: Sequence[StemQuery],
+    estimator: SiSdrEstimator,
+    complete: bool,
+    device: str,
 ) -> tuple[float, list[OneQuery]]:
     """The mean of the estimates of a separator's best queries, and these queries."""
     batched = BatchedSeparator(separator=separator, batch_s=WINDOW_S, device=device)
     queries = [query for target in targets for query in target.alternatives]
+    if complete and getattr(separator, "uses_unwanted", False):
+        queries = [
+            excluding(query, [other.alternatives[0] for other in targets if other is not target])
+            for target in targets
+            for query in target.alternatives
+        ]
     first = np.cumsum([0, *(len(target.alternatives) for target in targets)])
     sums = {
         (number, other): ScoreAverages(len(targets), sample_rate_hz=separator.sample_rate_hz, estimator=estimator)

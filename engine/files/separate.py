@@ -297,7 +297,9 @@ def _chosen(source: AudioInput, plan: SeparationPlan) -> tuple[Separator, list[O
     if not plan.has_choice:
         return plan.separators[0], [target.alternatives[0] for target in plan.targets]
     assert plan.estimator is not None
-    return choose_best(source.source, plan.separators, plan.targets, plan.estimator, device=plan.device)
+    return choose_best(
+        source.source, plan.separators, plan.targets, plan.estimator, complete=plan.complete, device=plan.device
+    )
 
 
 def _clipped(writer: AudioWriter, source: AudioInput) -> int:

@@ -22,7 +22,7 @@ from engine.separators import Query, Separator
 _GPU_BATCH_S = 80.0  # a batch is no faster on a CPU, and takes memory
 _MAX_WAITING = 1 << 26  # values of all channels that wait for a batch
 OnStems = Callable[[Samples, Samples], None]
-"""Takes the mixture ``[T]`` and its stems ``[Q, T]`` at the separator's rate."""
+"""Takes the mixture ``[T]`` and its undivided stems ``[Q, T]`` at the separator's rate."""
 
 
 def separated_blocks(
@@ -90,8 +90,9 @@ class _Stream:
             yield from map(self._aligned, self._image.finish())
 
     def _resampled(self, mix_T: Samples, stems_QT: Samples) -> Iterator[tuple[Samples, Samples]]:
-        self._on_stems(mix_T, stems_QT)
-        yield from self._ready(self._to_file(np.ascontiguousarray(stems_QT.T), False))
+        num_stems = self._stems.num_rows
+        self._on_stems(mix_T, stems_QT[-num_stems:])  # scores are of stems before the division
+        yield from self._ready(self._to_file(np.ascontiguousarray(stems_QT[:num_stems].T), False))
 
     def _ready(self, stems_TQ: Samples) -> Iterator[tuple[Samples, Samples]]:
         """The samples of which there are both channels and stems."""

@@ -67,11 +67,15 @@ def make_targets(queries: Queries, *, unwanted: Sounds = (), names: Sequence[str
 
 def with_rivals(queries: Sequence[OneQuery]) -> list[OneQuery]:
     """Queries for all sounds of a mixture: each excludes what the others want."""
-    full = [as_query(query) for query in queries]
-    return [
-        Query(own.wanted, (*own.unwanted, *(part for other in full for part in other.wanted if part not in own.wanted)))
-        for own in full
-    ]
+    return [excluding(query, [other for other in queries if other is not query]) for query in queries]
+
+
+def excluding(query: OneQuery, others: Sequence[OneQuery]) -> Query:
+    """A query that also excludes what others want, but for sounds that it names itself."""
+    own = as_query(query)
+    named = {_sound(part.sound, plain_label) for part in (*own.wanted, *own.unwanted)}
+    parts = [part for other in others for part in as_query(other).wanted]
+    return Query(own.wanted, (*own.unwanted, *(part for part in parts if _sound(part.sound, plain_label) not in named)))
 
 
 def _with_unwanted(query: OneQuery, unwanted: Sounds) -> OneQuery:

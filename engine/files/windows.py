@@ -39,7 +39,8 @@ class WindowedSeparator:
     ) -> None:
         """``batch_s`` is the most audio in one call, in seconds; a window for one query at least.
 
-        ``divides``: the mixture is divided among its stems (:func:`~engine.scoring.sharing.share_mixture`).
+        ``divides``: the mixture is divided among its stems (:func:`~engine.scoring.sharing.share_mixture`); the
+        stems as they were follow these as ``Q`` more rows.
         """
         window_s = float(getattr(separator, "chunk_s", _WINDOW_S))
         overlap_s = float(getattr(separator, "overlap_s", _OVERLAP_S))
@@ -89,11 +90,10 @@ class WindowedSeparator:
         return [self._divided(*pair) for pair in zip(windows, stems, strict=True)] if self._divides else stems
 
     def _divided(self, mixture_T: torch.Tensor, stems_QT: Samples) -> Samples:
+        """The shares of a mixture, and after them the stems."""
         rate_hz = self._batched.separator.sample_rate_hz
-        shares_QT: Samples = share_mixture(
-            mixture_T=mixture_T, stems_ST=torch.from_numpy(stems_QT), sample_rate_hz=rate_hz
-        ).numpy()
-        return shares_QT
+        shares_QT = share_mixture(mixture_T=mixture_T, stems_ST=torch.from_numpy(stems_QT), sample_rate_hz=rate_hz)
+        return np.concatenate([shares_QT.numpy(), stems_QT])
 
     def _joined(self, start: int, stems_QT: Samples, stop: int) -> tuple[Samples, Samples]:
         """The mixture and its stems up to ``stop``, of a window's stems and the tail of those before."""

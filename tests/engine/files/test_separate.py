@@ -17,7 +17,7 @@ from engine.files import separate as separate_module
 from engine.files.names import find_inputs, safe_name
 from engine.files.plan import plan_separation
 from engine.files.separate import separate_files
-from engine.files.targets import make_targets
+from engine.files.targets import make_targets, with_rivals
 from engine.schema import SCORES
 from engine.scoring.estimator import SiSdrEstimator
 from engine.storage.paths import location
@@ -173,6 +173,9 @@ def test_a_complete_set_of_stems_divides_the_file(tmp_path):
     assert snr_db(sum(parts), SIGNAL_T) > 80
     levels = [np.square(part).sum() / np.square(SIGNAL_T).sum() for part in parts]
     assert levels == pytest.approx([3 / 4 + 1 / 4 / 4, 1 / 4 / 4], abs=0.02)
+    scores = [stem["scores"] for stem in stems]  # of the stems before: the shares always add up
+    assert scores[0]["remix_snr_db"] == pytest.approx(6.0, abs=0.3)
+    assert scores[1]["stem_level_db"] == pytest.approx(-6.0, abs=0.3)
 
 
 def test_queries_of_a_complete_set_exclude_each_other(mixture, monkeypatch):
@@ -190,6 +193,32 @@ def test_queries_of_a_complete_set_exclude_each_other(mixture, monkeypatch):
     separate(mixture, ["low", "high"], complete=True, overwrite=True, unwanted="hum")
     pairs = {(query.text, tuple(part.sound for part in query.unwanted)) for query in seen}
     assert pairs == {("low", ("hum", "high")), ("high", ("hum", "low"))} | {(one, ("hum",)) for one in ("low", "high")}
+
+
+def test_the_best_of_a_complete_set_is_chosen_by_queries_that_exclude_each_other(mixture, monkeypatch):
+    seen = []
+
+    class Excluding(BandPass):
+        uses_unwanted = True
+
+        def separate(self, mix_BT, queries, *, lengths=None):
+            seen.extend(query for query in queries if mix_BT.shape[1])
+            return super().separate(mix_BT, [query if isinstance(query, str) else query.text for query in queries])
+
+    more = {"separator": Excluding(), "estimator": estimator("stem_level_db", 1.0), "complete": True}
+    stems = separate(mixture, [["nothing", "low"], "high"], **more)
+    assert [stem["query"] for stem in stems] == ["low", "high"]
+    assert {(query.text, tuple(part.sound for part in query.unwanted)) for query in seen} == {
+        ("nothing", ("high",)), ("low", ("high",)), ("high", ("nothing",)), ("high", ("low",))
+    }  # fmt: skip
+
+
+def test_a_sound_that_a_query_names_itself_is_not_excluded_by_another():
+    howl = cs.Query([cs.QueryPart("howl", 2.0), "wolf"], unwanted="rain")
+    bark = cs.Query(["dog bark", "Howl", "rain"])
+    first, second = with_rivals([bark, howl])
+    assert [part.sound for part in first.unwanted] == ["wolf"]
+    assert [part.sound for part in second.unwanted] == ["rain", "dog bark"]
 
 
 def test_stems_of_a_complete_set_are_made_together(mixture):
