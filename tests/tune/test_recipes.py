@@ -56,6 +56,8 @@ def test_clearsep_is_the_published_baseline() -> None:
     assert config.network.sample_rate_hz == 32000
     assert config.engine.clip_s == 10.0
     assert config.distil.mix.silence_rate == 0.05
+    assert config.distil.mix.rivals_rate == config.seed_training.mix.rivals_rate == 0.0
+    assert not config.distil.mix.share_mixture and config.distil.mix.self_remix is None
 
 
 def test_other_settings_of_a_recipe_have_their_default() -> None:
@@ -339,7 +341,10 @@ def test_build_takes_whole_numbers_for_fractions() -> None:
 
 
 def test_recipe_settings_are_plain() -> None:
-    assert recipe_settings("clearsep", ["distil.steps=4"])["distil"] == {"steps": 4}
+    assert recipe_settings("clearsep", ["distil.steps=4"])["distil"] == {
+        "mix": {"rivals_rate": 0.0, "share_mixture": False},
+        "steps": 4,
+    }
 
 
 def test_the_lists_of_a_run_have_their_own_columns_and_folders(tmp_path: Path) -> None:
