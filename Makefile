@@ -28,7 +28,7 @@ PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dis
 test: setup ## run all tests, slow ones too
 	$(PYTEST)
 
-test-fast: setup ## run the tests that neither start Ray nor train, about 8 minutes
+test-fast: setup ## run the tests that neither start Ray nor train, about 6 minutes
 	$(PYTEST) -m "not slow"
 
 chaos: setup ## interrupt runs on two Ray nodes 60 times at seeded moments and compare them with an undisturbed run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ TINY = NetworkConfig(
 
 
 def pytest_configure() -> None:
+    os.environ.pop("COLUMNS", None)
+    os.unsetenv("COLUMNS")  # readline sets it in pytest's process for all children; commands of tests write to files
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a command in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
