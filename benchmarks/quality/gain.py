@@ -263,8 +263,8 @@ def tables(work: Setting, results: Results) -> list[str]:
     )
     steps = size.seed_steps + size.student_steps
     long = (
-        f"Students from scratch and that of as many steps have {steps}, as the seed and a student together; the ends of "
-        f"the gap have {size.student_steps}, so they can close more than all of it."
+        f"Students from scratch and that of as many steps have {steps}, as the seed and a student together; the ends "
+        f"of the gap have {size.student_steps}, so they can close more than all of it."
     )
     more = ["## Options", gain_table(ends | options), long] if options else []
     return [f"{gain_table(base)}\n\n{about}", *more]
