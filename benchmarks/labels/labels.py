@@ -275,24 +275,6 @@ def table(rows: Sequence[Row], controls: Sequence[float], seed_db: float) -> str
     return pages.markdown(["loop", *names, "SDRi dB", "part of the gain", "events, pure"], lines)
 
 
-def short_table(rows: Sequence[Row], seed_db: float) -> str:
-    """The table of README.md: what labels that stay or move reach of the gain with true labels that stay."""
-    last = {
-        arm.name: [row for row in rows if row["arm"] == arm.name and row["iteration"] == _ITERATIONS] for arm in _ARMS
-    }
-    gains = {name: np.mean([row["sdri_db"] for row in some]) - seed_db for name, some in last.items() if some}
-    lines = []
-    for corpus in _CORPORA:
-        stay, move = (Arm(corpus=corpus, moves=moves).name for moves in (False, True))
-        first, end = (
-            [row["f1"] for row in rows if row["arm"] == move and row["iteration"] == number]
-            for number in (0, _ITERATIONS)
-        )
-        shares = [f"{gains[name] / gains[_ARMS[0].name]:.0%}" for name in (stay, move)]
-        lines.append([corpus, f"{np.mean(first):.2f}", f"{np.mean(end):.2f}", *shares])
-    return pages.markdown(["corpus", "F1 of labels", "after the loop", "gain, they stay", "gain, they move"], lines)
-
-
 def _events(rows: Sequence[Row]) -> str:
     """Single events of the last iteration, and the part of them in which their label sounds alone."""
     num_events = sum(row["num_events"] for row in rows)
@@ -336,7 +318,6 @@ def main() -> None:
     if not arguments.quick and not arguments.arms:
         pages.write_page(_PAGE, "Labels that are missing, wrong or not there", *tables)
         pages.fill(pages.RESULTS, "labels", "\n\n".join(tables))
-        pages.fill(pages.README, "labels", short_table(rows, seed_db))
 
 
 def _about(bench: Bench, num_seeds: int, seed_db: float) -> str:
