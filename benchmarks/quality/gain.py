@@ -74,6 +74,11 @@ def _all_stems(about: str, seeds: tuple[int, ...] = (0,), **mix: Any) -> Arm:  #
     return Arm(about=f"every stem{about}", thresholds=_ALL, mix=MixConfig(**mix), seeds=seeds)
 
 
+def _long(how: str, network: NetworkConfig | None) -> Arm:
+    about = f"our thresholds and training, {how}"
+    return Arm(about=about, thresholds=_FIRST, mix=_MIX, network=network, is_long=True, seeds=(0,))
+
+
 ARMS = {
     "seed_only": Arm(about="no data engine: the seed's own clips (fold 1)"),
     "all_stems": _all_stems("", seeds=SEEDS),
@@ -106,29 +111,9 @@ ARMS = {
         thresholds=_FIRST,
         mix=dataclasses.replace(_MIX, self_remix=None),
     ),
-    "scratch": Arm(
-        about="our thresholds and training, from scratch",
-        thresholds=_FIRST,
-        mix=_MIX,
-        network=NetworkConfig(),
-        is_long=True,
-        seeds=(0,),
-    ),
-    "longer": Arm(
-        about="our thresholds and training, as many steps from the seed",
-        thresholds=_FIRST,
-        mix=_MIX,
-        is_long=True,
-        seeds=(0,),
-    ),
-    "larger": Arm(
-        about="our thresholds and training, from scratch, 384 channels and 12 blocks",
-        thresholds=_FIRST,
-        mix=_MIX,
-        network=NetworkConfig(channels=384, num_blocks=12),
-        is_long=True,
-        seeds=(0,),
-    ),
+    "scratch": _long("from scratch", NetworkConfig()),
+    "longer": _long("as many steps from the seed", None),
+    "larger": _long("from scratch, 384 channels and 12 blocks", NetworkConfig(channels=384, num_blocks=12)),
     "best_60": Arm(about="best 60 % of each label by the estimate", thresholds=_BEST_60, seeds=(0,)),
     "all_weighted": _all_stems(", loss weighted by the estimate", estimate_weights=EstimateWeights(use="loss")),
     "all_drawn": _all_stems(", drawn by the estimate", estimate_weights=EstimateWeights(use="draw")),
